@@ -1,0 +1,29 @@
+"""The errors that litemed raises on purpose.
+
+Every message is one line that names the file or argument at fault, the value
+found, and what to do about it; the command-line tools print it as it stands.
+"""
+
+
+class LitemedError(Exception):
+    """Base of every error that litemed raises on purpose."""
+
+
+class UsageError(LitemedError):
+    """The command or call cannot be carried out as asked (exit code 2)."""
+
+
+class InputError(LitemedError):
+    """A case file, an image or its boxes cannot be used."""
+
+
+class BundleError(LitemedError):
+    """A model bundle is missing, damaged or does not match its manifest."""
+
+
+class EngineError(LitemedError):
+    """An inference engine is not installed, or failed to load or to run a graph."""
+
+
+class OutputError(LitemedError):
+    """A result cannot be written."""
