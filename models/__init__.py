@@ -1,1 +1,1 @@
-
+"""The LiteMedSAM network in PyTorch, its LoRA adapters and its weight files."""

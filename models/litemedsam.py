@@ -1,0 +1,59 @@
+"""LiteMedSAM: SAM's prompt encoder and mask decoder on a TinyViT image encoder.
+
+Source: Ma et al., "Segment Anything in Medical Images" (Nature Communications
+2024), its Lite variant; 9.79 million parameters.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from litemed.models.mask_decoder import MaskDecoder
+from litemed.models.prompt_encoder import PromptEncoder
+from litemed.models.tiny_vit import TinyViT
+
+
+class LiteMedSAM(nn.Module):
+    """The whole network. State-dict names are those of the published checkpoint.
+
+    Args:
+        size: side of the square input in pixels, a multiple of 64; 256 as published.
+    """
+
+    def __init__(self, size: int = 256) -> None:
+        super().__init__()
+        if size <= 0 or size % 64:
+            raise ValueError(f"input size {size} is not a positive multiple of 64")
+        self.size = size
+        self.image_encoder = TinyViT()
+        self.mask_decoder = MaskDecoder()
+        self.prompt_encoder = PromptEncoder(size=size)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map images (B, 3, size, size) float in [0, 1] to embeddings (B, 256, size/4, size/4)."""
+        return self.image_encoder(image)
+
+    def decode(
+        self,
+        embedding: Tensor,
+        boxes: Tensor | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
+        masks: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N prompts in input-pixel coordinates.
+
+        Args:
+            embedding: (1, 256, h, w) for prompts of one image, or (N, 256, h, w), one per prompt.
+            boxes, points, masks: see `PromptEncoder.forward`.
+            multimask: three candidate masks per prompt instead of one.
+
+        Returns:
+            logits (N, M, size, size), positive inside the object, and predicted IoU (N, M).
+        """
+        sparse, dense = self.prompt_encoder(boxes, points, masks)
+        return self.mask_decoder(embedding, self.prompt_encoder.image_positions(), sparse, dense, multimask)
+
+    def forward(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment N boxes (N, 4) of one image (1, 3, size, size), or one box on each of N images."""
+        return self.decode(self.encode(image), boxes)

@@ -1,0 +1,70 @@
+"""SAM's mask decoder: prompt tokens and an image embedding to mask logits and predicted IoU.
+
+Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from litemed.models.layers import MLP, LayerNorm2d
+from litemed.models.transformer import DIM, TwoWayTransformer
+
+
+class MaskDecoder(nn.Module):
+    """Predict the masks of N prompts.
+
+    Mask token 0 answers an unambiguous prompt (a box); tokens 1 to 3 are the
+    three candidates for an ambiguous one.
+    """
+
+    def __init__(self, multimask_outputs: int = 3) -> None:
+        super().__init__()
+        masks = multimask_outputs + 1
+        self.transformer = TwoWayTransformer()
+        self.iou_token = nn.Embedding(1, DIM)
+        self.mask_tokens = nn.Embedding(masks, DIM)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(DIM, DIM // 4, 2, stride=2),
+            LayerNorm2d(DIM // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(DIM // 4, DIM // 8, 2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(DIM, DIM, DIM // 8, 3) for _ in range(masks))
+        self.iou_prediction_head = MLP(DIM, 256, masks, 3)
+
+    def forward(
+        self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N prompts.
+
+        Args:
+            embedding: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one per prompt.
+            image_pe: (1, 256, h, w).
+            sparse: prompt tokens (N, T, 256).
+            dense: mask embedding, broadcastable to (N, 256, h, w).
+            multimask: return the three candidates instead of the one mask.
+
+        Returns:
+            logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask`, else 1.
+        """
+        count = len(sparse)
+        prefix = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([prefix.expand(count, -1, -1), sparse], dim=1)
+        source = embedding + dense
+        height, width = source.shape[-2:]
+        hidden, image = self.transformer(
+            source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
+        )
+        image = image.transpose(1, 2).unflatten(2, (height, width))
+        features = self.output_upscaling(image)
+
+        chosen = range(1, self.mask_tokens.num_embeddings) if multimask else range(1)
+        weights = torch.stack(
+            [self.output_hypernetworks_mlps[i](hidden[:, 1 + i]) for i in chosen], dim=1
+        )  # (N, M, 32)
+        logits = (weights @ features.flatten(2)).unflatten(2, features.shape[-2:])
+        iou = self.iou_prediction_head(hidden[:, 0])
+        return logits, iou[:, chosen.start : chosen.stop]

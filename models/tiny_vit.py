@@ -1,0 +1,206 @@
+"""TinyViT, the image encoder of LiteMedSAM.
+
+Four stages on a 256 x 256 image without a strided stem: two inverted-bottleneck
+convolution blocks at 256², then windowed self-attention at 128², 64² and 64²,
+and a neck to 256 channels. Source: Wu et al., "TinyViT: Fast Pretraining
+Distillation for Small Vision Transformers" (ECCV 2022), in the variant that
+LiteMedSAM publishes (1 x 1 patch embedding, a last downsampling of stride 1).
+
+Parameter names are those of the published checkpoint. Shapes in this module:
+B images, C channels, H x W the spatial size of the stage, L = H * W tokens in
+row-major order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from litemed.models.layers import LayerNorm2d
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias followed by batch norm: (B, C_in, H, W) to (B, C_out, H', W')."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.c(x))
+
+
+class PatchEmbed(nn.Module):
+    """Lift the image to the first stage's channels at full resolution: (B, 3, H, W) to (B, C, H, W)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(ConvNorm(in_channels, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.seq(image)
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck with a 3 x 3 depthwise convolution and a residual: (B, C, H, W) to the same."""
+
+    def __init__(self, dim: int, expand: int) -> None:
+        super().__init__()
+        hidden = dim * expand
+        self.conv1 = ConvNorm(dim, hidden)
+        self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
+        self.conv3 = ConvNorm(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.conv1(x))
+        y = F.gelu(self.conv2(y))
+        return F.gelu(x + self.conv3(y))
+
+
+class PatchMerging(nn.Module):
+    """Change channels and, with stride 2, halve the resolution: (B, C, H, W) to (B, C', H', W')."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(dim, out_dim)
+        self.conv2 = ConvNorm(out_dim, out_dim, kernel=3, stride=stride, groups=out_dim)
+        self.conv3 = ConvNorm(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over one window with a learnt bias per head and offset.
+
+    The bias depends on the absolute row and column offsets of two tokens:
+    `attention_biases[head, |dy| * window + |dx|]`. The output rows of `qkv` are
+    interleaved per head: head 0's q, k, v, then head 1's, and so on.
+    """
+
+    offset_index: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = dim // heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+        rows = torch.arange(window).repeat_interleave(window)
+        columns = torch.arange(window).repeat(window)
+        offsets = (rows[:, None] - rows).abs() * window + (columns[:, None] - columns).abs()
+        self.register_buffer("offset_index", offsets, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B * windows, window², C) to the same shape."""
+        windows, tokens, dim = x.shape
+        qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * self.head_dim)
+        q, k, v = qkv.permute(0, 2, 1, 3).split(self.head_dim, dim=-1)
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1) + self.attention_biases[:, self.offset_index]
+        context = scores.softmax(dim=-1) @ v
+        return self.proj(context.transpose(1, 2).reshape(windows, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Layer norm and a two-layer perceptron with GELU: (..., C) to (..., C)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class TinyViTBlock(nn.Module):
+    """Window attention, a depthwise 3 x 3 convolution and an MLP: (B, C, H, W) to the same.
+
+    Where the window does not divide H or W, zeros are appended at the bottom and
+    right before the norm; those tokens take part in the attention, as published.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = Attention(dim, heads, window)
+        self.mlp = Mlp(dim, dim * mlp_ratio)
+        self.local_conv = ConvNorm(dim, dim, kernel=3, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.local_conv(x + self._window_attention(x))
+        tokens = x.flatten(2).transpose(1, 2)
+        return (tokens + self.mlp(tokens)).transpose(1, 2).reshape(x.shape)
+
+    def _window_attention(self, x: Tensor) -> Tensor:
+        batch, dim, height, width = x.shape
+        w = self.window
+        x = F.pad(x, (0, -width % w, 0, -height % w))
+        rows, columns = x.shape[2] // w, x.shape[3] // w
+        x = x.view(batch, dim, rows, w, columns, w).permute(0, 2, 4, 3, 5, 1)
+        x = self.attn(x.reshape(batch * rows * columns, w * w, dim))
+        x = x.view(batch, rows, columns, w, w, dim).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(batch, dim, rows * w, columns * w)[:, :, :height, :width]
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, then the change to the next one (absent in the last stage)."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class TinyViT(nn.Module):
+    """The image encoder: image (B, 3, S, S) in [0, 1] to embedding (B, 256, S/4, S/4).
+
+    S is 256 in the published model; any multiple of 64 works with the same
+    weights (training goes from small to full size).
+    """
+
+    def __init__(
+        self,
+        dims: tuple[int, ...] = (64, 128, 160, 320),
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (2, 4, 5, 10),
+        windows: tuple[int, ...] = (7, 7, 14, 7),
+        strides: tuple[int, ...] = (2, 2, 1),
+        expand: int = 4,
+        out_channels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(3, dims[0])
+        stages = []
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            blocks: list[nn.Module] = [
+                MBConv(dim, expand) if i == 0 else TinyViTBlock(dim, heads[i], windows[i], expand)
+                for _ in range(depth)
+            ]
+            last = i == len(dims) - 1
+            stages.append(Stage(blocks, None if last else PatchMerging(dim, dims[i + 1], strides[i])))
+        self.layers = nn.ModuleList(stages)
+        self.neck = nn.Sequential(
+            nn.Conv2d(dims[-1], out_channels, 1, bias=False),
+            LayerNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            LayerNorm2d(out_channels),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch_embed(image)
+        for stage in self.layers:
+            x = stage(x)
+        return self.neck(x)
