@@ -1,0 +1,154 @@
+"""Write a bundle: export, simplify, check and verify in a folder beside the target, then move it there."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+
+from litemed.export.checkpoint import Checkpoint
+from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
+from litemed.export.manifest import FILE, manifest_bytes
+from litemed.export.verify import BOX_COUNTS, Parity, judge, measure, references, sample_images
+from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.errors import OutputError
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        name: of the bundle; None takes the folder's.
+        trained: False marks weights drawn at random.
+        overwrite: replace a bundle that lies at the target.
+        images: folder of images to verify on; None generates some.
+        box_counts: numbers of boxes to verify.
+    """
+
+    name: str | None = None
+    trained: bool = True
+    overwrite: bool = False
+    images: pathlib.Path | None = None
+    box_counts: Sequence[int] = BOX_COUNTS
+
+
+def untrained_checkpoint(seed: int = 0) -> Checkpoint:
+    """Return weights drawn at random: for trying the tools out; their masks mean nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = LiteMedSAM().state_dict()
+    return Checkpoint(dict(state), "untrained", f"random, seed {seed}", "")
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    out: str | pathlib.Path,
+    options: ExportOptions | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Parity]:
+    """Export a checkpoint to a bundle folder that appears whole or not at all.
+
+    Args:
+        checkpoint: complete weights, adapters folded.
+        out: the folder to create.
+        options: see `ExportOptions`.
+        progress: is told each step.
+
+    Returns:
+        all comparisons with PyTorch, before and after simplification.
+
+    Raises:
+        ExportError: a graph could not be written, simplified or checked.
+        VerificationError: a graph does not reproduce the PyTorch model.
+        OutputError: the target exists or cannot be written.
+    """
+    out = pathlib.Path(out)
+    options = options or ExportOptions()
+    _check_target(out, options.overwrite)
+    model = checkpoint.model()
+    specs = graph_specs(model)
+    name = options.name or out.resolve().name
+    with _staging(out) as staging:
+        progress("writing the graphs")
+        exported = {spec.name: to_onnx(spec) for spec in specs}
+        progress("simplifying and checking them")
+        simplified = {spec.name: simplify(exported[spec.name], spec.name) for spec in specs}
+        for spec in specs:
+            check(exported[spec.name], spec)
+            check(simplified[spec.name], spec)
+        progress("running PyTorch for reference")
+        expected = list(references(model, sample_images(options.images), max(options.box_counts)))
+        parity: list[Parity] = []
+        for stage, graphs in (("exported", exported), ("simplified", simplified)):
+            folder = staging / stage
+            _write(folder, name, checkpoint, options.trained, specs, graphs, ())
+            parity += measure(folder, stage, expected, options.box_counts, progress=progress)
+        judge(parity)
+        _write(staging / "simplified", name, checkpoint, options.trained, specs, simplified, parity)
+        _move(staging / "simplified", out)
+    return parity
+
+
+def _write(
+    folder: pathlib.Path,
+    name: str,
+    checkpoint: Checkpoint,
+    trained: bool,
+    specs: Iterable[GraphSpec],
+    graphs: dict[str, onnx.ModelProto],
+    parity: Sequence[Parity],
+) -> None:
+    folder.mkdir(exist_ok=True)
+    data = {key: graph.SerializeToString(deterministic=True) for key, graph in graphs.items()}
+    for spec in specs:
+        (folder / spec.file).write_bytes(data[spec.name])
+    (folder / FILE).write_bytes(manifest_bytes(name, checkpoint, trained, specs, data, parity))
+
+
+def _check_target(out: pathlib.Path, overwrite: bool) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: exists and is not a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / FILE).is_file():
+            raise OutputError(f"{out}: is a folder with other files in it; name a new one")
+        if not overwrite:
+            raise OutputError(f"{out}: a bundle lies here already; pass --overwrite to replace it")
+
+
+@contextlib.contextmanager
+def _staging(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside the target, removed at the end whatever happens."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: pathlib.Path, out: pathlib.Path) -> None:
+    """Put a finished folder in the target's place; an older bundle gives way only then."""
+    if out.exists():
+        old = folder.with_name("old")
+        out.rename(old)
+        try:
+            folder.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+    else:
+        folder.rename(out)
+
+

@@ -1,0 +1,114 @@
+"""The command `litemed-export`."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import click
+
+from litemed.runtime.errors import LitemedError, UsageError
+
+EPILOG = """\b
+Examples:
+  litemed-export lite_medsam.pth -o bundle
+  litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
+  litemed-export --untrained -o bundle        random weights, to try the tools out
+  litemed-export --inspect bundle
+
+\b
+Exit codes: 0 done, 1 the checkpoint or the export failed, 2 wrong use, 130 interrupted.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
+@click.option("-o", "--output", type=click.Path(path_type=pathlib.Path), help="Bundle folder to create.")
+@click.option("--adapter", type=click.Path(path_type=pathlib.Path), help="LoRA adapter to fold in (safetensors).")
+@click.option("--inspect", type=click.Path(path_type=pathlib.Path), help="Verify and describe a bundle instead.")
+@click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
+@click.option("--seed", default=0, show_default=True, help="Seed of --untrained.")
+@click.option("--name", help="Name of the bundle; the folder's name by default.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False),
+    help="Folder of images to verify on, instead of generated ones.",
+)
+@click.option(
+    "--loralib-alpha",
+    default=1.0,
+    show_default=True,
+    help="Alpha of LoRA weights in the paper's own layout, which does not record it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="litemed")
+def main(**options: Any) -> None:
+    """Turn a LiteMedSAM CHECKPOINT into a verified ONNX bundle.
+
+    Reads the published layout (.pth or .safetensors), training checkpoints and
+    the LoRA layout of the paper's code; folds a litemed adapter given with
+    --adapter. Both graphs are compared with PyTorch on ONNX Runtime and
+    OpenVINO; a bundle that differs is not left behind.
+    """
+    try:
+        _run(**options)
+    except LitemedError as error:
+        if options["debug"]:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        click.echo("interrupted: nothing was written", err=True)
+        sys.exit(130)
+
+
+def _run(
+    checkpoint: pathlib.Path | None,
+    output: pathlib.Path | None,
+    adapter: pathlib.Path | None,
+    inspect: pathlib.Path | None,
+    untrained: bool,
+    seed: int,
+    name: str | None,
+    images: pathlib.Path | None,
+    loralib_alpha: float,
+    overwrite: bool,
+    debug: bool,
+) -> None:
+    if inspect is not None:
+        if checkpoint or output or adapter or untrained:
+            raise UsageError("--inspect stands alone")
+        from litemed.export.inspection import describe
+
+        click.echo(describe(inspect))
+        return
+    if output is None:
+        raise UsageError("name the bundle folder to create with -o")
+    if (checkpoint is None) != untrained:
+        raise UsageError("name one checkpoint, or pass --untrained")
+    if untrained and adapter:
+        raise UsageError("--adapter needs the checkpoint that it was trained on")
+
+    from litemed.export.adapter import fold_adapter
+    from litemed.export.bundle import ExportOptions, untrained_checkpoint, write_bundle
+    from litemed.export.checkpoint import read_checkpoint
+
+    if checkpoint is None:
+        weights = untrained_checkpoint(seed)
+        click.echo("warning: untrained weights; the masks mean nothing", err=True)
+    else:
+        weights = read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
+        if adapter is not None:
+            weights = fold_adapter(weights, adapter)
+        click.echo(f"{checkpoint}: layout {weights.layout}")
+    if weights.lora:
+        click.echo(
+            f"folded LoRA of rank {weights.lora.rank}, alpha {weights.lora.alpha:g}, "
+            f"in {', '.join(weights.lora.targets)}"
+        )
+    settings = ExportOptions(name=name, trained=not untrained, overwrite=overwrite, images=images)
+    parity = write_bundle(weights, output, settings, progress=click.echo)
+    worst = max(p.max_abs_diff for p in parity)
+    click.echo(f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {worst:.1e}")

@@ -1,0 +1,169 @@
+"""The two ONNX graphs of a bundle, as adapter modules around the PyTorch model.
+
+    encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
+    decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
+             ->  logits (N, S, S), iou (N,)
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from litemed.export.errors import ExportError
+from litemed.models.litemedsam import LiteMedSAM
+
+OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
+BOXES_AXIS = "N"
+
+
+class EncoderGraph(nn.Module):
+    """The image encoder by itself."""
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.encode(image)
+
+
+class DecoderGraph(nn.Module):
+    """Prompt encoder and mask decoder for boxes, the single-mask output only."""
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        logits, iou = self.model.decode(image_embedding, boxes)
+        return logits[:, 0], iou[:, 0]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Name, adapter and interface of one graph.
+
+    Attributes:
+        name: "encoder" or "decoder"; its file is `NAME.onnx`.
+        module: the adapter module.
+        inputs, outputs: shapes by name; a string is a dynamic axis.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, tuple[int | str, ...]]
+    outputs: dict[str, tuple[int | str, ...]]
+
+    @property
+    def file(self) -> str:
+        """The graph's file name within a bundle."""
+        return f"{self.name}.onnx"
+
+    def example(self, boxes: int = 2) -> tuple[Tensor, ...]:
+        """Return inputs of the right shapes, with `boxes` on the dynamic axis."""
+        shapes = [[boxes if isinstance(d, str) else d for d in shape] for shape in self.inputs.values()]
+        return tuple(torch.rand(shape) for shape in shapes)
+
+
+def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
+    """Return the encoder and the decoder of a model."""
+    size = model.size
+    embedding = (1, 256, size // 4, size // 4)
+    encoder = GraphSpec(
+        "encoder", EncoderGraph(model), {"image": (1, 3, size, size)}, {"image_embedding": embedding}
+    )
+    decoder = GraphSpec(
+        "decoder",
+        DecoderGraph(model),
+        {"image_embedding": embedding, "boxes": (BOXES_AXIS, 4)},
+        {"logits": (BOXES_AXIS, size, size), "iou": (BOXES_AXIS,)},
+    )
+    return encoder, decoder
+
+
+def to_onnx(spec: GraphSpec, opset: int = OPSET) -> onnx.ModelProto:
+    """Write one graph as ONNX, with exactly the specified inputs, outputs and shapes.
+
+    Raises:
+        ExportError: torch could not trace the module.
+    """
+    buffer = io.BytesIO()
+    dynamic = {
+        name: {axis: d for axis, d in enumerate(shape) if isinstance(d, str)}
+        for name, shape in (spec.inputs | spec.outputs).items()
+    }
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # on the deprecated tracer, and on shapes that are constant here
+            torch.onnx.export(
+                spec.module.eval(),
+                spec.example(),
+                buffer,
+                opset_version=opset,
+                dynamo=False,
+                input_names=list(spec.inputs),
+                output_names=list(spec.outputs),
+                dynamic_axes={k: v for k, v in dynamic.items() if v},
+            )
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        raise ExportError(f"{spec.name}: torch could not write it as ONNX: {error}") from error
+    graph = onnx.load_from_string(buffer.getvalue())
+    for value in graph.graph.output:  # the tracer leaves computed names where the shape is known
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for d in spec.outputs[value.name]:
+            dim = shape.dim.add()
+            if isinstance(d, str):
+                dim.dim_param = d
+            else:
+                dim.dim_value = d
+    return graph
+
+
+def simplify(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Fold constants and shape arithmetic with onnxsim; interface and dynamic axis stay.
+
+    Raises:
+        ExportError: onnxsim failed.
+    """
+    import onnxsim
+
+    try:
+        simple, same = onnxsim.simplify(graph)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ExportError(f"{name}: onnxsim failed: {error}") from error
+    if not same:
+        raise ExportError(f"{name}: onnxsim's own check found the simplified graph to differ")
+    return simple
+
+
+def check(graph: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Check a graph by ONNX's own rules and against its specified interface.
+
+    Raises:
+        ExportError: invalid, or other inputs, outputs, types or shapes; all findings are listed.
+    """
+    findings = []
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        findings.append(str(error).splitlines()[0])
+    for kind, values, expected in (
+        ("inputs", graph.graph.input, spec.inputs),
+        ("outputs", graph.graph.output, spec.outputs),
+    ):
+        found = {v.name: _shape(v) for v in values}
+        if found != expected or any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
+            findings.append(f"{kind} {found} instead of float32 {expected}")
+    if findings:
+        raise ExportError(f"{spec.name}: " + "; ".join(findings))
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)

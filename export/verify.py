@@ -1,0 +1,202 @@
+"""Prove that a bundle computes what the PyTorch model computes.
+
+Both graphs are run by every engine through the runtime's own code, on images
+and boxes drawn from a fixed seed (or on the caller's images), and compared with
+PyTorch: shapes first, then values, then the masks. Everything is measured
+before anything is judged, so that a failure lists all that is wrong.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from litemed.export.errors import VerificationError
+from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
+from litemed.runtime.errors import EngineError
+from litemed.runtime.preprocess import preprocess
+
+ENGINES = ("onnxruntime", "openvino")
+BOX_COUNTS = (1, 2, 17, 241)
+MAX_ABS_DIFF = 1e-4  # of embeddings and logits, relative to the largest value where that exceeds 1
+MIN_MASK_IOU = 0.999
+CHUNK = 16  # boxes that PyTorch decodes at once; 241 would take 7 GB
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison with PyTorch.
+
+    Attributes:
+        graph: "encoder" or "decoder".
+        stage: "exported" (as torch wrote it) or "simplified" (as it is shipped).
+        engine: "onnxruntime" or "openvino".
+        boxes: how many were decoded at once; None for the encoder.
+        max_abs_diff: largest absolute difference of the embedding or the logits over all images.
+        largest: largest absolute value of the reference.
+        mask_iou: intersection over union of all masks (logits > 0) together; None for the encoder.
+    """
+
+    graph: str
+    stage: str
+    engine: str
+    boxes: int | None
+    max_abs_diff: float
+    largest: float
+    mask_iou: float | None
+
+    def fault(self) -> str | None:
+        """Say what is wrong with it, or None."""
+        where = f"{self.stage} {self.graph} on {self.engine}" + (f", {self.boxes} boxes" if self.boxes else "")
+        allowed = MAX_ABS_DIFF * max(1.0, self.largest)
+        if not self.max_abs_diff <= allowed:  # also true of NaN
+            return f"{where}: differs by {self.max_abs_diff:.2g}, more than {allowed:.2g}"
+        if self.mask_iou is not None and self.mask_iou < MIN_MASK_IOU:
+            return f"{where}: mask IoU {self.mask_iou:.5f} is below {MIN_MASK_IOU}"
+        return None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch computes for one image.
+
+    Attributes:
+        image: (1, 3, S, S).
+        embedding: (1, 256, S/4, S/4).
+        boxes: (N, 4) in input pixels, for the largest count.
+        logits: (N, S, S).
+        iou: (N,).
+    """
+
+    image: Float
+    embedding: Float
+    boxes: Float
+    logits: Float
+    iou: Float
+
+
+def sample_images(folder: pathlib.Path | None = None, limit: int = 2) -> list[NDArray[np.uint8]]:
+    """Return images to verify on, (H, W, 3) uint8: those of a folder, or generated ones.
+
+    Raises:
+        VerificationError: the folder holds no readable image.
+    """
+    if folder is not None:
+        found = (cv2.imread(str(p), cv2.IMREAD_COLOR_RGB) for p in sorted(folder.iterdir()) if p.is_file())
+        images = [np.asarray(image, np.uint8) for image in found if image is not None][:limit]
+        if not images:
+            raise VerificationError(f"{folder}: holds no readable image to verify on")
+        return images
+    rng = np.random.default_rng(0)
+    images = []
+    for height, width in ((512, 512), (300, 420))[:limit]:
+        image = cv2.GaussianBlur(rng.uniform(0, 255, (height, width, 3)).astype(np.float32), (0, 0), 3)
+        for _ in range(12):
+            centre = tuple(int(v) for v in rng.integers(0, (width, height)))
+            axes = tuple(int(v) for v in rng.integers(15, 90, 2))
+            colour = rng.uniform(0, 255, 3).tolist()
+            cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
+        image += rng.normal(0, 8, image.shape)
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return images
+
+
+def references(
+    model: LiteMedSAM, images: Sequence[NDArray[np.uint8]], count: int, seed: int = 0
+) -> Iterator[Reference]:
+    """Run PyTorch on images with `count` random boxes each."""
+    rng = np.random.default_rng(seed)
+    for raw in images:
+        image, frame = preprocess(raw, model.size)
+        limit = np.array([frame.scaled_width, frame.scaled_height])
+        corner = rng.integers(0, limit - 8, (count, 2))
+        far = np.minimum(corner + rng.integers(4, 120, (count, 2)), limit - 1)
+        boxes = np.concatenate([corner, far], axis=1).astype(np.float32)
+        with torch.inference_mode():
+            embedding = model.encode(torch.from_numpy(image))
+            parts = [model.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
+        logits = torch.cat([p[0][:, 0] for p in parts]).numpy()
+        iou = torch.cat([p[1][:, 0] for p in parts]).numpy()
+        yield Reference(image, embedding.numpy(), boxes, logits, iou)
+
+
+def measure(
+    folder: pathlib.Path,
+    stage: str,
+    expected: Sequence[Reference],
+    counts: Sequence[int] = BOX_COUNTS,
+    engines: Sequence[str] = ENGINES,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Parity]:
+    """Run a bundle on every engine and compare it with PyTorch.
+
+    Args:
+        folder: a complete bundle.
+        stage: name of the stage of export, for the record.
+        expected: one reference per image, each with at least max(counts) boxes.
+        counts: numbers of boxes to decode.
+        engines: names of engines.
+        progress: is told what is being run.
+
+    Raises:
+        VerificationError: an engine refuses the graphs or returns another shape.
+    """
+    bundle = Bundle.open(folder)
+    found = []
+    for name in engines:
+        progress(f"verifying the {stage} graphs with {name}")
+        try:
+            engine = open_engine(name, bundle)
+            embeddings = [engine.encode(r.image) for r in expected]
+            pairs = [(e, r.embedding) for e, r in zip(embeddings, expected, strict=True)]
+            found.append(_compare("encoder", stage, name, None, pairs))
+            for count in counts:
+                decoded = [engine.decode(r.embedding, r.boxes[:count]) for r in expected]
+                pairs = [(d[0], r.logits[:count]) for d, r in zip(decoded, expected, strict=True)]
+                ious = [(d[1], r.iou[:count]) for d, r in zip(decoded, expected, strict=True)]
+                found.append(_compare("decoder", stage, name, count, pairs, ious))
+        except EngineError as error:
+            raise VerificationError(f"{stage} graphs on {name}: {error}") from error
+    return found
+
+
+def judge(found: Sequence[Parity]) -> None:
+    """Refuse measurements that miss a bound.
+
+    Raises:
+        VerificationError: all that is wrong, in one message.
+    """
+    faults = [fault for parity in found if (fault := parity.fault())]
+    if faults:
+        raise VerificationError(f"{len(faults)} of {len(found)} comparisons with PyTorch fail: " + "; ".join(faults))
+
+
+def _compare(
+    graph: str,
+    stage: str,
+    engine: str,
+    boxes: int | None,
+    pairs: Sequence[tuple[Float, Float]],
+    ious: Sequence[tuple[Float, Float]] = (),
+) -> Parity:
+    wrong = [f"{a.shape} instead of {b.shape}" for a, b in (*pairs, *ious) if a.shape != b.shape]
+    if wrong:
+        raise VerificationError(f"{stage} {graph} on {engine} returns {', '.join(wrong)}")
+    # np.max hands NaN on, where max() would drop it
+    diff = float(np.max([np.abs(a - b).max() for a, b in (*pairs, *ious)]))
+    largest = float(max(np.abs(b).max() for _, b in pairs))
+    if boxes is None:
+        return Parity(graph, stage, engine, None, diff, largest, None)
+    both = sum(int(((a > 0) & (b > 0)).sum()) for a, b in pairs)
+    either = sum(int(((a > 0) | (b > 0)).sum()) for a, b in pairs)
+    return Parity(graph, stage, engine, boxes, diff, largest, both / either if either else 1.0)
