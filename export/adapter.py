@@ -118,7 +118,7 @@ def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:
     digest = weights_digest(base.state)
     if adapter.base != digest:
         raise CheckpointError(
-            f"{path}: made for another base (its digest {adapter.base[:12]}, that of {base.file} {digest[:12]})"
+            f"{path}: made for another base (digest {adapter.base[:12]}; {base.file} has {digest[:12]})"
         )
     model = base.model()
     if adapter.decoder is not None:
@@ -134,7 +134,9 @@ def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:
 def _read_decoder(adapter_path: pathlib.Path, digest: str) -> dict[str, Tensor]:
     path = decoder_path(adapter_path)
     if not path.exists():
-        raise CheckpointError(f"{adapter_path}: was trained with a mask decoder; put it beside as {path.name}")
+        raise CheckpointError(
+            f"{adapter_path}: was trained with a mask decoder; put it beside as {path.name}"
+        )
     state = read_file(path)
     expected = {k: v for k, v in expected_entries().items() if k.startswith(DECODER)}
     check_entries(state, expected, str(path))

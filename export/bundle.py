@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
-import torch
 
 from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
 from litemed.export.manifest import FILE, manifest_bytes
 from litemed.export.verify import BOX_COUNTS, Parity, judge, measure, references, sample_images
-from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import OutputError
 
 
@@ -37,14 +35,6 @@ class ExportOptions:
     overwrite: bool = False
     images: pathlib.Path | None = None
     box_counts: Sequence[int] = BOX_COUNTS
-
-
-def untrained_checkpoint(seed: int = 0) -> Checkpoint:
-    """Return weights drawn at random: for trying the tools out; their masks mean nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        state = LiteMedSAM().state_dict()
-    return Checkpoint(dict(state), "untrained", f"random, seed {seed}", "")
 
 
 def write_bundle(
@@ -150,5 +140,3 @@ def _move(folder: pathlib.Path, out: pathlib.Path) -> None:
             raise
     else:
         folder.rename(out)
-
-

@@ -102,9 +102,19 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
     plain = {k: v.float() if v.is_floating_point() else v for k, v in plain.items()}
     lora = None
     if has_lora:
-        model = wrap_loralib(plain, {k: v for k, v in state.items() if k not in plain}, loralib_alpha, str(path))
+        model = wrap_loralib(
+            plain, {k: v for k, v in state.items() if k not in plain}, loralib_alpha, str(path)
+        )
         plain, lora = fold(model, str(path)), _loralib_summary(model, loralib_alpha)
     return Checkpoint(plain, layout, path.name, file_sha256(path), lora)
+
+
+def untrained_checkpoint(seed: int = 0) -> Checkpoint:
+    """Return weights drawn at random: for trying the tools out; their masks mean nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = LiteMedSAM().state_dict()
+    return Checkpoint(dict(state), "untrained", f"random, seed {seed}", "")
 
 
 def read_file(path: pathlib.Path) -> Any:
@@ -158,7 +168,9 @@ def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], boo
                 loaded, training = loaded[key], True
                 break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError(f"{path}: holds no state dict (looked at the top level and under {CONTAINER_KEYS})")
+        raise CheckpointError(
+            f"{path}: holds no state dict (looked at the top level and under {CONTAINER_KEYS})"
+        )
     wrong = [str(k) for k, v in loaded.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if wrong:
         raise CheckpointError(f"{path}: entries that are not tensors: {_listing(wrong)}")

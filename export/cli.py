@@ -25,8 +25,12 @@ Exit codes: 0 done, 1 the checkpoint or the export failed, 2 wrong use, 130 inte
 @click.command(epilog=EPILOG)
 @click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
 @click.option("-o", "--output", type=click.Path(path_type=pathlib.Path), help="Bundle folder to create.")
-@click.option("--adapter", type=click.Path(path_type=pathlib.Path), help="LoRA adapter to fold in (safetensors).")
-@click.option("--inspect", type=click.Path(path_type=pathlib.Path), help="Verify and describe a bundle instead.")
+@click.option(
+    "--adapter", type=click.Path(path_type=pathlib.Path), help="LoRA adapter to fold in (safetensors)."
+)
+@click.option(
+    "--inspect", type=click.Path(path_type=pathlib.Path), help="Verify and describe a bundle instead."
+)
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
 @click.option("--seed", default=0, show_default=True, help="Seed of --untrained.")
 @click.option("--name", help="Name of the bundle; the folder's name by default.")
@@ -92,8 +96,8 @@ def _run(
         raise UsageError("--adapter needs the checkpoint that it was trained on")
 
     from litemed.export.adapter import fold_adapter
-    from litemed.export.bundle import ExportOptions, untrained_checkpoint, write_bundle
-    from litemed.export.checkpoint import read_checkpoint
+    from litemed.export.bundle import ExportOptions, write_bundle
+    from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint
 
     if checkpoint is None:
         weights = untrained_checkpoint(seed)

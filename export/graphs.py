@@ -1,8 +1,8 @@
 """The two ONNX graphs of a bundle, as adapter modules around the PyTorch model.
 
-    encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
-    decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
-             ->  logits (N, S, S), iou (N,)
+encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
+decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
+         ->  logits (N, S, S), iou (N,)
 """
 
 from __future__ import annotations

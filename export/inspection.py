@@ -20,13 +20,15 @@ def describe(folder: str | pathlib.Path) -> str:
     manifest = json.loads((folder / FILE).read_text())
     weights = manifest["weights"]
     lines = [
-        f"{manifest['name']}  (schema {manifest['schema']}, litemed {manifest['litemed']}, {manifest['created']})",
+        f"{manifest['name']}  (litemed {manifest['litemed']}, {manifest['created']})",
         f"  weights     {weights['file']}  {weights['layout']}  sha256 {weights['sha256'][:12] or '-'}",
     ]
     if not weights["trained"]:
         lines.append("              UNTRAINED: drawn at random, the masks mean nothing")
     if lora := weights["lora"]:
-        lines.append(f"  LoRA        rank {lora['rank']}, alpha {lora['alpha']:g}, {', '.join(lora['targets'])}")
+        lines.append(
+            f"  LoRA        rank {lora['rank']}, alpha {lora['alpha']:g}, {', '.join(lora['targets'])}"
+        )
     for name, graph in manifest["graphs"].items():
         lines.append(f"  {name:<10}  {graph['file']}  {graph['bytes'] / 1e6:.1f} MB  opset {graph['opset']}")
         for arrow, values in (("<-", graph["inputs"]), ("->", graph["outputs"])):
@@ -36,6 +38,8 @@ def describe(folder: str | pathlib.Path) -> str:
     for p in shipped:
         boxes = "" if p["boxes"] is None else f"  {p['boxes']:>3} boxes"
         iou = "" if p["mask_iou"] is None else f"  mask IoU {p['mask_iou']:.5f}"
-        lines.append(f"  parity      {p['graph']} {p['engine']:<11}{boxes}  max diff {p['max_abs_diff']:.1e}{iou}")
+        lines.append(
+            f"  parity      {p['graph']} {p['engine']:<11}{boxes}  max diff {p['max_abs_diff']:.1e}{iou}"
+        )
     lines.append("  tools       " + ", ".join(f"{k} {v}" for k, v in manifest["tools"].items()))
     return "\n".join(lines)

@@ -57,7 +57,9 @@ class Parity:
 
     def fault(self) -> str | None:
         """Say what is wrong with it, or None."""
-        where = f"{self.stage} {self.graph} on {self.engine}" + (f", {self.boxes} boxes" if self.boxes else "")
+        where = f"{self.stage} {self.graph} on {self.engine}" + (
+            f", {self.boxes} boxes" if self.boxes else ""
+        )
         allowed = MAX_ABS_DIFF * max(1.0, self.largest)
         if not self.max_abs_diff <= allowed:  # also true of NaN
             return f"{where}: differs by {self.max_abs_diff:.2g}, more than {allowed:.2g}"
@@ -178,7 +180,9 @@ def judge(found: Sequence[Parity]) -> None:
     """
     faults = [fault for parity in found if (fault := parity.fault())]
     if faults:
-        raise VerificationError(f"{len(faults)} of {len(found)} comparisons with PyTorch fail: " + "; ".join(faults))
+        raise VerificationError(
+            f"{len(faults)} of {len(found)} comparisons with PyTorch fail: " + "; ".join(faults)
+        )
 
 
 def _compare(

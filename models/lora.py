@@ -100,14 +100,12 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         for update in self._each():
             z = update.scaling * F.linear(F.linear(x, update.lora_A), update.lora_B)
-            if len(update.rows) == y.shape[-1]:
-                y = y + z
-            else:
-                y = y.index_add(-1, update.rows, z.to(y.dtype))
+            whole = len(update.rows) == y.shape[-1]
+            y = y + z if whole else y.index_add(-1, update.rows, z.to(y.dtype))
         return y
 
     def folded_weight(self) -> Tensor:
-        """Return the base weight plus all updates, (out_features, in_features); the base is left as it was."""
+        """Return the base weight plus all updates, (out_features, in_features), as a new tensor."""
         weight = self.base.weight.detach().clone()
         for update in self._each():
             weight[update.rows] += update.delta().detach()
@@ -165,7 +163,7 @@ def _layer_updates(module: nn.Module, config: LoRAConfig) -> dict[str, dict[str,
 
 
 def named_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
-    """Return every update in a model by its path without wrapper names, e.g. `layers.1.blocks.0.attn.qkv.all`."""
+    """Return every update by its path without wrapper names, such as `layers.1.blocks.0.attn.qkv.all`."""
     return {
         name.replace(".updates.", "."): module
         for name, module in model.named_modules()

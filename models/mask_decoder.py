@@ -50,7 +50,7 @@ class MaskDecoder(nn.Module):
         Returns:
             logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask`, else 1.
         """
-        count = len(sparse)
+        count = sparse.shape[0]  # len() would be a constant in a traced graph
         prefix = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([prefix.expand(count, -1, -1), sparse], dim=1)
         source = embedding + dense

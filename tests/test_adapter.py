@@ -1,0 +1,151 @@
+"""Adapter files: round trip, folding, and refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from litemed.export.adapter import (
+    Adapter,
+    adapter_bytes,
+    attach,
+    decoder_path,
+    decoder_tensors,
+    fold_adapter,
+)
+from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint, weights_digest
+from litemed.export.errors import CheckpointError
+from litemed.models.lora import LoRAConfig, add_lora, named_updates
+
+
+@pytest.fixture(scope="module")
+def base() -> Checkpoint:
+    return untrained_checkpoint()
+
+
+def train_a_little(base: Checkpoint, path: pathlib.Path, config: LoRAConfig, decoder: bool = False) -> None:
+    """Write an adapter file as training does, with random updates."""
+    model = base.model()
+    torch.manual_seed(3)
+    add_lora(model.image_encoder, config)
+    for update in named_updates(model).values():
+        update.lora_B.data.normal_(std=0.1)
+    digest = None
+    if decoder:
+        tensors = {k: v + 0.01 for k, v in decoder_tensors(model.state_dict()).items()}
+        save_file(tensors, decoder_path(path))
+        digest = weights_digest(tensors)
+    path.write_bytes(adapter_bytes(model, Adapter(config, weights_digest(base.state), digest)))
+
+
+@pytest.mark.parametrize("config", [LoRAConfig(), LoRAConfig(rank=2, alpha=6, targets=("attn.q", "mlp.fc1"))])
+@torch.inference_mode()
+def test_folded_equals_attached_and_differs_from_the_base(tmp_path, base, config):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, config)
+    image = torch.rand(1, 3, 64, 64)
+    plain, attached = base.model(64), attach(base, path)
+    folded = fold_adapter(base, path)
+    assert (plain.encode(image) - attached.encode(image)).abs().max() > 1e-2
+    assert torch.allclose(folded.model(64).encode(image), attached.encode(image), atol=1e-4)
+    assert folded.lora is not None
+    assert (folded.lora.rank, folded.lora.targets) == (config.rank, config.targets)
+    assert folded.lora.alpha == (config.rank if config.alpha is None else config.alpha)
+
+
+def test_the_base_is_left_as_it_was(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig())
+    before = weights_digest(base.state)
+    fold_adapter(base, path)
+    assert weights_digest(base.state) == before
+
+
+def test_the_file_is_small_and_its_bytes_follow_from_its_content(tmp_path, base):
+    for name in ("a", "b"):
+        train_a_little(base, tmp_path / name, LoRAConfig(rank=4))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").stat().st_size < 1_000_000
+
+
+def test_a_decoder_trained_with_it_is_taken_along(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig(), decoder=True)
+    folded = fold_adapter(base, path)
+    name = "mask_decoder.iou_token.weight"
+    assert torch.allclose(folded.state[name], base.state[name] + 0.01)
+
+
+def test_a_missing_or_other_decoder_is_refused(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig(), decoder=True)
+    beside = decoder_path(path)
+    tensors = load_file(beside)
+    beside.unlink()
+    with pytest.raises(CheckpointError, match=r"a\.decoder\.safetensors"):
+        fold_adapter(base, path)
+    save_file({k: v + 1 for k, v in tensors.items()}, beside)
+    with pytest.raises(CheckpointError, match="not the mask decoder"):
+        fold_adapter(base, path)
+
+
+def test_another_base_is_refused(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig())
+    with pytest.raises(CheckpointError, match="another base"):
+        fold_adapter(untrained_checkpoint(seed=1), path)
+
+
+def test_a_double_fold_is_refused(tmp_path, base, golden_checkpoint):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig())
+    folded = fold_adapter(base, path)
+    with pytest.raises(CheckpointError, match="already holds a LoRA"):
+        fold_adapter(folded, path)
+    torch.save(folded.state, tmp_path / "folded.pth")
+    with pytest.raises(CheckpointError, match="another base"):
+        fold_adapter(read_checkpoint(tmp_path / "folded.pth"), path)
+    with pytest.raises(CheckpointError, match="already holds a LoRA"):
+        fold_adapter(read_checkpoint(golden_checkpoint("loralib")), path)
+
+
+def test_entries_that_do_not_fit_are_all_listed(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig())
+    tensors = load_file(path)
+    tensors["stranger"] = torch.zeros(2)
+    name = "image_encoder.layers.1.blocks.0.attn.qkv.all.lora_A"
+    tensors[name] = tensors[name][:, :5].contiguous()
+    del tensors["image_encoder.layers.1.blocks.1.mlp.fc1.all.lora_B"]
+    about = {"format": "litemed-adapter-1", "rank": 4, "alpha": 4.0, "decoder": None}
+    about |= {"targets": list(LoRAConfig().targets), "base": weights_digest(base.state)}
+    save_file(tensors, path, metadata={"litemed": json.dumps(about)})
+    with pytest.raises(CheckpointError) as error:
+        fold_adapter(base, path)
+    for part in ("1 missing", "1 unexpected: stranger", "(4, 5) instead of (4, 128)"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"litemed": "no json"}, {"litemed": "[]"}, {"litemed": '{"format": "litemed-adapter-9"}'}],
+)
+def test_files_that_are_no_adapters_are_refused(tmp_path, base, metadata):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+        fold_adapter(base, path)
+
+
+def test_updates_that_are_not_finite_are_refused(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    model = base.model()
+    add_lora(model.image_encoder, LoRAConfig())
+    next(iter(named_updates(model).values())).lora_B.data[:] = float("nan")
+    path.write_bytes(adapter_bytes(model, Adapter(LoRAConfig(), weights_digest(base.state))))
+    with pytest.raises(CheckpointError, match="not finite"):
+        fold_adapter(base, path)
