@@ -1,1 +1,1 @@
-
+"""Measuring litemed: time, memory and accuracy."""

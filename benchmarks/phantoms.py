@@ -1,0 +1,190 @@
+"""Draw deterministic test cases with plausible anatomy: textured blobs in a body, boxes round them.
+
+They stand in for images that cannot be shipped: the README's demonstration and
+the timing of cases of a given size and number of objects. The masks are known,
+so they are also a small sanity check of a trained model; they are no substitute
+for real images in judging one.
+
+    python -m litemed.benchmarks.phantoms OUT
+
+writes three small cases to OUT/cases and their ground truth to OUT/gts, in the
+challenge's npz layout.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from dataclasses import dataclass
+
+import click
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A drawn case with its ground truth.
+
+    Attributes:
+        image: uint8 (H, W, 3), or (D, H, W) for a volume.
+        labels: uint16, the image's spatial shape; object i has label i, 0 is background.
+        boxes: int64 (N, 4) x0 y0 x1 y1, or (N, 6) x0 y0 z0 x1 y1 z1; tight, in pixels of the image.
+        spacing: of a volume in mm, z y x; None in 2D.
+    """
+
+    image: Image
+    labels: NDArray[np.uint16]
+    boxes: NDArray[np.int64]
+    spacing: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Blob:
+    """An object: a wobbly ellipse, in a volume the middle of a wobbly ellipsoid."""
+
+    centre: tuple[float, float]  # x, y in pixels
+    radii: tuple[float, float]  # along x and y
+    wobble: NDArray[np.float64]  # (harmonics, 2): amplitude and phase of the outline
+    level: float  # grey value
+
+    def outline(self, scale: float = 1.0) -> NDArray[np.int32]:
+        """Return the outline at a fraction of its radii, (P, 1, 2) x, y in 1/16 pixels, as OpenCV wants it."""
+        angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
+        harmonics = np.arange(2, 2 + len(self.wobble))[:, None]
+        radius = 1 + (self.wobble[:, :1] * np.cos(harmonics * angle + self.wobble[:, 1:])).sum(0)
+        xy = np.stack([np.cos(angle) * self.radii[0], np.sin(angle) * self.radii[1]], axis=1)
+        return np.rint((np.array(self.centre) + scale * radius[:, None] * xy) * 16).astype(np.int32)[:, None]
+
+
+def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:
+    """Draw a 2D colour image of `count` objects that do not touch.
+
+    Args:
+        height, width: in pixels, at least 16 per row and column of objects.
+        count: number of objects.
+        seed: of the random numbers; the same seed gives the same image.
+    """
+    rng = np.random.default_rng(seed)
+    blobs = _place(rng, height, width, count)
+    tint = rng.uniform(0.75, 1.0, 3)
+    grey, labels = _slice(blobs, [1.0] * count, _texture(rng, height, width))
+    image = np.clip(grey[..., None] * tint, 0, 255).astype(np.uint8)
+    return Phantom(image, labels, _boxes_of(labels, count))
+
+
+def draw_volume(
+    depth: int,
+    height: int,
+    width: int,
+    count: int,
+    seed: int = 0,
+    coverage: float = 0.3,
+    spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
+) -> Phantom:
+    """Draw a 3D volume of `count` objects that do not touch.
+
+    Args:
+        depth, height, width: in voxels.
+        count: number of objects.
+        seed: of the random numbers.
+        coverage: share of the slices that each object spans; where they lie is drawn at random.
+        spacing: voxel size in mm, z y x.
+    """
+    rng = np.random.default_rng(seed)
+    blobs = _place(rng, height, width, count)
+    span = max(1, round(coverage * depth))
+    first = rng.integers(0, depth - span + 1, count)
+    image = np.empty((depth, height, width), np.uint8)
+    labels = np.zeros((depth, height, width), np.uint16)
+    texture = _texture(rng, height, width)
+    for z in range(depth):
+        offset = (z - first - (span - 1) / 2) / (span / 2)  # -1 to 1 within an object
+        sections = np.sqrt(np.clip(1 - offset**2, 0, None)) * (np.abs(offset) < 1)
+        shifted = np.roll(texture, (5 * z, 3 * z), (0, 1))
+        grey, labels[z] = _slice(blobs, sections.tolist(), shifted)
+        image[z] = np.clip(grey, 0, 255)
+    return Phantom(image, labels, _boxes_of(labels, count), spacing)
+
+
+def _place(rng: np.random.Generator, height: int, width: int, count: int) -> list[_Blob]:
+    """Draw objects in cells of a grid that is as square as it can be."""
+    columns = max(1, math.ceil(math.sqrt(count * width / height)))
+    rows = math.ceil(count / columns)
+    cell = np.array([width / columns, height / rows])
+    chosen = np.sort(rng.permutation(rows * columns)[:count])
+    blobs = []
+    for index in chosen:
+        corner = np.array([index % columns, index // columns]) * cell
+        radii = cell * rng.uniform(0.2, 0.34, 2)
+        centre = corner + cell / 2 + rng.uniform(-1, 1, 2) * (cell * 0.44 - radii * 1.2).clip(0)
+        wobble = np.stack([rng.uniform(0, 0.05, 4), rng.uniform(0, 2 * math.pi, 4)], axis=1)
+        level = rng.uniform(135, 215)
+        blobs.append(_Blob((centre[0], centre[1]), (radii[0], radii[1]), wobble, level))
+    return blobs
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
+    """Speckle of two grain sizes, zero mean, (height, width)."""
+    fine = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1)
+    small = rng.normal(0, 1, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
+    coarse = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return 18 * fine / max(float(fine.std()), 1e-6) * 0.5 + 9 * coarse
+
+
+def _slice(
+    blobs: list[_Blob], sections: list[float], texture: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+    """Draw one slice: grey values (H, W) and labels, each object at a fraction of its radii."""
+    height, width = texture.shape
+    grey = np.full((height, width), 18, np.float32)
+    centre, axes = (width // 2, height // 2), (int(width * 0.49), int(height * 0.49))
+    cv2.ellipse(grey, centre, axes, 0, 0, 360, 88.0, -1)
+    labels = np.zeros((height, width), np.uint16)
+    for label, (blob, section) in enumerate(zip(blobs, sections, strict=True), start=1):
+        if section > 0:
+            outline = blob.outline(section)
+            cv2.fillPoly(grey, [outline], blob.level, shift=4)
+            cv2.fillPoly(labels, [outline], label, shift=4)
+    grey = cv2.GaussianBlur(grey, (0, 0), max(0.8, min(height, width) / 400))  # soft boundaries
+    return grey + texture, labels
+
+
+def _boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
+    """Return the tight boxes of labels 1 to count, x y (z) first corners then last."""
+    boxes = []
+    for label in range(1, count + 1):
+        found = [np.flatnonzero((labels == label).any(axis=_others(labels.ndim, a))) for a in range(labels.ndim)]
+        low = [int(f[0]) for f in found][::-1]  # z y x to x y z
+        high = [int(f[-1]) for f in found][::-1]
+        boxes.append(low + high)
+    return np.array(boxes, np.int64)
+
+
+def _others(ndim: int, axis: int) -> tuple[int, ...]:
+    return tuple(a for a in range(ndim) if a != axis)
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=pathlib.Path, file_okay=False))
+def main(out: pathlib.Path) -> None:
+    """Write three small drawn cases to OUT/cases and their ground truth to OUT/gts."""
+    phantoms = {
+        "2DBox_US_phantom": draw_image(256, 256, 1, seed=4),
+        "2DBox_Microscopy_phantom": draw_image(300, 420, 12, seed=2),
+        "3DBox_CT_phantom": draw_volume(8, 160, 200, 3, seed=3, coverage=0.6),
+    }
+    for folder in ("cases", "gts"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for name, phantom in phantoms.items():
+        spacing = {} if phantom.spacing is None else {"spacing": np.array(phantom.spacing)}
+        np.savez_compressed(out / "cases" / f"{name}.npz", imgs=phantom.image, boxes=phantom.boxes, **spacing)
+        np.savez_compressed(out / "gts" / f"{name}.npz", gts=phantom.labels, **spacing)
+        click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
+
+
+if __name__ == "__main__":
+    main()
