@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
-from litemed.export.manifest import FILE
 from litemed.runtime.bundle import Bundle
 
 
@@ -15,31 +13,26 @@ def describe(folder: str | pathlib.Path) -> str:
     Raises:
         BundleError: it does not match its manifest.
     """
-    folder = pathlib.Path(folder)
-    Bundle.open(folder)
-    manifest = json.loads((folder / FILE).read_text())
-    weights = manifest["weights"]
+    manifest = Bundle.open(folder).manifest
+    weights = manifest.weights
     lines = [
-        f"{manifest['name']}  (litemed {manifest['litemed']}, {manifest['created']})",
-        f"  weights     {weights['file']}  {weights['layout']}  sha256 {weights['sha256'][:12] or '-'}",
+        f"{manifest.name}  (litemed {manifest.litemed}, {manifest.created})",
+        f"  weights     {weights.file}  {weights.layout}  sha256 {weights.sha256[:12] or '-'}",
     ]
-    if not weights["trained"]:
+    if not weights.trained:
         lines.append("              UNTRAINED: drawn at random, the masks mean nothing")
-    if lora := weights["lora"]:
+    if lora := weights.lora:
+        lines.append(f"  LoRA        rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
+    for name, graph in manifest.graphs.items():
+        lines.append(f"  {name:<10}  {graph.file}  {graph.size / 1e6:.1f} MB  opset {graph.opset}")
+        for arrow, values in (("<-", graph.inputs), ("->", graph.outputs)):
+            lines += [f"              {arrow} {v.name} {v.dtype} {v.shape}" for v in values]
+    lines.append(f"  precisions  {', '.join(manifest.precisions)}")
+    for p in manifest.parity:
+        boxes = "" if p.boxes is None else f"  {p.boxes:>3} boxes"
+        iou = "" if p.mask_iou is None else f"  mask IoU {p.mask_iou:.5f}"
         lines.append(
-            f"  LoRA        rank {lora['rank']}, alpha {lora['alpha']:g}, {', '.join(lora['targets'])}"
+            f"  parity      {p.stage:<10} {p.graph} {p.engine:<11}{boxes}  max diff {p.max_abs_diff:.1e}{iou}"
         )
-    for name, graph in manifest["graphs"].items():
-        lines.append(f"  {name:<10}  {graph['file']}  {graph['bytes'] / 1e6:.1f} MB  opset {graph['opset']}")
-        for arrow, values in (("<-", graph["inputs"]), ("->", graph["outputs"])):
-            lines += [f"              {arrow} {v['name']} {v['dtype']} {tuple(v['shape'])}" for v in values]
-    lines.append(f"  precisions  {', '.join(manifest['precisions'])}")
-    shipped = [p for p in manifest["parity"] if p["stage"] == "simplified"]
-    for p in shipped:
-        boxes = "" if p["boxes"] is None else f"  {p['boxes']:>3} boxes"
-        iou = "" if p["mask_iou"] is None else f"  mask IoU {p['mask_iou']:.5f}"
-        lines.append(
-            f"  parity      {p['graph']} {p['engine']:<11}{boxes}  max diff {p['max_abs_diff']:.1e}{iou}"
-        )
-    lines.append("  tools       " + ", ".join(f"{k} {v}" for k, v in manifest["tools"].items()))
+    lines.append("  tools       " + ", ".join(f"{k} {v}" for k, v in manifest.tools.items()))
     return "\n".join(lines)

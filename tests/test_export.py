@@ -1,0 +1,226 @@
+"""The export: whole or nothing, verified, described; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from litemed.export import verify
+from litemed.export.bundle import ExportOptions, write_bundle
+from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
+from litemed.export.cli import main
+from litemed.export.errors import ExportError, VerificationError
+from litemed.export.graphs import check, graph_specs, simplify, to_onnx
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.errors import OutputError
+
+QUICK = ExportOptions(box_counts=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return untrained_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "bundle"
+    write_bundle(checkpoint, path, QUICK)
+    return path
+
+
+def manifest(path):
+    return json.loads((path / "manifest.json").read_text())
+
+
+def test_both_stages_agree_with_pytorch_on_both_engines_for_every_number_of_boxes(
+    golden_checkpoint, tmp_path
+):
+    parity = write_bundle(read_checkpoint(golden_checkpoint("plain")), tmp_path / "bundle")
+    seen = {(p.stage, p.engine, p.boxes) for p in parity if p.graph == "decoder"}
+    assert seen == {
+        (stage, engine, boxes)
+        for stage in ("exported", "simplified")
+        for engine in ("onnxruntime", "openvino")
+        for boxes in (1, 2, 17, 241)
+    }
+    assert all(p.max_abs_diff < 1e-4 for p in parity)
+    assert all(p.mask_iou > 0.999 for p in parity if p.mask_iou is not None)
+    # noise-like masks: they must not be empty, or the IoU says nothing
+    assert all(p.largest > 1 for p in parity)
+    assert [p["max_abs_diff"] for p in manifest(tmp_path / "bundle")["parity"]] == [
+        p.max_abs_diff for p in parity
+    ]
+
+
+def test_a_bundle_holds_three_files_and_opens_after_a_move(bundle, tmp_path):
+    assert sorted(p.name for p in bundle.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
+    shutil.copytree(bundle, tmp_path / "elsewhere")
+    Bundle.open(tmp_path / "elsewhere")
+
+
+def test_the_number_of_boxes_stays_symbolic(bundle):
+    graph = onnx.load(bundle / "decoder.onnx").graph
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.output)
+    }
+    assert shapes["boxes"] == ["N", 4]
+    assert shapes["logits"] == ["N", 256, 256]
+    assert shapes["iou"] == ["N"]
+
+
+def test_no_graph_has_external_data(bundle):
+    for name in ("encoder", "decoder"):
+        graph = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
+        assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.graph.initializer)
+
+
+def test_untrained_weights_are_marked(tmp_path, checkpoint, bundle):
+    assert manifest(bundle)["weights"]["trained"] is True
+    write_bundle(checkpoint, tmp_path / "b", ExportOptions(trained=False, box_counts=(1,)))
+    assert manifest(tmp_path / "b")["weights"]["trained"] is False
+
+
+def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(verify, "MAX_ABS_DIFF", 0.0)
+    with pytest.raises(VerificationError) as error:
+        write_bundle(checkpoint, tmp_path / "bundle", ExportOptions(box_counts=(1,)))
+    assert list(tmp_path.iterdir()) == []
+    for part in ("exported encoder on onnxruntime", "simplified decoder on openvino, 1 boxes"):
+        assert part in str(error.value)
+
+
+def test_weights_other_than_the_bundles_are_found_out(bundle):
+    other = untrained_checkpoint(seed=1).model()
+    expected = list(verify.references(other, verify.sample_images()[:1], 2))
+    with pytest.raises(VerificationError, match="4 of 4 comparisons"):
+        verify.judge(verify.measure(bundle, "simplified", expected, counts=(2,)))
+
+
+def test_nan_is_a_difference():
+    parity = verify.Parity("encoder", "exported", "onnxruntime", None, float("nan"), 1.0, None)
+    with pytest.raises(VerificationError, match="differs by nan"):
+        verify.judge([parity])
+
+
+def test_a_mask_that_differs_is_a_difference_even_where_logits_are_close():
+    assert verify.Parity("decoder", "exported", "openvino", 1, 1e-6, 1.0, 0.99).fault() is not None
+    assert verify.Parity("decoder", "exported", "openvino", 1, 1e-6, 1.0, 1.0).fault() is None
+
+
+def test_an_older_bundle_is_kept_unless_asked(tmp_path, checkpoint):
+    path = tmp_path / "bundle"
+    options = ExportOptions(box_counts=(1,))
+    write_bundle(checkpoint, path, options)
+    before = (path / "manifest.json").read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_bundle(checkpoint, path, options)
+    assert (path / "manifest.json").read_bytes() == before
+    write_bundle(checkpoint, path, ExportOptions(name="second", overwrite=True, box_counts=(1,)))
+    assert manifest(path)["name"] == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_other_files_are_never_replaced(tmp_path, checkpoint):
+    (tmp_path / "notes.txt").write_text("mine")
+    for target in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(OutputError):
+            write_bundle(checkpoint, target, ExportOptions(overwrite=True, box_counts=(1,)))
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="link"):
+        write_bundle(checkpoint, tmp_path / "link", QUICK)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_frozen_number_of_boxes_is_found_out(checkpoint):
+    _, spec = graph_specs(checkpoint.model())
+    graph = to_onnx(spec)
+    check(graph, spec)
+    graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(ExportError, match="decoder: outputs"):
+        check(graph, spec)
+
+
+def test_simplification_keeps_the_values(checkpoint):
+    import onnxruntime
+
+    _, spec = graph_specs(checkpoint.model())
+    graph = to_onnx(spec)
+    rng = np.random.default_rng(0)
+    inputs = {
+        "image_embedding": rng.normal(size=(1, 256, 64, 64)).astype(np.float32),
+        "boxes": np.array([[10, 20, 90, 80], [0, 0, 255, 255], [5, 5, 9, 200]], np.float32),
+    }
+    outputs = [
+        onnxruntime.InferenceSession(g.SerializeToString()).run(None, inputs)[0]
+        for g in (graph, simplify(graph, spec.name))
+    ]
+    assert outputs[0].shape == (3, 256, 256)
+    assert np.abs(outputs[0] - outputs[1]).max() < 1e-4
+
+
+def test_images_of_the_caller_are_used(tmp_path, checkpoint):
+    with pytest.raises(VerificationError, match="no readable image"):
+        write_bundle(checkpoint, tmp_path / "b", ExportOptions(images=tmp_path, box_counts=(1,)))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_the_command_exports_and_inspects(tmp_path, golden_checkpoint):
+    result = run(golden_checkpoint("loralib"), "-o", tmp_path / "bundle", "--name", "golden")
+    assert result.exit_code == 0, result.output
+    assert "layout training, loralib" in result.output
+    assert "folded LoRA of rank 4, alpha 1, in attn.qkv, mlp.fc1, mlp.fc2" in result.output
+    result = run("--inspect", tmp_path / "bundle")
+    assert result.exit_code == 0
+    for part in (
+        "golden",
+        "loralib.pth",
+        "rank 4",
+        "encoder.onnx",
+        "('N', 256, 256)",
+        "241 boxes",
+        "openvino",
+    ):
+        assert part in result.output
+    (tmp_path / "bundle" / "decoder.onnx").write_bytes(b"")
+    result = run("--inspect", tmp_path / "bundle")
+    assert result.exit_code == 1
+    assert "decoder.onnx" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a.pth"], ["-o", "b"], ["a.pth", "--untrained", "-o", "b"], ["--inspect", "b", "-o", "c"]],
+)
+def test_wrong_use(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_bad_checkpoint_ends_in_one_line(tmp_path):
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "bad.pth")
+    result = run(tmp_path / "bad.pth", "-o", tmp_path / "bundle")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "bad.pth" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.pth"]
+
+
+def test_help_shows_examples_and_exit_codes():
+    result = run("--help")
+    assert "litemed-export lite_medsam.pth -o bundle" in result.output
+    assert "Exit codes" in result.output
