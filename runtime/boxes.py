@@ -1,0 +1,154 @@
+"""Bounding-box prompts: checked and clipped once, trusted afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from litemed.runtime.errors import InputError
+
+# Label 65535 is the last that a uint16 label map holds.
+MAX_BOXES = 65_535
+
+_INT64_MAX = np.iinfo(np.int64).max
+# The first float that int64 does not hold; as a float64, because a float16 beside a Python float overflows.
+_PAST_INT64 = np.float64(2.0**63)
+_LISTED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The boxes of one image, numbered from 1 in the order given; box i becomes label i.
+
+    Made by :meth:`parse`, which checks them; the arrays are read-only.
+
+    Attributes:
+        xyxy: int64 (N, 4), x0 y0 x1 y1 in pixels of the original image, 0 <= x0 < x1 <= width and
+            0 <= y0 < y1 <= height.
+        z: int64 (N, 2), first and last slice, both inclusive; None for a 2D image.
+        clipped: 1-based numbers of the boxes that reached out of the image in x or y and were cut.
+    """
+
+    xyxy: npt.NDArray[np.int64]
+    z: npt.NDArray[np.int64] | None
+    clipped: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of boxes."""
+        return len(self.xyxy)
+
+    @classmethod
+    def parse(cls, array: npt.ArrayLike, shape_of_image: tuple[int, ...], source: str = "boxes") -> Boxes:
+        """Check boxes against their image and clip what reaches out of it in x or y.
+
+        Args:
+            array: (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a volume, in
+                pixels and slices of the original image, z0 and z1 both inclusive.
+            shape_of_image: (height, width) or (height, width, 3) of an image, (depth, height, width)
+                of a volume. A last axis of 3 is always colour.
+            source: names the boxes in error messages.
+
+        What happens to what:
+
+        ==========================================================  =========================
+        boxes                                                       outcome
+        ==========================================================  =========================
+        any integer dtype, floats with whole numbers                accepted
+        partly outside in x or y                                    clipped, see ``clipped``
+        none at all, more than 65535                                refused
+        not (N, 4) or (N, 6); (N, 6) for an image, (N, 4) for a     refused
+        volume
+        bool, complex, text, object and other dtypes                refused
+        NaN, infinity, fractions, beyond 64-bit integers            refused
+        inverted or without area: x1 <= x0, y1 <= y0, or z1 < z0    refused
+        wholly outside the image                                    refused
+        any z below 0 or past the last slice                        refused
+        ==========================================================  =========================
+
+        Raises:
+            InputError: a box is refused; the message numbers the offending boxes from 1.
+        """
+        depth, height, width = _extent(shape_of_image, source)
+        corners = _whole_numbers(_table(array, depth is not None, source), source)
+        columns = (0, 1, 3, 4) if depth is not None else (0, 1, 2, 3)
+        x0, y0, x1, y1 = (corners[:, column] for column in columns)
+        _refuse(source, corners, (x1 <= x0) | (y1 <= y0), "needs x0 < x1 and y0 < y1")
+        size = f"is outside the image of {width} x {height} pixels (width x height)"
+        _refuse(source, corners, (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height), size)
+        z = None
+        if depth is not None:
+            z = np.ascontiguousarray(corners[:, [2, 5]])
+            _refuse(source, corners, z[:, 1] < z[:, 0], "needs z0 <= z1")
+            _refuse(
+                source, corners, (z[:, 0] < 0) | (z[:, 1] >= depth), f"is outside slices 0 to {depth - 1}"
+            )
+            z.setflags(write=False)
+        given = np.stack([x0, y0, x1, y1], axis=1)
+        xyxy = np.clip(given, 0, np.array([width, height, width, height], np.int64))
+        xyxy.setflags(write=False)
+        clipped = np.flatnonzero((xyxy != given).any(axis=1)) + 1
+        return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
+
+
+def _extent(shape: tuple[int, ...], source: str) -> tuple[int | None, int, int]:
+    """Return depth (None in 2D), height and width of an image's shape."""
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 3):
+        return None, shape[0], shape[1]
+    if len(shape) == 3:
+        return shape
+    raise InputError(
+        f"{source}: an image of shape {tuple(shape)} takes no boxes; give (height, width), "
+        "(height, width, 3) or (depth, height, width)"
+    )
+
+
+def _table(array: npt.ArrayLike, is_volume: bool, source: str) -> np.ndarray:
+    """Return the boxes as an array of a numeric dtype and the right shape."""
+    try:
+        table = np.asarray(array)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{source}: not a table of numbers; give (N, 4) or (N, 6)") from error
+    if table.size == 0:
+        raise InputError(f"{source}: there are no boxes; give at least one")
+    if table.ndim != 2 or table.shape[1] != (6 if is_volume else 4):
+        needed = (
+            "volume needs (N, 6) as x0 y0 z0 x1 y1 z1" if is_volume else "image needs (N, 4) as x0 y0 x1 y1"
+        )
+        raise InputError(f"{source}: boxes have shape {table.shape}; the {needed}")
+    if len(table) > MAX_BOXES:
+        raise InputError(f"{source}: {len(table)} boxes; the most is {MAX_BOXES}")
+    if table.dtype.kind not in "iuf":
+        raise InputError(f"{source}: boxes have dtype {table.dtype}; give integers")
+    return table
+
+
+def _whole_numbers(table: np.ndarray, source: str) -> npt.NDArray[np.int64]:
+    """Return the boxes in int64; refuses what an integer pixel cannot be."""
+    if table.dtype.kind == "f":
+        _refuse(source, table, ~np.isfinite(table).all(axis=1), "is not finite")
+        _refuse(source, table, (table != np.floor(table)).any(axis=1), "is not in whole pixels")
+        _refuse(source, table, np.any(np.abs(table) >= _PAST_INT64, axis=1), "is too large")
+    elif table.dtype.kind == "u":
+        _refuse(source, table, np.any(table > _INT64_MAX, axis=1), "is too large")
+    return table.astype(np.int64)
+
+
+def _refuse(source: str, table: np.ndarray, bad: npt.NDArray[np.bool_], why: str) -> None:
+    """Raise an InputError if any row is marked as bad."""
+    rows = np.flatnonzero(bad)
+    if not rows.size:
+        return
+    first = rows[0]
+    values = ", ".join(f"{value:g}" if table.dtype.kind == "f" else str(value) for value in table[first])
+    others = f" (and box {', '.join(_numbers(rows[1:]))})" if rows.size > 1 else ""
+    raise InputError(f"{source}: box {first + 1} [{values}] {why}{others}")
+
+
+def _numbers(rows: np.ndarray) -> Iterator[str]:
+    """Yield the first few 1-based numbers, then an ellipsis if there are more."""
+    yield from (str(row + 1) for row in rows[:_LISTED])
+    if rows.size > _LISTED:
+        yield "..."

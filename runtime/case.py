@@ -1,0 +1,63 @@
+"""One image or volume with its box prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One input of a run, as every reader makes it.
+
+    Attributes:
+        name: the file's name without its suffix; the result is called NAME.npz.
+        image: uint8, C-contiguous: (height, width) grey, (height, width, 3) in the order R G B, or a
+            volume (depth, height, width).
+        boxes: the prompts, checked against this image.
+        spacing: positive lengths as the file gives them, one per spatial axis, in mm; None if it gives none.
+        source: the file it was read from, or None.
+
+    Raises:
+        InputError: image and boxes do not fit the description above.
+    """
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    boxes: Boxes
+    spacing: tuple[float, ...] | None = None
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no reader may get wrong."""
+        image = self.image
+        if image.dtype != np.uint8 or not image.flags.c_contiguous:
+            raise InputError(f"{self.name}: the image must be C-contiguous uint8, not {image.dtype}")
+        colour = image.ndim == 3 and image.shape[2] == 3
+        dimensions = image.ndim - colour
+        if dimensions != (3 if self.is_volume else 2) or 0 in image.shape:
+            raise InputError(
+                f"{self.name}: image of shape {image.shape} with boxes of "
+                f"{'a volume' if self.is_volume else 'an image'}; give (height, width), (height, width, 3) "
+                "or (depth, height, width)"
+            )
+        if self.spacing is not None and len(self.spacing) != dimensions:
+            raise InputError(
+                f"{self.name}: spacing {self.spacing} for {dimensions} axes; give one length each"
+            )
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the image is a volume (depth, height, width)."""
+        return self.boxes.z is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape: (height, width) or (depth, height, width), that of the label map."""
+        return self.image.shape if self.is_volume else self.image.shape[:2]
