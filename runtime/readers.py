@@ -1,0 +1,234 @@
+"""Find cases and read them.
+
+Two kinds of case are read:
+
+``NAME.npz``, the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
+width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1; optionally ``spacing``.
+
+``NAME.png``, ``.jpg``, ``.jpeg``, ``.tif`` or ``.tiff`` with a sidecar ``NAME.json`` beside it::
+
+    {"boxes": [[x0, y0, x1, y1], ...]}
+
+in pixels as they are stored in the file, x to the right, y downwards, from the upper left corner; x1 and y1
+may be as large as width and height. Box i becomes label i. Other keys are free for notes and are not read.
+
+An image is used as stored: alpha is dropped, 16-bit values are stretched from their minimum and maximum to 8
+bit. An image with an orientation tag is refused, for programs disagree on whether pixels that boxes count are
+those before or after the turn; so is a file of several pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from litemed.runtime.boxes import MAX_BOXES, Boxes
+from litemed.runtime.case import Case
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.image_header import read_image_header
+from litemed.runtime.npz import MAX_VOXELS, NpzReader
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+CASE_SUFFIXES = (".npz", *IMAGE_SUFFIXES)
+
+# 65535 boxes of four six-digit numbers with generous white space.
+MAX_SIDECAR_BYTES = 4 * 2**20
+# An uncompressed 16-bit image of the most voxels.
+MAX_IMAGE_BYTES = 2**30
+
+
+def list_cases(paths: Iterable[Path]) -> list[Path]:
+    """Return the case files that ``paths`` name, each once, in the order given.
+
+    A folder stands for the files directly in it that have a case's suffix, in the order of their names;
+    names that begin with a dot are passed over.
+
+    Raises:
+        UsageError: a path does not exist, is of no kind that is read, or there is no case at all.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            listed = sorted(
+                entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_file()
+            )
+            cases = [entry for entry in listed if entry.suffix.lower() in CASE_SUFFIXES]
+            if not cases:
+                raise UsageError(
+                    f"{path}: no case in this folder; put {', '.join(CASE_SUFFIXES)} files there"
+                )
+        elif not path.exists():
+            raise UsageError(f"{path}: no such file or folder; check the path")
+        elif not path.is_file() or path.suffix.lower() not in CASE_SUFFIXES:
+            raise UsageError(f"{path}: not a case; give {', '.join(CASE_SUFFIXES)} files or folders of them")
+        else:
+            cases = [path]
+        for case in cases:
+            found.setdefault(case.resolve(), case)
+    if not found:
+        raise UsageError("no cases given; name files or folders")
+    return list(found.values())
+
+
+def case_files(path: Path) -> tuple[Path, ...]:
+    """Return every file that makes up the case: the npz, or the image and its sidecar."""
+    return (path,) if path.suffix.lower() == ".npz" else (path, path.with_suffix(".json"))
+
+
+def read_case(path: Path) -> Case:
+    """Read one case of any kind (see the module's description).
+
+    Raises:
+        InputError: the file cannot be used; the message names it.
+    """
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _read_image(path)
+    raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
+
+
+def _read_npz(path: Path) -> Case:
+    with NpzReader(path) as archive:
+        missing = {"imgs", "boxes"} - set(archive.names)
+        if missing:
+            raise InputError(
+                f"{path}: no array {' or '.join(sorted(missing))}, only "
+                f"{', '.join(map(repr, archive.names)) or 'nothing'}; a case needs imgs and boxes"
+            )
+        declared = archive.header("imgs")
+        if declared.dtype != np.uint8:
+            raise InputError(f"{path}: imgs is {declared.dtype}; window or stretch it to uint8 first")
+        if len(declared.shape) not in (2, 3) or 0 in declared.shape:
+            raise InputError(
+                f"{path}: imgs has shape {declared.shape}; give (height, width), (height, width, 3) or "
+                "(depth, height, width)"
+            )
+        boxes_declared = archive.header("boxes")
+        if boxes_declared.shape[:1] > (MAX_BOXES,):
+            raise InputError(f"{path}: {boxes_declared.shape[0]} boxes; the most is {MAX_BOXES}")
+        # The boxes first: a case that fails for them is not worth decompressing its image.
+        boxes = Boxes.parse(archive.read("boxes"), declared.shape, source=str(path))
+        spacing = _spacing(archive, 2 if boxes.z is None else 3) if "spacing" in archive.names else None
+        return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
+
+
+def _spacing(archive: NpzReader, dimensions: int) -> tuple[float, ...]:
+    declared = archive.header("spacing")
+    if declared.shape != (dimensions,) or declared.dtype.kind not in "iuf":
+        raise InputError(
+            f"{archive.path}: spacing is {declared.dtype} of shape {declared.shape}; "
+            f"give {dimensions} lengths"
+        )
+    values = archive.read("spacing").astype(np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise InputError(f"{archive.path}: spacing {values.tolist()} is not positive and finite; correct it")
+    return tuple(values.tolist())
+
+
+def _read_image(path: Path) -> Case:
+    image = decode_image(_read_bytes(path, MAX_IMAGE_BYTES), str(path))
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
+    boxes = Boxes.parse(_read_sidecar(sidecar), image.shape, source=str(sidecar))
+    return Case(path.stem, image, boxes, None, path)
+
+
+def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
+    """Decode a PNG, JPEG or TIFF file to uint8 (height, width) or (height, width, 3) in the order R G B.
+
+    Args:
+        data: the file's bytes.
+        source: names the file in error messages.
+
+    Raises:
+        InputError: another format, damaged, larger than ``MAX_VOXELS`` values, several pages, an orientation
+            tag other than 1, or values that are neither 8-bit nor 16-bit unsigned.
+    """
+    header = read_image_header(data, source)
+    if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:
+        raise InputError(
+            f"{source}: declares {header.width} x {header.height} pixels of {header.samples} values; "
+            f"the most is {MAX_VOXELS} values, split the image"
+        )
+    if header.pages > 1:
+        raise InputError(f"{source}: has several pages; save the one to segment, or a volume as npz")
+    if 2 <= header.orientation <= 8:
+        raise InputError(
+            f"{source}: its orientation tag is {header.orientation}, so its boxes can be meant in two ways; "
+            "save it upright and without the tag"
+        )
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise InputError(f"{source}: not a readable image (OpenCV refuses it); save it again") from error
+    if decoded is None or decoded.shape[:2] != (header.height, header.width):
+        raise InputError(f"{source}: not a readable image (its data are damaged); copy or save it again")
+    if decoded.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{source}: its values are {decoded.dtype}; save it with 8 or 16 bits per value")
+    if decoded.ndim == 3 and decoded.shape[2] not in (3, 4):
+        raise InputError(f"{source}: it has {decoded.shape[2]} channels; save it as grey or RGB")
+    if decoded.ndim == 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGB if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(decoded if decoded.dtype == np.uint8 else _stretch(decoded))
+
+
+def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
+    """Map 16-bit values from their minimum and maximum to 0 and 255; a constant image becomes 0."""
+    low, high = int(image.min()), int(image.max())
+    table = np.arange(low, high + 1, dtype=np.float64) - low
+    levels = np.rint(table * (255 / max(high - low, 1))).astype(np.uint8)
+    return levels[image - np.uint16(low)]
+
+
+def _read_sidecar(path: Path) -> list[list[int | float]]:
+    """Return the boxes of a sidecar as rows of four numbers."""
+    data = _read_bytes(path, MAX_SIDECAR_BYTES)
+    try:
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not readable as JSON ({reason}); correct it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
+        raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
+    for number, row in enumerate(content["boxes"], start=1):
+        # By type, because True is an int to isinstance.
+        if (
+            not isinstance(row, list)
+            or len(row) != 4
+            or any(type(value) not in (int, float) for value in row)
+        ):
+            raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
+    return content["boxes"]
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key appears twice")
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    """Read a whole file of at most ``limit`` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise InputError(f"{path}: the file is empty; copy it again")
+    if len(data) > limit:
+        raise InputError(f"{path}: larger than {limit} bytes; make it smaller")
+    return data

@@ -1,0 +1,413 @@
+"""Reading cases: both kinds as documented, and every refusal by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from litemed.runtime.boxes import MAX_BOXES
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.image_header import read_image_header
+from litemed.runtime.npz import MAX_VOXELS
+from litemed.runtime.readers import MAX_SIDECAR_BYTES, case_files, decode_image, list_cases, read_case
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (30, 40), np.uint8)
+RGB = RNG.integers(0, 256, (30, 40, 3), np.uint8)
+
+
+def encode(suffix: str, image: np.ndarray, *parameters: int) -> bytes:
+    """Encode an image that is grey, or RGB or RGBA as we count channels."""
+    if image.ndim == 3:
+        image = image[:, :, [2, 1, 0, 3][: image.shape[2]]]
+    done, data = cv2.imencode(suffix, image, parameters)
+    assert done
+    return data.tobytes()
+
+
+def write_image(folder: Path, name: str, image: np.ndarray, boxes: Any = ((1, 2, 20, 25),)) -> Path:
+    path = folder / name
+    path.write_bytes(encode(path.suffix, image))
+    path.with_suffix(".json").write_text(json.dumps({"boxes": boxes}))
+    return path
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, body: bytes = b"", extra: bytes = b"") -> bytes:
+    """Return an 8-bit grey PNG that declares whatever it is told to."""
+    header = struct.pack(">2L5B", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(body)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def exif(orientation: int, order: str = ">") -> bytes:
+    magic = b"MM\0*" if order == ">" else b"II*\0"
+    return magic + struct.pack(order + "LHHHLHHL", 8, 1, 274, 3, 1, orientation, 0, 0)
+
+
+def jpeg_with(exif_block: bytes) -> bytes:
+    plain = encode(".jpg", RGB)
+    body = b"Exif\0\0" + exif_block
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+
+
+# The challenge's npz
+
+
+@pytest.mark.parametrize("name", ["2DBox_Golden_five", "2DBox_Golden_one", "2DBox_Golden_upscaled"])
+def test_a_2d_challenge_case_is_read_as_it_stands(name: str, shared: Callable[[str], Path]) -> None:
+    path = shared(f"golden/cases/{name}.npz")
+    case = read_case(path)
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(case.image, stored["imgs"])
+        np.testing.assert_array_equal(case.boxes.xyxy, stored["boxes"])
+    assert (case.name, case.source, case.spacing, case.is_volume) == (name, path, None, False)
+    assert case.shape == case.image.shape[:2]
+
+
+def test_a_3d_challenge_case_is_read_as_it_stands(shared: Callable[[str], Path]) -> None:
+    path = shared("golden/cases/3DBox_Golden_three.npz")
+    case = read_case(path)
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(case.image, stored["imgs"])
+        np.testing.assert_array_equal(case.boxes.xyxy, stored["boxes"][:, [0, 1, 3, 4]])
+        np.testing.assert_array_equal(case.boxes.z, stored["boxes"][:, [2, 5]])
+        assert case.spacing == tuple(stored["spacing"])
+    assert case.is_volume
+    assert case.shape == case.image.shape == (9, 120, 160)
+
+
+def test_a_grey_image_in_column_order_becomes_c_contiguous(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", imgs=np.asfortranarray(GREY), boxes=[[0, 0, 5, 5]])
+    case = read_case(tmp_path / "a.npz")
+    np.testing.assert_array_equal(case.image, GREY)
+    assert case.image.flags.c_contiguous
+
+
+BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"imgs": GREY}, "no array boxes, only 'imgs'"),
+        ({"boxes": BOX2}, "no array imgs, only 'boxes'"),
+        ({"image": GREY, "box": BOX2}, "no array boxes or imgs, only 'image', 'box'"),
+        ({"imgs": GREY, "gts": GREY}, "no array boxes, only 'imgs', 'gts'"),
+        ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
+        ({"imgs": GREY.astype(np.int16), "boxes": BOX2}, "imgs is int16"),
+        ({"imgs": GREY[0], "boxes": BOX2}, r"imgs has shape \(40,\)"),
+        ({"imgs": RGB[None], "boxes": BOX2}, r"imgs has shape \(1, 30, 40, 3\)"),
+        ({"imgs": GREY[:0], "boxes": BOX2}, r"imgs has shape \(0, 40\)"),
+        ({"imgs": RGB, "boxes": BOX3}, r"image needs \(N, 4\)"),
+        ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": BOX2}, r"volume needs \(N, 6\)"),
+        ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": [[0, 0, 3, 5, 5, 5]]}, "outside slices 0 to 4"),
+        ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": [[0, 0, -1, 5, 5, 2]]}, "outside slices 0 to 4"),
+        ({"imgs": GREY, "boxes": [[0, 0, np.nan, 5]]}, "not finite"),
+        ({"imgs": GREY, "boxes": [[90, 90, 99, 99]]}, "outside the image"),
+        ({"imgs": GREY, "boxes": [[5, 5, 2, 2]]}, "needs x0 < x1"),
+        ({"imgs": GREY, "boxes": [[5, 5, 5, 9]]}, "needs x0 < x1"),
+        ({"imgs": GREY, "boxes": np.zeros((0, 4), int)}, "no boxes"),
+        ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),
+        ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
+        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 1.0, 1.0]}, "give 2 lengths"),
+        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 0.0]}, "not positive"),
+        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, np.nan]}, "not positive and finite"),
+        ({"imgs": GREY, "boxes": BOX2, "spacing": ["1", "1"]}, "no plain numbers"),
+    ],
+)
+def test_an_npz_that_is_no_case_is_refused_by_name(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=message) as caught:
+        read_case(tmp_path / "a.npz")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_boxes_that_reach_out_are_cut_and_numbered(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", imgs=GREY, boxes=[[0, 0, 5, 5], [-3, 20, 60, 70]])
+    boxes = read_case(tmp_path / "a.npz").boxes
+    np.testing.assert_array_equal(boxes.xyxy, [[0, 0, 5, 5], [0, 20, 40, 30]])
+    assert boxes.clipped == (2,)
+
+
+# Images
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
+@pytest.mark.parametrize("image", [GREY, RGB])
+def test_a_lossless_image_is_read_as_it_stands(suffix: str, image: np.ndarray, tmp_path: Path) -> None:
+    case = read_case(write_image(tmp_path, f"a{suffix}", image))
+    np.testing.assert_array_equal(case.image, image)
+    np.testing.assert_array_equal(case.boxes.xyxy, [[1, 2, 20, 25]])
+    assert (case.name, case.spacing, case.is_volume) == ("a", None, False)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path) -> None:
+    red = np.zeros((30, 40, 3), np.uint8)
+    red[..., 0] = 255
+    image = read_case(write_image(tmp_path, f"a{suffix}", red)).image
+    assert image.shape == (30, 40, 3)
+    assert image[..., 0].min() > 250
+    assert image[..., 1:].max() < 5
+
+
+def test_real_images_are_read_in_their_declared_size(shared: Callable[[str], Path]) -> None:
+    paths = sorted(shared("data/open").glob("*/*/images/*.[jp][pn]g"))[::20]
+    assert paths
+    for path in paths:
+        data = path.read_bytes()
+        header = read_image_header(data, str(path))
+        assert decode_image(data, str(path)).shape[:2] == (header.height, header.width)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, RNG.integers(0, 256, (30, 40), np.uint8)])
+    np.testing.assert_array_equal(read_case(write_image(tmp_path, "a.png", rgba)).image, RGB)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3)])
+def test_16_bit_values_are_stretched_from_minimum_and_maximum(
+    suffix: str, shape: tuple, tmp_path: Path
+) -> None:
+    deep = RNG.integers(1000, 5000, shape, np.uint16)
+    image = read_case(write_image(tmp_path, f"a{suffix}", deep)).image
+    low, high = int(deep.min()), int(deep.max())
+    np.testing.assert_array_equal(image, np.rint((deep.astype(float) - low) * 255 / (high - low)))
+    assert image.dtype == np.uint8
+    assert (image.min(), image.max()) == (0, 255)
+
+
+def test_a_constant_16_bit_image_becomes_zero(tmp_path: Path) -> None:
+    path = write_image(tmp_path, "a.png", np.full((30, 40), 65535, np.uint16))
+    np.testing.assert_array_equal(read_case(path).image, np.zeros((30, 40)))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("order", [">", "<"])
+def test_an_orientation_tag_is_refused(orientation: int, order: str) -> None:
+    block = exif(orientation, order)
+    for data in (jpeg_with(block), png(4, 3, b"\0" * 15, chunk(b"eXIf", block))):
+        with pytest.raises(InputError, match=f"orientation tag is {orientation}"):
+            decode_image(data, "a")
+
+
+def test_a_tiff_with_an_orientation_tag_is_refused() -> None:
+    data = encode(".tif", GREY)
+    order, first = "<", struct.unpack_from("<L", data, 4)[0]
+    (count,) = struct.unpack_from("<H", data, first)
+    entries = data[first + 2 : first + 2 + 12 * count]
+    # A copy of the directory at the end of the file, with the tag in it.
+    tag = struct.pack(order + "HHLHH", 274, 3, 1, 6, 0)
+    moved = data[:4] + struct.pack("<L", len(data)) + data[8:]
+    moved += struct.pack("<H", count + 1) + entries + tag + b"\0" * 4
+    with pytest.raises(InputError, match="orientation tag is 6"):
+        decode_image(moved, "a")
+
+
+@pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"MM", b"II*\0\xff\xff\xff\xff"])
+def test_exif_that_states_no_turn_changes_nothing(block: bytes) -> None:
+    np.testing.assert_array_equal(decode_image(jpeg_with(block), "a"), decode_image(encode(".jpg", RGB), "a"))
+
+
+def test_a_file_of_several_pages_is_refused(tmp_path: Path) -> None:
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
+    with pytest.raises(InputError, match="several pages"):
+        decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
+
+
+def test_float_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="values are float32"):
+        decode_image(encode(".tif", GREY.astype(np.float32)), "a.tif")
+
+
+@pytest.mark.parametrize(("width", "height"), [(2**31 - 1, 2**31 - 1), (MAX_VOXELS + 1, 1), (0, 5)])
+def test_a_declared_size_past_the_limit_is_refused_before_decoding(width: int, height: int) -> None:
+    with pytest.raises(InputError, match=f"declares {width} x {height} pixels"):
+        decode_image(png(width, height), "a.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_every_truncation_of_an_image_is_refused(suffix: str) -> None:
+    data = encode(suffix, RGB)
+    for length in range(0, len(data), 7):
+        with pytest.raises(InputError, match=r"^a: not "):
+            decode_image(data[:length], "a")
+
+
+def test_a_changed_byte_in_a_png_is_refused() -> None:
+    data = bytearray(encode(".png", RGB))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(InputError, match="checksum of chunk b'IDAT' is wrong"):
+        decode_image(bytes(data), "a.png")
+
+
+def test_a_png_with_too_few_pixels_is_refused() -> None:
+    with pytest.raises(InputError, match="not a readable image"):
+        decode_image(png(40, 30, b"\0" * 41), "a.png")
+
+
+@pytest.mark.parametrize("data", [b"GIF89a", b"\0" * 50, b"BM" + b"\0" * 50, b"{}"])
+def test_another_format_is_refused(data: bytes) -> None:
+    with pytest.raises(InputError, match="not a PNG, JPEG or TIFF"):
+        decode_image(data, "a.png")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif"]))
+def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
+    encoded = bytearray(encode(suffix, GREY))
+    for _ in range(data.draw(st.integers(1, 5))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(encoded)))
+    del encoded[cut : cut + data.draw(st.integers(0, 30))]
+    try:
+        header = read_image_header(bytes(encoded), "a")
+    except InputError:
+        return
+    assert header.pages in (1, 2)
+
+
+@pytest.mark.parametrize("magic", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+@settings(max_examples=100, deadline=None)
+@given(rest=st.binary(max_size=100))
+def test_a_fuzzed_bigtiff_is_refused_by_our_own_error(magic: bytes, rest: bytes) -> None:
+    try:
+        read_image_header(magic + rest, "a")
+    except InputError:
+        return
+
+
+# Sidecars
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("nonsense", "not readable as JSON"),
+        ("[[1, 2, 3, 4]]", "no list of boxes"),
+        ('{"box": [[1, 2, 3, 4]]}', "no list of boxes"),
+        ('{"boxes": {}}', "no list of boxes"),
+        ('{"boxes": []}', "no boxes"),
+        ('{"boxes": [[1, 2, 3]]}', "box 1 is not four numbers"),
+        ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not four numbers"),
+        ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not four numbers"),
+        ('{"boxes": [[1, 2, 3, "4"]]}', "box 1 is not four numbers"),
+        ('{"boxes": [[1, 2, 3, null]]}', "box 1 is not four numbers"),
+        ('{"boxes": [[1, 2, 3, NaN]]}', "NaN is not a number"),
+        ('{"boxes": [[1, 2, 3, -Infinity]]}', "-Infinity is not a number"),
+        ('{"boxes": [[1, 2, 3, 1e999]]}', "not finite"),
+        ('{"boxes": [[1, 2, 3.5, 4]]}', "whole pixels"),
+        ('{"boxes": [[1, 2, 30000000000000000000, 4]]}', "dtype object|too large|outside"),
+        ('{"boxes": [[1, 2, ' + "9" * 5000 + ", 4]]}", "not readable as JSON"),
+        ('{"boxes": [[1, 2, 3, 4]], "boxes": [[1, 2, 3, 4]]}', "key appears twice"),
+        ('{"boxes": ' + "[" * 100_000, "nested too deeply"),
+        (" " * (MAX_SIDECAR_BYTES + 1), "larger than"),
+        ('{"boxes": [[1, 2, 3, 4]]}garbage', "Extra data"),
+    ],
+)
+def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    path = write_image(tmp_path, "a.png", GREY)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_case(path)
+    assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sidecar_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = write_image(tmp_path, "a.png", GREY)
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"a\.json: not readable as JSON"):
+        read_case(path)
+
+
+def test_an_image_without_a_sidecar_is_refused_and_told_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(".png", GREY))
+    with pytest.raises(InputError, match=r'no boxes; write them to .*a\.json as {"boxes"'):
+        read_case(tmp_path / "a.png")
+
+
+def test_a_sidecar_may_carry_other_keys_a_byte_order_mark_and_whole_floats(tmp_path: Path) -> None:
+    path = write_image(tmp_path, "a.png", GREY)
+    (tmp_path / "a.json").write_text('{"note": "left", "boxes": [[1.0, 2, 3e0, 4]]}', encoding="utf-8-sig")
+    np.testing.assert_array_equal(read_case(path).boxes.xyxy, [[1, 2, 3, 4]])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["boxes", "b"]), inner),
+    )
+)
+def test_any_json_is_read_or_refused_by_our_own_error(tmp_path: Path, content: Any) -> None:
+    path = write_image(tmp_path, "a.png", GREY, boxes=content)
+    try:
+        case = read_case(path)
+    except InputError:
+        return
+    assert len(case.boxes) == len(content)
+
+
+# Listing
+
+
+def test_a_folder_lists_its_cases_by_name_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.npz", "a.PNG", "a.json", "c.tif", "notes.txt", "._b.npz", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub.npz").mkdir()
+    assert [path.name for path in list_cases([tmp_path])] == ["a.PNG", "b.npz", "c.tif"]
+
+
+def test_files_and_folders_mix_in_the_order_given_and_each_case_comes_once(tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.npz").symlink_to(tmp_path / "a.npz")
+    listed = list_cases([tmp_path / "b.npz", tmp_path, tmp_path / "a.npz"])
+    assert [path.name for path in listed] == ["b.npz", "a.npz"]
+
+
+@pytest.mark.parametrize("name", ["none.npz", "notes.txt", "empty"])
+def test_a_path_that_names_no_case_is_wrong_use(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=name):
+        list_cases([tmp_path / name])
+
+
+def test_no_path_at_all_is_wrong_use() -> None:
+    with pytest.raises(UsageError, match="no cases"):
+        list_cases([])
+
+
+def test_the_files_of_a_case_include_its_sidecar(tmp_path: Path) -> None:
+    assert case_files(tmp_path / "a.npz") == (tmp_path / "a.npz",)
+    assert case_files(tmp_path / "a.b.png") == (tmp_path / "a.b.png", tmp_path / "a.b.json")
+
+
+def test_a_case_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+    shutil.copy(__file__, tmp_path / "a.py")
+    with pytest.raises(InputError, match=r"a\.py: not a case"):
+        read_case(tmp_path / "a.py")
