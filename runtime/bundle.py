@@ -1,0 +1,121 @@
+"""Opens a bundle: the folder with `manifest.json` and the ONNX graphs that it lists.
+
+A stranger's bundle is checked before anything of it is run: the manifest strictly, the size and sha256 of
+every graph, and in the graphs' own headers the operator set, inputs and outputs, and that no data lies
+elsewhere. Other files in the folder are neither read nor refused. The folder may be a symbolic link, the
+files in it must not be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from litemed.runtime import manifest as manifests
+from litemed.runtime.errors import BundleError
+from litemed.runtime.manifest import Manifest, parse_manifest
+from litemed.runtime.onnx_header import Value, read_onnx_header
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle all of whose files were checked; made by `Bundle.open`.
+
+    `digest` is the sha256 of the manifest in hexadecimal; as the manifest holds the graphs' hashes, it stands
+    for the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    _graphs: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and check a bundle folder; it keeps the graphs' bytes until `released`.
+
+        Raises BundleError, one line that names the file, for whatever is missing, damaged or does not fit.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: is not a bundle; name the folder that litemed-export wrote")
+        text = _read(folder / MANIFEST, manifests.MAX_BYTES)
+        manifest = parse_manifest(text, str(folder / MANIFEST))
+        graphs = {key: _verified(folder, manifest, key) for key in manifest.graphs}
+        return cls(folder, manifest, hashlib.sha256(text).hexdigest(), graphs)
+
+    @property
+    def name(self) -> str:
+        """The name that the manifest gives."""
+        return self.manifest.name
+
+    def graph_bytes(self, key: str) -> bytes:
+        """Return a graph's file as it was checked: what is run is what was verified.
+
+        After `released` the file is read and checked anew; raises BundleError if it no longer matches.
+        """
+        kept = self._graphs.get(key)
+        return _verified(self.path, self.manifest, key) if kept is None else kept
+
+    def released(self) -> Bundle:
+        """Return the same bundle without the graphs' bytes, for keeping once the engine has them."""
+        return dataclasses.replace(self, _graphs={})
+
+
+def _verified(folder: Path, manifest: Manifest, key: str) -> bytes:
+    """Return a graph's bytes after checking them against the manifest."""
+    graph = manifest.graphs[key]
+    path = folder / graph.file
+    data = _read(path, graph.size)
+    if len(data) != graph.size:
+        raise BundleError(
+            f"{path}: has {len(data)} bytes, not the {graph.size} of the manifest; copy it again"
+        )
+    if hashlib.sha256(data).hexdigest() != graph.sha256:
+        raise BundleError(f"{path}: its sha256 is not that of the manifest; copy the bundle again")
+    header = read_onnx_header(data, str(path))
+    if header.opset != graph.opset:
+        raise BundleError(f"{path}: has opset {header.opset}, not the {graph.opset} of the manifest")
+    for what, found, wanted in (
+        ("inputs", header.inputs, graph.inputs),
+        ("outputs", header.outputs, graph.outputs),
+    ):
+        if sorted(found, key=_by_name) != sorted(wanted, key=_by_name):
+            raise BundleError(f"{path}: has {what} {_shown(found)}, not {_shown(wanted)} of the manifest")
+    return data
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """Return a regular file of at most `limit` bytes; follows no link and never waits on a pipe."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{path}: is not a plain file; copy the bundle again")
+            if status.st_size > limit:
+                raise BundleError(f"{path}: has {status.st_size} bytes, more than the {limit} expected")
+            return file.read(limit)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing; name the folder that litemed-export wrote") from None
+    except OSError as error:
+        if path.is_symlink():
+            raise BundleError(f"{path}: is a symbolic link; copy the file itself") from None
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _by_name(value: Value) -> str:
+    return value.name
+
+
+def _shown(values: tuple[Value, ...]) -> str:
+    """Return inputs or outputs for a message, one line, not too long."""
+    text = ", ".join(f"{v.name!a} {v.dtype} {list(v.shape)}" for v in values) or "none"
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,69 @@
+"""ONNX Runtime on the CPU, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
+from litemed.runtime.errors import EngineError
+from litemed.runtime.network import silence_onnxruntime
+
+NAME = "onnxruntime"
+_FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
+
+
+class OnnxRuntimeEngine:
+    """See `litemed.runtime.engines.protocol.Engine`."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        """Load the graphs of a bundle. Raises EngineError if ONNX Runtime is missing or refuses them."""
+        silence_onnxruntime()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(f"ONNX Runtime cannot be loaded ({error}); pip install onnxruntime") from error
+        # In case the calling program imported it before us.
+        onnxruntime.disable_telemetry_events()
+        self.version = str(onnxruntime.__version__)
+        self.threads = threads
+        precision = bundle.manifest.precisions["float32"]
+        self._encoder = self._session(onnxruntime, bundle.graph_bytes(precision.encoder))
+        self._decoder = self._session(onnxruntime, bundle.graph_bytes(precision.decoder))
+
+    def encode(self, image: Float) -> Float:
+        """Return the embedding of a network input."""
+        (embedding,) = self._run(self._encoder, ["image_embedding"], {"image": image})
+        return embedding
+
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        """Return logits and predicted IoU of boxes on one embedding."""
+        return decode_in_chunks(self._decode, embedding, boxes)
+
+    def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        inputs = {"image_embedding": embedding, "boxes": boxes}
+        logits, iou = self._run(self._decoder, ["logits", "iou"], inputs)
+        return logits, iou
+
+    def _session(self, onnxruntime: Any, graph: bytes) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # The arena keeps its peak as long as the session lives.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = _FATAL
+        try:
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise failure("ONNX Runtime", error) from error
+
+    def _run(self, session: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
+        try:
+            found: list[Float] = session.run(outputs, inputs)
+        except Exception as error:  # as above
+            raise failure("ONNX Runtime", error) from error
+        return found

@@ -1,0 +1,71 @@
+"""OpenVINO on the CPU, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
+from litemed.runtime.errors import EngineError
+from litemed.runtime.network import silent_openvino_import
+
+NAME = "openvino"
+
+
+class OpenVinoEngine:
+    """See `litemed.runtime.engines.protocol.Engine`."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        """Compile the graphs of a bundle. Raises EngineError if OpenVINO is missing or refuses them."""
+        try:
+            with silent_openvino_import():
+                import openvino
+        except ImportError as error:
+            raise EngineError(
+                f'OpenVINO cannot be loaded ({error}); pip install "litemed[openvino]"'
+            ) from error
+        self.version = str(openvino.__version__)
+        self.threads = threads
+        precision = bundle.manifest.precisions["float32"]
+        self._core = openvino.Core()
+        self._encoder = self._compile(bundle.graph_bytes(precision.encoder))
+        self._decoder = self._compile(bundle.graph_bytes(precision.decoder))
+
+    def encode(self, image: Float) -> Float:
+        """Return the embedding of a network input."""
+        (embedding,) = self._infer(self._encoder, ["image_embedding"], {"image": image})
+        return embedding
+
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        """Return logits and predicted IoU of boxes on one embedding."""
+        return decode_in_chunks(self._decode, embedding, boxes)
+
+    def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        inputs = {"image_embedding": embedding, "boxes": boxes}
+        logits, iou = self._infer(self._decoder, ["logits", "iou"], inputs)
+        return logits, iou
+
+    def _compile(self, graph: bytes) -> Any:
+        """Return an inference request of one compiled graph; no cache of compiled models is written."""
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 where the CPU has it
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        try:
+            return self._core.compile_model(
+                self._core.read_model(graph), "CPU", options
+            ).create_infer_request()
+        except Exception as error:  # RuntimeError, TypeError or others, by the place in its C++ code
+            raise failure("OpenVINO", error) from error
+
+    def _infer(self, request: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
+        try:
+            # Inputs are read in place; outputs are copied out, for the request writes over its own next time.
+            found = request.infer(inputs, share_inputs=True, share_outputs=False)
+            return [found[name] for name in outputs]
+        except Exception as error:  # as above
+            raise failure("OpenVINO", error) from error
