@@ -1,0 +1,100 @@
+"""From label maps to objects: components, size limits, consecutive numbers, boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects numbered from 1 without gaps.
+
+    labels: smallest unsigned dtype that holds them, (H, W) or (D, H, W); 0 is background.
+    sizes: (N,) int64, pixels or voxels of object 1..N.
+    """
+
+    labels: NDArray[Any]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def number(labels: NDArray[Any]) -> Objects:
+    """Return the distinct values above 0 of `labels` as objects, in ascending order of value."""
+    values, inverse, counts = _unique(labels)
+    if values[0] != 0:
+        # No background: shift all by one so that 0 stays free.
+        inverse, counts = inverse + 1, np.concatenate(([0], counts))
+    return Objects(inverse.astype(np.min_scalar_type(len(counts) - 1)), counts[1:].astype(np.int64))
+
+
+def keep(objects: Objects, wanted: NDArray[np.bool_]) -> Objects:
+    """Return only the objects for which `wanted`, (N,), is true, numbered anew in the same order."""
+    if wanted.all():
+        return objects
+    sizes = objects.sizes[wanted]
+    table = np.zeros(len(objects) + 1, np.min_scalar_type(len(sizes)))
+    table[1:][wanted] = np.arange(1, len(sizes) + 1)
+    return Objects(table[objects.labels], sizes)
+
+
+def split_components(labels: NDArray[Any]) -> NDArray[np.int32]:
+    """Return `labels` with every connected component of equal value as an object of its own.
+
+    Pixels and voxels that touch by a corner are connected, as published for MedSAM's data.
+    Numbered by value, then by the component's first voxel.
+    """
+    result = np.zeros(labels.shape, np.int32)
+    objects = number(labels)
+    structure = np.ones((3,) * labels.ndim, np.bool_)
+    count = 0
+    for index, place in enumerate(ndimage.find_objects(objects.labels), start=1):
+        components, found = ndimage.label(objects.labels[place] == index, structure)
+        inside = components > 0
+        result[place][inside] = components[inside] + count
+        count += found
+    return result
+
+
+def find_objects(labels: NDArray[Any], kind: str, components: bool) -> Objects:
+    """Return the objects of a label map.
+
+    kind: "instance" labels are one object each; "binary" and "class" labels are one object for each
+    value, or for each connected component where `components` is true.
+    """
+    return number(split_components(labels) if components and kind != "instance" else labels)
+
+
+def boxes_of(objects: Objects) -> NDArray[np.int64]:
+    """Return the boxes of all objects: (N, 4) x0 y0 x1 y1, or (N, 6) x0 y0 z0 x1 y1 z1 for a volume.
+
+    As the challenge's boxes: the smallest and largest pixel of the object, both inclusive. An object
+    that is one pixel wide or high would have a box without area, which the runtime refuses: its x1
+    or y1 is one larger (at most W or H).
+    """
+    places = ndimage.find_objects(objects.labels)
+    boxes = np.empty((len(places), 2 * objects.labels.ndim), np.int64)
+    for box, place in zip(boxes, places, strict=True):
+        low = np.array([part.start for part in place[::-1]])
+        high = np.array([part.stop - 1 for part in place[::-1]])
+        high[:2] = np.maximum(high[:2], low[:2] + 1)
+        box[:] = np.concatenate([low, high])
+    return boxes
+
+
+def _unique(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Return what `np.unique` does, without sorting where the values are small."""
+    if labels.dtype.kind in "ui" and int(labels.max()) < max(2**16, 4 * labels.size):
+        counts = np.bincount(labels.ravel())
+        values = np.flatnonzero(counts)
+        table = np.zeros(len(counts), np.int32)
+        table[values] = np.arange(len(values))
+        return values, table[labels], counts[values]
+    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return values, inverse.reshape(labels.shape), counts

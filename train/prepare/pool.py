@@ -1,0 +1,66 @@
+"""Run one function over many tasks in worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from litemed.runtime.errors import LitemedError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def map_unordered(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[Result]:
+    """Yield `function(task)` for every task, in the order in which they end.
+
+    workers: processes; 1 runs everything here, in order. `function` and the tasks must be picklable.
+    When the caller stops early, is interrupted or killed, the workers end at once.
+    Raises what `function` raises, and LitemedError where a worker dies, as it does for want of memory.
+    """
+    if workers == 1 or len(tasks) < 2:
+        yield from map(function, tasks)
+        return
+    others = set(multiprocessing.active_children())
+    # Spawned, not forked: OpenCV has threads of its own, and a fork copies their locks but not them.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(function, task) for task in tasks]):
+            yield future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise LitemedError(
+            "a worker process died, perhaps for want of memory; run again with fewer --workers to go on"
+        ) from error
+    finally:
+        # After an orderly end there are none left.
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone decides and reports.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The processes are the parallelism.
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Workers hold both ends of their task queue, so that they would wait for a killed parent for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
