@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from litemed.runtime.errors import EngineError, InputError
 from litemed.runtime.preprocess import Frame
-from numpy.typing import NDArray
 
 MAX_LABELS = 65535
 """The most boxes that one label map can tell apart."""
@@ -116,9 +117,11 @@ class LogitResizer:
     ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
         """Yield rows, columns and values of blocks of the resized plane that hold all its values >= 0.
 
-        `logits` is one plane (size, size) float32, finite. The blocks do not overlap. `values` is a buffer:
-        it is overwritten when the next block is asked for.
+        `logits` is one plane (size, size) float32. The blocks do not overlap. `values` is a buffer: it is
+        overwritten when the next block is asked for. Raises EngineError if a logit is not finite.
         """
+        if not np.isfinite(logits).all():
+            raise EngineError("the decoder returned logits that are not finite; export the bundle again")
         cropped = logits[: self.frame.scaled_height, : self.frame.scaled_width]
         return self._blocks(logits, cropped >= _SURELY_NEGATIVE)
 
@@ -202,10 +205,6 @@ class RunningMerge:
         order. Raises EngineError if a logit is not finite.
         """
         for plane, label in zip(logits, labels.tolist(), strict=True):
-            if not np.isfinite(plane).all():
-                raise EngineError(
-                    f"the decoder's output for box {label} is not finite: export the model again"
-                )
             self._add_one(plane, label)
 
     def _add_one(self, plane: NDArray[np.float32], label: int) -> None:

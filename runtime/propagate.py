@@ -1,0 +1,130 @@
+"""The published LiteMedSAM baseline's way: one box at a time, in volumes from slice to slice.
+
+In an image a later box overwrites an earlier one. In a volume each box starts on its middle slice and goes up
+and down from there; the prompt of the next slice is the bounding box of the last slice's mask, enlarged by 3
+pixels in the network's input, or the box itself where that mask is empty. Source: the published inference
+script; unlike there, the first and the last slice of a box are included, and a box may be a single slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from litemed.runtime.engines.protocol import Float
+from litemed.runtime.inference import Inference
+from litemed.runtime.merge import LogitResizer
+from litemed.runtime.preprocess import Frame
+
+BOX_MARGIN = 3
+"""By how much a mask's bounding box is enlarged on each side, in pixels of the network's input."""
+
+KEPT_EMBEDDINGS = 32
+"""How many slices' embeddings are kept from the way up for the way down: 4 MiB each at input size 256."""
+
+Labels = NDArray[np.unsignedinteger]
+
+
+def overwrite_in_image(
+    inference: Inference, image: NDArray[np.uint8], prompts: Float, frame: Frame, labels: Labels
+) -> None:
+    """Segment an image (H, W) or (H, W, 3), writing prompt i as label i + 1 into `labels`.
+
+    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `labels` is (H, W), all zero.
+    """
+    embedding = inference.encode(image)
+    resizer = LogitResizer(frame)
+    for number, prompt in enumerate(prompts, start=1):
+        logits = inference.decode(embedding, prompt[np.newaxis])[0]
+        with inference.timing("merge"):
+            _write(resizer, logits, number, labels)
+
+
+def propagate_in_volume(
+    inference: Inference,
+    volume: NDArray[np.uint8],
+    prompts: Float,
+    z: NDArray[np.int64],
+    frame: Frame,
+    labels: Labels,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Segment a volume (D, H, W), writing prompt i as label i + 1 into `labels`.
+
+    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `z` is int64 (N, 2), first and
+    last slice of each; `labels` is (D, H, W), all zero; `progress` is told the slices done and all.
+
+    The boxes do not depend on each other, so all of them go up together and then down together, and a slice is
+    encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie both on one box's way up and
+    on another's way down, the rest of them is encoded twice.
+    """
+    first, last = z.T
+    middle = (last - first) // 2 + first
+    way_up = _covered(middle, last)
+    way_down = _covered(first, middle - 1)[::-1]
+    resizer = LogitResizer(frame)
+    going_up, going_down = prompts.copy(), prompts.copy()
+    kept: dict[int, Float] = {}
+    done, total = 0, len(way_up) + len(way_down)
+
+    for position in way_up:
+        embedding = inference.encode(volume[position])
+        if position in way_down:
+            kept[position] = embedding
+            if len(kept) > KEPT_EMBEDDINGS:
+                del kept[next(iter(kept))]  # the lowest slice: the way down needs it last
+        for i in np.flatnonzero((middle <= position) & (position <= last)):
+            logits = inference.decode(embedding, going_up[[i]])[0]
+            with inference.timing("merge"):
+                mask = _write(resizer, logits, i + 1, labels[position])
+                going_up[i] = _next_prompt(mask, frame, prompts[i])
+            if position == middle[i]:
+                going_down[i] = going_up[i]
+        done += 1
+        if progress:
+            progress(done, total)
+
+    for position in way_down:
+        embedding = kept.pop(position) if position in kept else inference.encode(volume[position])
+        for i in np.flatnonzero((first <= position) & (position < middle)):
+            logits = inference.decode(embedding, going_down[[i]])[0]
+            with inference.timing("merge"):
+                mask = _write(resizer, logits, i + 1, labels[position])
+                going_down[i] = _next_prompt(mask, frame, prompts[i])
+        done += 1
+        if progress:
+            progress(done, total)
+
+
+def _covered(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[int]:
+    """Return, ascending, the slices within at least one range; both ends are inclusive."""
+    return sorted(
+        {position for low, high in zip(first, last, strict=True) for position in range(low, high + 1)}
+    )
+
+
+def _write(resizer: LogitResizer, logits: Float, number: int, labels: Labels) -> NDArray[np.uint8]:
+    """Write a label where the resized logits are positive, over lower labels only; return where, as 0 and 1."""
+    mask = np.zeros(labels.shape, np.uint8)
+    own = labels.dtype.type(number)
+    for rows, columns, values in resizer.winnable_blocks(logits):
+        inside = values > 0
+        mask[rows, columns] = inside
+        # The later box wins: in order of the boxes that would be an overwriting.
+        np.maximum(labels[rows, columns], inside * own, out=labels[rows, columns])
+    return mask
+
+
+def _next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: Float) -> Float:
+    """Return the prompt (4,) that a mask (H, W) gives to the next slice."""
+    target = (frame.scaled_width, frame.scaled_height)
+    resized = cv2.resize(mask, target, interpolation=cv2.INTER_AREA)
+    rows, columns = np.flatnonzero(resized.any(axis=1)), np.flatnonzero(resized.any(axis=0))
+    if not rows.size:
+        return otherwise
+    low = np.maximum([columns[0] - BOX_MARGIN, rows[0] - BOX_MARGIN], 0)
+    high = np.minimum([columns[-1] + BOX_MARGIN, rows[-1] + BOX_MARGIN], frame.size)
+    return np.concatenate([low, high]).astype(np.float32)

@@ -1,0 +1,145 @@
+"""Segments images and volumes with a bundle's model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.case import Case
+from litemed.runtime.engines import open_engine
+from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine, Float
+from litemed.runtime.errors import InputError
+from litemed.runtime.inference import Inference, Timings
+from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.propagate import overwrite_in_image, propagate_in_volume
+
+Labels = npt.NDArray[np.unsignedinteger]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was segmented, and what it took.
+
+    Attributes:
+        labels: label map of the image's spatial shape, (H, W) or (D, H, W): i where box i is (1-based), 0 for
+            the background; uint8 up to 255 boxes, uint16 above.
+        timings: seconds by stage.
+        slices_encoded: how often the encoder ran.
+        boxes_decoded: how many boxes were decoded; a box counts once for each of its slices.
+    """
+
+    labels: Labels
+    timings: Timings
+    slices_encoded: int
+    boxes_decoded: int
+
+
+class Segmenter:
+    """A bundle and the engine that its graphs are loaded in. It takes one call at a time."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        """Keep a bundle, without its graphs' bytes, and the engine that was opened with it."""
+        self.bundle = bundle.released()
+        self.engine = engine
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, engine: str = "auto", threads: int | None = None
+    ) -> Segmenter:
+        """Open a bundle folder and load it; see `Bundle.open` and `open_engine` for the errors."""
+        bundle = Bundle.open(path)
+        return cls(bundle, open_engine(engine, bundle, threads))
+
+    def segment(
+        self,
+        image: npt.ArrayLike,
+        boxes: npt.ArrayLike,
+        *,
+        propagate: bool = False,
+        progress: Progress | None = None,
+    ) -> Labels:
+        """Return the label map of an image or a volume; see `run` for `propagate`, `progress` and the errors.
+
+        Args:
+            image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
+            boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a volume,
+                in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
+
+        Raises:
+            InputError: the image is not of that kind, or a box is refused.
+        """
+        array = np.asarray(image)
+        if array.dtype != np.uint8:
+            raise InputError(
+                f"image: has dtype {array.dtype}, not uint8; scale it to 0..255 first (CT by a window, "
+                "MR and PET by percentiles)"
+            )
+        case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
+        return self.run(case, propagate=propagate, progress=progress).labels
+
+    def run(self, case: Case, *, propagate: bool = False, progress: Progress | None = None) -> Result:
+        """Segment a case.
+
+        All boxes of a slice are decoded on one embedding and merged by argmax with a background of 0 (the
+        paper's method); in a volume every slice from a box's first to its last is prompted with its x and y.
+
+        Args:
+            case: image or volume with boxes.
+            propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
+            progress: is called with the slices done and all after each.
+
+        Raises:
+            EngineError: the engine failed, or what it returned is not finite.
+        """
+        image, boxes = case.image, case.boxes
+        height, width = case.shape[-2:]
+        frame = Frame.of(height, width, self.bundle.manifest.input_size)
+        inference = Inference(self.engine, frame.size)
+        labels = np.zeros(case.shape, label_dtype(len(boxes)))
+        prompts = scale_boxes(boxes.xyxy, frame)
+        volume, planes, z = image, labels, boxes.z
+        if z is None:  # an image is its own and only slice
+            volume, planes, z = image[np.newaxis], labels[np.newaxis], np.zeros((len(boxes), 2), np.int64)
+        if not propagate:
+            _merge_slices(inference, volume, prompts, z, frame, planes, progress)
+        elif case.is_volume:
+            propagate_in_volume(inference, volume, prompts, z, frame, planes, progress)
+        else:
+            overwrite_in_image(inference, image, prompts, frame, labels)
+        return Result(labels, inference.timings(), inference.slices_encoded, inference.boxes_decoded)
+
+
+def _merge_slices(
+    inference: Inference,
+    volume: npt.NDArray[np.uint8],
+    prompts: Float,
+    z: npt.NDArray[np.int64],
+    frame: Frame,
+    labels: Labels,
+    progress: Progress | None,
+) -> None:
+    """Segment every slice (H, W) or (H, W, 3) of `volume` that a box covers into its plane of `labels`."""
+    first, last = z.T
+    covered = [i for i in range(len(volume)) if ((first <= i) & (i <= last)).any()]
+    resizer = LogitResizer(frame)
+    for done, position in enumerate(covered, start=1):
+        embedding = inference.encode(volume[position])
+        merge = RunningMerge(resizer, labels[position])
+        here = np.flatnonzero((first <= position) & (position <= last))
+        for start in range(0, len(here), BOXES_PER_CALL):
+            chunk = here[start : start + BOXES_PER_CALL]
+            logits = inference.decode(embedding, prompts[chunk])
+            with inference.timing("merge"):
+                merge.add(logits, chunk + 1)
+        with inference.timing("merge"):
+            merge.finish()
+        if progress:
+            progress(done, len(covered))
