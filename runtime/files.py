@@ -1,0 +1,221 @@
+"""Write files whole or not at all, one process at a time, and nowhere but where they belong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from litemed.runtime.errors import OutputError
+
+_LONGEST_NAME_BYTES = 255
+_TEMPORARY = ".tmp"
+_LOCK = ".lock"
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal; reads it in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears as ``path``, whole or not at all, when the block ends.
+
+    Until then it is a hidden temporary file in the same folder. If the block raises anything, be it
+    KeyboardInterrupt, the temporary is removed and ``path`` is what it was before. A process that is killed
+    leaves the temporary behind; :func:`remove_leftovers` takes it away.
+
+    Args:
+        path: the file to make or replace.
+        durable: have the bytes on the disk before the file appears, so that not even a power cut leaves half
+            of it. That takes some milliseconds; False is for what can be made again.
+
+    Raises:
+        OutputError: ``path`` is a symbolic link or a folder, or the file cannot be written.
+    """
+    refuse_odd_target(path)
+    temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}{_TEMPORARY}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        try:
+            with open(os.open(temporary, flags, 0o666), "wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that killed processes left of ``path``.
+
+    Call it only while no other process can be writing ``path``: under its lock.
+
+    Raises:
+        OutputError: a leftover cannot be removed.
+    """
+    try:
+        for leftover in path.parent.glob(f"{_hidden(path.name)}-*{_TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot clean up beside it: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they do not exist.
+
+    Raises:
+        OutputError: it cannot be made, or a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made a folder: {error.strerror or error}") from error
+
+
+def output_path(folder: Path, name: str, suffix: str) -> Path:
+    """Return ``folder/NAMEsuffix``, a name that lies directly in the folder.
+
+    Raises:
+        OutputError: the name is empty, hidden, has a separator or unprintable characters, or is too long.
+    """
+    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+        raise OutputError(f"{name!a} cannot name a result; rename the case")
+    if len(os.fsencode(name + suffix)) > _LONGEST_NAME_BYTES:
+        raise OutputError(f"{name!a} is too long to name a result; rename the case")
+    return folder / (name + suffix)
+
+
+def refuse_odd_target(path: Path) -> None:
+    """Raise an OutputError if there is something at ``path`` that is not a plain file.
+
+    Raises:
+        OutputError: a symbolic link, a folder or a device has that name.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OutputError(f"{path}: is a link, folder or device, not a plain file; remove it")
+
+
+def same_name_key(name: str) -> str:
+    """Return what two names share if some file system takes them for one: case and Unicode composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class FolderLock:
+    """Keeps other processes (and other locks in this one) away from a folder, or from one name in it.
+
+    A context manager round an advisory lock (flock) on a hidden file, which is removed on release; if the
+    process dies, the system lets go of the lock.
+
+    Args:
+        folder: an existing folder.
+        name: what is locked within it; by default the folder as a whole. The two do not exclude one another.
+        wait: wait until the lock is free; otherwise raise if it is not.
+
+    Attributes:
+        abandoned: once entered, whether the last holder died with the lock in its hands.
+
+    Raises:
+        LockedError: on entering, if the lock is taken and ``wait`` is False.
+        OutputError: on entering, if the lock's file cannot be made.
+    """
+
+    def __init__(self, folder: Path, name: str = "", *, wait: bool = False) -> None:
+        """Name the lock; it is taken on entering."""
+        self._path = folder / f"{_hidden(name)}{_LOCK}"
+        self._what = folder / name if name else folder
+        self._wait = wait
+        self.abandoned = False
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        """Take the lock."""
+        try:
+            while self._descriptor is None:
+                self._descriptor = self._take()
+        except BlockingIOError as error:
+            raise LockedError(
+                f"{self._what}: another process is working on it; wait for it to end"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{self._what}: cannot be locked: {error.strerror or error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            # While the lock is held, so that nobody else's file is removed.
+            self._path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _take(self) -> int | None:
+        """Return the locked descriptor, or None if the file came or went meanwhile."""
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            found = False
+        except FileExistsError:
+            try:
+                descriptor = os.open(self._path, flags)
+            except FileNotFoundError:
+                return None
+            found = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            held = os.path.samestat(os.fstat(descriptor), self._path.lstat())
+        except FileNotFoundError:
+            held = False  # its last holder removed it while this one waited
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not held:
+            os.close(descriptor)
+            return None
+        self.abandoned = found
+        return descriptor
+
+
+class LockedError(OutputError):
+    """Another process holds the lock."""
+
+
+def _hidden(name: str) -> str:
+    """Return a hidden file name of fixed length that stands for ``name``, however long that is."""
+    return f".litemed-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the folder's entries on the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know how to; they have nothing to catch up on.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
