@@ -1,0 +1,153 @@
+"""Pictures of results: label map and boxes drawn over the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from litemed.runtime.case import Case
+
+Picture = npt.NDArray[np.uint8]
+"""uint8 (height, width, 3), R G B."""
+
+# Longest side of a picture in pixels, least and most: lines are thin on small images, huge files are avoided.
+_LONGEST = (768, 1600)
+_TILE_LONGEST = 448
+_MAX_TILES = 12
+_GAP = 6
+_BACKGROUND = 24
+_FILL = 0.38
+_MAX_NUMBERED = 40
+_LUMA = (0.299, 0.587, 0.114)
+_LEAST_LUMA = 0.42
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
+    """Draw the label map and the boxes of a case over its image.
+
+    Objects are tinted and outlined, their boxes drawn and numbered, in the label's colour (:func:`colours`).
+    Of a volume the middle slice of each box is shown, at most 12 of them, side by side.
+
+    Args:
+        case: the case.
+        labels: label map of the case's spatial shape; label i belongs to box i.
+    """
+    xyxy, z = case.boxes.xyxy, case.boxes.z
+    palette = colours(len(xyxy))
+    if z is None:
+        low, high = _LONGEST
+        longest = min(max(*case.shape, low), high)
+        return _draw_slice(case.image, labels, xyxy, np.arange(1, len(xyxy) + 1), palette, longest)
+    middles = np.unique(z.sum(axis=1) // 2)
+    if len(middles) > _MAX_TILES:
+        middles = middles[np.linspace(0, len(middles) - 1, _MAX_TILES).round().astype(int)]
+    tiles = []
+    for index in middles.tolist():
+        here = np.flatnonzero((z[:, 0] <= index) & (index <= z[:, 1]))
+        longest = _TILE_LONGEST if len(middles) > 1 else _LONGEST[0]
+        tile = _draw_slice(case.image[index], labels[index], xyxy[here], here + 1, palette, longest)
+        _write(tile, f"slice {index}", (8, tile.shape[0] - 10), (255, 255, 255))
+        tiles.append(tile)
+    return montage(tiles)
+
+
+def montage(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
+    """Arrange pictures in rows on a dark ground, each in the middle of its cell.
+
+    Args:
+        pictures: at least one.
+        columns: pictures per row; by default as many as make it about square.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    shape = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
+    ground = np.full(shape, _BACKGROUND, np.uint8)
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        top = row * (height + _GAP) + (height - picture.shape[0]) // 2
+        left = column * (width + _GAP) + (width - picture.shape[1]) // 2
+        ground[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return ground
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Return a picture as a PNG file."""
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return data.tobytes()
+
+
+def colours(count: int) -> Picture:
+    """Return the colours of labels 0 to ``count``, uint8 (count + 1, 1, 3); that of the background is black.
+
+    Hues advance by the golden angle, so that neighbours differ most and no hue returns soon; saturation and
+    brightness take turns besides. Dark colours are lightened: images are dark where there is nothing.
+    """
+    number = np.arange(count)
+    hsv = np.empty((count, 1, 3), np.float32)
+    hsv[:, 0, 0] = (190 + 137.508 * number) % 360
+    hsv[:, 0, 1] = np.choose(number // 7 % 3, (0.85, 0.55, 1.0))
+    hsv[:, 0, 2] = np.choose(number // 7 % 3, (1.0, 1.0, 0.75))
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) if count else hsv
+    luma = np.dot(rgb, np.array(_LUMA, np.float32))
+    rgb += (1 - rgb) * np.clip((_LEAST_LUMA - luma) / (1 - luma + 1e-6), 0, 1)[..., None]
+    return np.concatenate([np.zeros((1, 1, 3), np.uint8), np.rint(rgb * 255).astype(np.uint8)])
+
+
+def _draw_slice(
+    image: Picture,
+    labels: npt.NDArray[np.unsignedinteger],
+    xyxy: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    palette: Picture,
+    longest: int,
+) -> np.ndarray:
+    """Draw one slice with the boxes that cover it; ``longest`` is the picture's longest side."""
+    scale = longest / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    picture = cv2.resize(colour, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    rim = 2 if longest > _TILE_LONGEST else 1
+    _tint(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT), palette, rim)
+    line = 2 if longest > _LONGEST[0] else 1
+    corners = np.rint(xyxy * scale).astype(int).reshape(-1, 2, 2)
+    inks = [tuple(palette[number, 0].tolist()) for number in numbers]
+    for (start, end), ink in zip(corners.tolist(), inks, strict=True):
+        # A dark line beneath keeps the box visible on a bright ground.
+        cv2.rectangle(picture, start, end, (0, 0, 0), line + 2)
+        cv2.rectangle(picture, start, end, ink, line)
+    if len(numbers) <= _MAX_NUMBERED:
+        for (start, _), ink, number in zip(corners.tolist(), inks, numbers.tolist(), strict=True):
+            _tag(picture, str(number), start, ink)
+    return picture
+
+
+def _tint(picture: np.ndarray, labels: np.ndarray, palette: Picture, rim: int) -> None:
+    """Tint every object and draw its rim of some pixels, in place."""
+    inks = palette[labels, 0]
+    objects = labels > 0
+    picture[objects] = cv2.addWeighted(picture, 1 - _FILL, inks, _FILL, 0)[objects]
+    kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
+    outline = (cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)) & objects
+    picture[outline] = inks[outline]
+
+
+def _tag(picture: np.ndarray, text: str, corner: Sequence[int], ink: tuple[int, ...]) -> None:
+    """Write a number on a filled ground above the box's upper left corner, or within if there is no room."""
+    (width, height), _ = cv2.getTextSize(text, _FONT, 0.45, 1)
+    left = min(max(corner[0] - 1, 0), picture.shape[1] - width - 6)
+    top = corner[1] - height - 7 if corner[1] >= height + 7 else max(corner[1], 0)
+    cv2.rectangle(picture, (left, top), (left + width + 5, top + height + 6), ink, cv2.FILLED)
+    cv2.putText(picture, text, (left + 3, top + height + 3), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _write(picture: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:
+    """Write a line with a dark rim."""
+    for shade, line in (((0, 0, 0), 3), (ink, 1)):
+        cv2.putText(picture, text, at, _FONT, 0.5, shade, line, cv2.LINE_AA)
