@@ -1,0 +1,62 @@
+"""Name the results of the cases of a run before any is begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from litemed.runtime.errors import OutputError, UsageError
+from litemed.runtime.files import output_path, same_name_key
+from litemed.runtime.readers import case_files
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case and where its results go.
+
+    Attributes:
+        path: the case's file.
+        name: by which it is reported: the file's name without suffix, or the path if that is refused.
+        target: the label map to write.
+        picture: the overlay to write, if any.
+        refusal: why this case can have no results; None if it can.
+    """
+
+    path: Path
+    name: str
+    target: Path
+    picture: Path | None
+    refusal: str | None = None
+
+
+def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job]:
+    """Name the results of all cases: OUTPUT/NAME.npz and OVERLAY/NAME.png.
+
+    Cases whose results would share a name, or differ in letter case only, are all refused, so that what comes
+    out does not depend on their order.
+
+    Raises:
+        UsageError: a result would replace an input.
+    """
+    sharing: dict[str, list[Path]] = {}
+    for path in paths:
+        sharing.setdefault(same_name_key(path.stem), []).append(path)
+    inputs = {file.resolve() for path in paths for file in case_files(path)}
+    jobs = []
+    for path in paths:
+        others = [other for other in sharing[same_name_key(path.stem)] if other is not path]
+        if others:
+            why = f"{path}: its result would have the name of that of {others[0]}; rename one of them"
+            jobs.append(Job(path, str(path), output, None, why))
+            continue
+        try:
+            target = output_path(output, path.stem, ".npz")
+            picture = None if overlay is None else output_path(overlay, path.stem, ".png")
+        except OutputError as error:
+            jobs.append(Job(path, str(path), output, None, str(error)))
+            continue
+        for result in (target, picture):
+            if result is not None and result.parent.resolve() / result.name in inputs:
+                raise UsageError(f"{result}: is an input and would be replaced; choose another folder")
+        jobs.append(Job(path, path.stem, target, picture))
+    return jobs
