@@ -1,0 +1,146 @@
+"""The command `litemed-run`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from litemed.runtime.errors import LitemedError, UsageError
+
+EPILOG = """\b
+Examples:
+  litemed-run cases -o segs --model bundle
+  litemed-run scan.npz photo.png -o segs --model bundle --overlay pictures
+  litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
+
+\b
+Cases:
+  NAME.npz           imgs, uint8: (height, width), (height, width, 3) or
+                     (depth, height, width); boxes: (N, 4) as x0 y0 x1 y1, in a
+                     volume (N, 6) as x0 y0 z0 x1 y1 z1, z1 included
+  NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
+Boxes count pixels of the image as it is stored.
+
+\b
+Results in OUT:
+  NAME.npz           segs: label i is box i, 0 is background
+  report.json        status, error, hashes and seconds of every case
+  efficiency.csv     case, seconds
+A case is skipped if its result is there and input, model and settings are
+unchanged.
+
+\b
+Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("cases", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the results.",
+    metavar="OUT",
+)
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Bundle that litemed-export wrote.",
+    metavar="BUNDLE",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnxruntime", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="Inference engine; auto takes OpenVINO where it is installed.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with; all by default."
+)
+@click.option(
+    "--propagate",
+    is_flag=True,
+    help="In volumes go from each box's middle slice outwards, as the baseline does.",
+)
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for a picture NAME.png of each result.",
+)
+@click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+@click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.version_option(package_name="litemed")
+def main(**options: Any) -> None:
+    """Segment CASES, files or folders of them, with a model bundle.
+
+    One case that fails does not stop the others.
+    """
+    try:
+        sys.exit(_run(**options))
+    except LitemedError as error:
+        if options["debug"]:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        click.echo(
+            "interrupted: what was finished is in the report; the same command goes on from there", err=True
+        )
+        sys.exit(130)
+
+
+def _run(
+    cases: tuple[Path, ...],
+    output: Path,
+    model: Path,
+    engine: str,
+    threads: int | None,
+    propagate: bool,
+    overlay: Path | None,
+    overwrite: bool,
+    debug: bool,
+    quiet: bool,
+) -> int:
+    """Run the cases and return the exit code."""
+    import cv2
+
+    import litemed.runtime
+    from litemed.runtime.console import Console
+    from litemed.runtime.folder import run_cases
+    from litemed.runtime.report import REPORT
+
+    # What OpenCV says of a damaged image on its own account would stand beside our one line.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    segmenter = litemed.runtime.load(model, engine=engine, threads=threads)
+    if not segmenter.bundle.manifest.weights.trained:
+        click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
+    with Console(debug=debug, quiet=quiet) as observer:
+        reports = run_cases(
+            cases,
+            output,
+            segmenter,
+            propagate=propagate,
+            overlay=overlay,
+            overwrite=overwrite,
+            observer=observer,
+        )
+    counts = [
+        f"{sum(r.status == status for r in reports)} {status}" for status in ("done", "skipped", "failed")
+    ]
+    if not quiet:
+        click.echo(f"{', '.join(counts)}; see {output / REPORT}")
+    return 1 if any(report.status == "failed" for report in reports) else 0
+
+
+if __name__ == "__main__":
+    main()

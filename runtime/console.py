@@ -1,0 +1,101 @@
+"""Shows a run on the console: a progress bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
+
+import click
+
+from litemed.runtime.folder import RunObserver
+from litemed.runtime.report import CaseReport
+
+# Steps of the bar per case; slices move it within.
+_STEPS = 1000
+
+
+class Console(RunObserver):
+    """Tells of cases as they finish; a context manager, so that the bar is closed whatever happens.
+
+    Errors and warnings go to stderr, one line each; what else is told in a log goes to stdout.
+
+    Args:
+        debug: show the traceback of each error.
+        quiet: show nothing but errors and warnings.
+    """
+
+    def __init__(self, *, debug: bool, quiet: bool) -> None:
+        """Show nothing yet."""
+        self._debug = debug
+        self._lines = not quiet and not sys.stderr.isatty()
+        self._wants_bar = not quiet and sys.stderr.isatty()
+        self._bar: Any = None
+        self._open = contextlib.ExitStack()
+        self._number = self._total = self._steps = 0
+
+    def __enter__(self) -> Console:
+        """Return the observer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the bar."""
+        self._open.__exit__(kind, value, traceback)
+
+    def case_started(self, case: str, number: int, total: int) -> None:
+        """Show the case beside the bar."""
+        self._number, self._total = number, total
+        if self._wants_bar:
+            if self._bar is None:
+                self._bar = self._open.enter_context(
+                    click.progressbar(
+                        length=total * _STEPS,
+                        file=sys.stderr,
+                        item_show_func=lambda item: item,
+                        show_percent=False,
+                    )
+                )
+            self._move(number - 1, 0, f"{case} ({number}/{total})")
+
+    def slices_done(self, done: int, total: int) -> None:
+        """Move the bar within its case."""
+        if self._bar is not None:
+            self._move(self._number - 1, _STEPS * done // total, self._bar.current_item)
+
+    def case_finished(self, report: CaseReport, error: Exception | None) -> None:
+        """Print what became of the case."""
+        if self._bar is not None:
+            self._move(self._number, 0, self._bar.current_item)
+        if report.status != "skipped":
+            for warning in report.warnings:
+                self._print(f"warning: {report.case}: {warning}")
+        if report.error is not None:
+            if self._debug and error is not None:
+                self._print("".join(traceback.format_exception(error)).rstrip())
+            self._print(f"error: {report.error}")
+        elif self._lines:
+            click.echo(f"[{self._number}/{self._total}] {_summary(report)}")
+
+    def _print(self, text: str) -> None:
+        """Print on stderr, above the bar."""
+        if self._bar is not None:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        click.echo(text, err=True)
+        if self._bar is not None:
+            self._bar.render_progress()
+
+    def _move(self, cases: int, within: int, item: str | None) -> None:
+        steps = cases * _STEPS + within
+        self._bar.update(steps - self._steps, item)
+        self._steps = steps
+
+
+def _summary(report: CaseReport) -> str:
+    """Return a finished case in one line."""
+    if report.status == "skipped" or report.seconds is None:
+        return f"{report.case}: skipped, its result is up to date"
+    return f"{report.case}: {report.boxes} boxes on {report.slices} slices in {report.seconds.total:.2f} s"
