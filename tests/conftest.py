@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -67,3 +69,101 @@ def golden_expected(shared: Find) -> dict[str, np.ndarray]:
     """Return the published code's outputs, see the README beside them."""
     with np.load(shared("golden/expected.npz"), allow_pickle=False) as file:
         return dict(file)
+
+
+@pytest.fixture(scope="session")
+def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return a bundle for tests of what is round the network, whose graphs take no time and are foreseeable.
+
+    Its logits are the distance in network pixels to the box's nearest edge, positive within. So every object
+    is its box, and where boxes overlap the one whose edges are farther wins.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from litemed.runtime.manifest import PREPROCESSING
+
+    def constant(name: str, values: np.ndarray) -> onnx.TensorProto:
+        return numpy_helper.from_array(values, name)
+
+    def value(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    across = np.arange(256, dtype=np.float32).reshape(1, 1, 256)
+    embedding, logits = value("image_embedding", [1, 256, 64, 64]), value("logits", ["N", 256, 256])
+    graphs = {
+        "encoder": helper.make_graph(
+            [
+                helper.make_node("AveragePool", ["image"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
+                helper.make_node("Conv", ["small", "weight"], ["image_embedding"]),
+            ],
+            "encoder",
+            [value("image", [1, 3, 256, 256])],
+            [embedding],
+            [constant("weight", np.ones((256, 3, 1, 1), np.float32))],
+        ),
+        "decoder": helper.make_graph(
+            [
+                helper.make_node("Unsqueeze", ["boxes", "axis"], ["column"]),
+                helper.make_node("Split", ["column"], ["x0", "y0", "x1", "y1"], axis=1, num_outputs=4),
+                helper.make_node("Sub", ["across", "x0"], ["left"]),
+                helper.make_node("Sub", ["x1", "across"], ["right"]),
+                helper.make_node("Sub", ["down", "y0"], ["above"]),
+                helper.make_node("Sub", ["y1", "down"], ["below"]),
+                helper.make_node("Min", ["left", "right", "above", "below"], ["distance"]),
+                helper.make_node("ReduceMean", ["image_embedding"], ["mean"], keepdims=0),
+                helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+                helper.make_node("Add", ["distance", "nothing"], ["logits"]),
+                helper.make_node("ReduceMax", ["logits", "sides"], ["iou"], keepdims=0),
+            ],
+            "decoder",
+            [embedding, value("boxes", ["N", 4])],
+            [logits, value("iou", ["N"])],
+            [
+                constant("axis", np.array([2])),
+                constant("sides", np.array([1, 2])),
+                constant("across", across),
+                constant("down", across.reshape(1, 256, 1)),
+                constant("zero", np.zeros((), np.float32)),
+            ],
+        ),
+    }
+    folder = tmp_path_factory.mktemp("boxes") / "bundle"
+    folder.mkdir()
+    entries = {}
+    for name, graph in graphs.items():
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        onnx.checker.check_model(model, full_check=True)
+        data = model.SerializeToString()
+        (folder / f"{name}.onnx").write_bytes(data)
+        ends = {"inputs": graph.input, "outputs": graph.output}
+        entries[name] = {
+            "file": f"{name}.onnx",
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "opset": 20,
+        } | {
+            end: [
+                {
+                    "name": one.name,
+                    "dtype": "float32",
+                    "shape": [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim],
+                }
+                for one in values
+            ]
+            for end, values in ends.items()
+        }
+    manifest = {
+        "schema": 1,
+        "name": "boxes",
+        "litemed": "0.1.0",
+        "created": "2026-01-01T00:00:00+00:00",
+        "input": {"size": 256} | PREPROCESSING,
+        "graphs": entries,
+        "precisions": {"float32": {"encoder": "encoder", "decoder": "decoder"}},
+        "weights": {"file": "none", "sha256": "0" * 64, "layout": "none", "trained": True, "lora": None},
+        "parity": [],
+        "tools": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
