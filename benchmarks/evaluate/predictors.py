@@ -1,0 +1,155 @@
+"""Segmentations that need no network: what a box alone, or its grey values, already give.
+
+A model that does not beat the best of these has learnt nothing worth shipping, so `litemed-eval --trivial`
+prints them beside it. All of them get the image and the boxes that the model gets. Boxes are taken as the
+challenge makes them: x0 y0 x1 y1 are the first and last pixel of the object, both inclusive.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from litemed.benchmarks.evaluate.surface import Mask
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.case import Case
+
+Region = tuple[slice, ...]
+Image = npt.NDArray[np.uint8]
+
+# GrabCut sees the box with half its side round it, at most this long: more changes little and takes minutes.
+_GRABCUT_SIDE = 256
+_GRABCUT_ITERATIONS = 5
+# Pixels on either side that GrabCut's five Gaussians need.
+_GRABCUT_LEAST = 5
+
+
+class Trivial(enum.StrEnum):
+    """The trivial predictors; the values name them in tables."""
+
+    BOX = "filled box"
+    ELLIPSE = "ellipse"
+    OTSU = "Otsu in box"
+    GRABCUT = "GrabCut"
+
+
+def predict(case: Case, predictor: Trivial) -> npt.NDArray[np.unsignedinteger]:
+    """Return the label map that `predictor` makes of a case.
+
+    Shape (H, W) or (D, H, W), label i = box i, 0 elsewhere, in the smallest unsigned dtype that holds them.
+    Where boxes overlap the smaller one is on top.
+    """
+    mask_of = _MASKS[predictor]
+    regions = [box_region(case.boxes, index, case.shape) for index in range(len(case.boxes))]
+    sizes = [np.prod([part.stop - part.start for part in region]) for region in regions]
+    labels = np.zeros(case.shape, np.min_scalar_type(len(regions)))
+    for index in np.argsort(sizes, kind="stable")[::-1]:
+        labels[regions[index]][mask_of(case.image, regions[index])] = index + 1
+    return labels
+
+
+def box_region(boxes: Boxes, index: int, shape: tuple[int, ...]) -> Region:
+    """Return the pixels of box `index` (from 0) in a label map of `shape`, as slices in axis order."""
+    x0, y0, x1, y1 = (int(value) for value in boxes.xyxy[index])
+    plane = (slice(y0, min(y1 + 1, shape[-2])), slice(x0, min(x1 + 1, shape[-1])))
+    if boxes.z is None:
+        return plane
+    z0, z1 = (int(value) for value in boxes.z[index])
+    return slice(z0, z1 + 1), *plane
+
+
+def _filled_box(image: Image, region: Region) -> Mask:
+    return np.ones(_extent(region), np.bool_)
+
+
+def _ellipse(image: Image, region: Region) -> Mask:
+    """Return the inscribed ellipse, in a volume the ellipsoid: pixels whose centres lie inside it."""
+    radius = np.zeros([1] * len(region))
+    for axis, side in enumerate(_extent(region)):
+        shape = [1] * len(region)
+        shape[axis] = side
+        radius = radius + (((np.arange(side) + 0.5) / side * 2 - 1) ** 2).reshape(shape)
+    return radius <= 1
+
+
+def _otsu(image: Image, region: Region) -> Mask:
+    """Return the side of Otsu's threshold that prevails in the inscribed ellipse; one threshold per box."""
+    values = _grey(image[region], len(region))
+    threshold, _ = cv2.threshold(values.reshape(1, -1), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    bright = values > threshold
+    inner = _ellipse(image, region)
+    if bright.all() or not bright.any() or inner.all():
+        return _filled_box(image, region)
+    return bright if bright[inner].mean() >= bright[~inner].mean() else ~bright
+
+
+def _grabcut(image: Image, region: Region) -> Mask:
+    if len(region) == 2:
+        return _grabcut_slice(image, region)
+    plane = region[1:]
+    return np.stack([_grabcut_slice(image[z], plane) for z in range(region[0].start, region[0].stop)])
+
+
+def _grabcut_slice(image: Image, region: Region) -> Mask:
+    """Return GrabCut's object in a box of one image, (H, W) or (H, W, 3); the whole box if there is none."""
+    view = tuple(_widened(part, side) for part, side in zip(region, image.shape[:2], strict=True))
+    scene = image[view]
+    scale = min(1.0, _GRABCUT_SIDE / max(scene.shape[:2]))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in scene.shape[1::-1]]
+        scene = np.asarray(cv2.resize(scene, size, interpolation=cv2.INTER_AREA), np.uint8)
+    colour = scene if scene.ndim == 3 else cv2.cvtColor(scene, cv2.COLOR_GRAY2BGR)
+    inner = tuple(
+        slice(round((part.start - seen.start) * scale), round((part.stop - seen.start) * scale))
+        for part, seen in zip(region, view, strict=True)
+    )
+    classes = np.full(scene.shape[:2], cv2.GC_BGD, np.uint8)
+    classes[inner] = cv2.GC_PR_FGD
+    inside = np.count_nonzero(classes)
+    if min(inside, classes.size - inside) < _GRABCUT_LEAST:
+        return np.ones(_extent(region), np.bool_)
+    # GrabCut starts from random cluster centres: the same ones every time.
+    cv2.setRNGSeed(0)
+    cv2.grabCut(
+        np.ascontiguousarray(colour),
+        classes,
+        (0, 0, 0, 0),
+        np.zeros((1, 65)),
+        np.zeros((1, 65)),
+        _GRABCUT_ITERATIONS,
+        cv2.GC_INIT_WITH_MASK,
+    )
+    found = (classes[inner] == cv2.GC_FGD) | (classes[inner] == cv2.GC_PR_FGD)
+    if not found.any():
+        return np.ones(_extent(region), np.bool_)
+    height, width = _extent(region)
+    return cv2.resize(found.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.bool_)
+
+
+def _widened(part: slice, side: int) -> slice:
+    """Return `part` with half its length added at both ends, within [0, side]."""
+    margin = (part.stop - part.start + 1) // 2
+    return slice(max(0, part.start - margin), min(side, part.stop + margin))
+
+
+def _extent(region: Region) -> tuple[int, ...]:
+    return tuple(part.stop - part.start for part in region)
+
+
+def _grey(image: Image, spatial_axes: int) -> Image:
+    """Return the image without its colour axis, if it has one, C-contiguous."""
+    if image.ndim > spatial_axes:
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), np.uint8)
+    return np.ascontiguousarray(image)
+
+
+_MASKS: dict[Trivial, Callable[[Image, Region], Mask]] = {
+    Trivial.BOX: _filled_box,
+    Trivial.ELLIPSE: _ellipse,
+    Trivial.OTSU: _otsu,
+    Trivial.GRABCUT: _grabcut,
+}
