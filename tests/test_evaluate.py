@@ -1,0 +1,489 @@
+"""`litemed-eval` end to end on real files, good and bad, and the arithmetic of its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+
+from litemed.benchmarks.evaluate.bootstrap import interval, resample_means
+from litemed.benchmarks.evaluate.cases import Run, find_cases, read_modalities, read_prediction, read_truth
+from litemed.benchmarks.evaluate.cli import main
+from litemed.benchmarks.evaluate.evaluation import evaluate
+from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
+from litemed.benchmarks.evaluate.predictors import Trivial
+from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, Settings, Status
+from litemed.benchmarks.evaluate.summary import summarise
+from litemed.benchmarks.evaluate.tables import markdown
+from litemed.runtime.errors import InputError, UsageError
+
+Labels = NDArray[np.unsignedinteger]
+
+
+def run_cli(*arguments: object, expect: int = 0) -> Result:
+    """Run the command in this process; its exit code must be the one expected."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == expect, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done
+
+
+def start(
+    *arguments: object, without: Sequence[str] = (), before: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, after `before`; the packages in `without` cannot be had."""
+    script = (
+        f"import sys\nfor name in {tuple(without)!r}: sys.modules[name] = None\n{before}"
+        "from litemed.benchmarks.evaluate.cli import main\nmain()\n"
+    )
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def write(path: pathlib.Path, **arrays: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def two_blobs(shape: tuple[int, ...]) -> Labels:
+    labels = np.zeros(shape, np.uint8)
+    labels[..., 4:14, 3:15] = 1
+    labels[..., 18:30, 10:34] = 2
+    return labels
+
+
+def worse(labels: Labels, pixels: int) -> Labels:
+    """Return the labels moved to the right."""
+    return np.roll(labels, pixels, axis=-1)
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Five cases of three modalities with ground truth, the cases themselves, and two runs."""
+    names = {
+        "2DBox_US_0001": (40, 50),
+        "2DBox_US_0002": (44, 48),
+        "2DBox_X-Ray_0001": (36, 60),
+        "3DBox_CT_0001": (6, 36, 40),
+        "3DBox_CT_0002": (5, 40, 40),
+    }
+    random = np.random.default_rng(0)
+    for number, (name, shape) in enumerate(names.items()):
+        truth = two_blobs(shape)
+        image = np.clip(60 + 50 * truth.astype(int) + random.integers(-9, 9, shape), 0, 255).astype(np.uint8)
+        boxes = [[3, 4, 14, 13], [10, 18, 33, 29]]
+        spacing = {}
+        if len(shape) == 3:
+            boxes = [[x0, y0, 0, x1, y1, shape[0] - 1] for x0, y0, x1, y1 in boxes]
+            spacing = {"spacing": [2.5, 0.8, 0.8]}
+        write(tmp_path / "gts" / f"{name}.npz", gts=truth, **spacing)
+        write(tmp_path / "cases" / f"{name}.npz", imgs=image, boxes=boxes, **spacing)
+        write(tmp_path / "good" / f"{name}.npz", segs=worse(truth, number % 2))
+        write(tmp_path / "poor" / f"{name}.npz", segs=worse(truth, 3 + number))
+    return tmp_path
+
+
+class TestCommand:
+    def test_scores_are_those_of_the_metrics(self, data: pathlib.Path) -> None:
+        done = run_cli(data / "good", data / "gts", "-o", data / "out", "--workers", 1)
+        cases = {row["case"]: row for row in rows_of(data / "out" / "cases.csv")}
+        classes = rows_of(data / "out" / "classes.csv")
+        assert len(cases) == 5
+        assert len(classes) == 10
+        for name, row in cases.items():
+            truth, prediction = read_truth(data / "gts" / f"{name}.npz"), data / "good" / f"{name}.npz"
+            expected = score_classes(truth.labels, read_prediction(prediction), truth.spacing)
+            assert float(row["dsc"]) == pytest.approx(np.mean([s.dsc for s in expected]), abs=1e-6)
+            assert float(row["nsd"]) == pytest.approx(np.mean([s.nsd for s in expected]), abs=1e-6)
+            assert row["status"] == "scored"
+            listed = [
+                (int(r["label"]), float(r["dsc"]), float(r["nsd"])) for r in classes if r["case"] == name
+            ]
+            assert listed == [
+                (s.label, pytest.approx(s.dsc, abs=1e-6), pytest.approx(s.nsd, abs=1e-6)) for s in expected
+            ]
+        assert done.stdout == (data / "out" / "table.md").read_text()
+        assert {path.name for path in (data / "out").iterdir()} == {
+            "table.md",
+            "table.csv",
+            "cases.csv",
+            "classes.csv",
+            "report.json",
+        }
+
+    def test_average_is_macro_over_modalities(self, data: pathlib.Path) -> None:
+        run_cli(data / "good", data / "gts", "-o", data / "out", "--workers", 1)
+        cases = rows_of(data / "out" / "cases.csv")
+        table = {row["modality"]: row for row in rows_of(data / "out" / "table.csv")}
+        assert list(table) == ["CT", "US", "XRay", "Average"]
+        assert [row["cases"] for row in table.values()] == ["2", "2", "1", "5"]
+        means = []
+        for modality in ("CT", "US", "XRay"):
+            of_modality = [float(row["dsc"]) for row in cases if row["modality"] == modality]
+            assert float(table[modality]["dsc"]) == pytest.approx(np.mean(of_modality), abs=2e-6)
+            means.append(np.mean(of_modality))
+        assert float(table["Average"]["dsc"]) == pytest.approx(np.mean(means), abs=2e-6)
+        everything = [float(row["dsc"]) for row in cases]
+        assert float(table["Average"]["dsc"]) != pytest.approx(np.mean(everything), abs=1e-3)
+
+    def test_several_runs_and_trivial_predictors_side_by_side(self, data: pathlib.Path) -> None:
+        done = run_cli(
+            f"tuned={data / 'good'}",
+            data / "gts",
+            "-o",
+            data / "out",
+            "--run",
+            f"base={data / 'poor'}",
+            "--cases",
+            data / "cases",
+            "--trivial",
+            "--workers",
+            2,
+        )
+        report = json.loads((data / "out" / "report.json").read_text())
+        assert report["runs"] == ["tuned", "base", "filled box", "ellipse", "Otsu in box", "GrabCut"]
+        assert (report["seed"], report["resamples"]) == (0, 2000)
+        assert report["folders"]["runs"]["base"] == str(data / "poor")
+        assert report["versions"]["litemed"] == "0.1.0"
+        by_run = {score["run"]: score for score in report["overall"]["scores"]}
+        # The objects are rectangles: the box is the answer.
+        assert by_run["filled box"]["dsc"]["value"] == 1
+        assert by_run["tuned"]["dsc"]["value"] > by_run["base"]["dsc"]["value"]
+        first = report["differences"][0]
+        assert first["run"] == "base"
+        assert first["dsc"]["value"] == pytest.approx(
+            by_run["tuned"]["dsc"]["value"] - by_run["base"]["dsc"]["value"]
+        )
+        assert first["dsc"]["low"] <= first["dsc"]["value"] <= first["dsc"]["high"]
+        assert "seed 0" in done.stdout
+        assert "best trivial predictor: filled box, DSC 1.000" in done.stdout
+        assert "does not beat every trivial predictor: CT, US, XRay" in done.stdout
+        header = done.stdout.splitlines()[0]
+        assert header.startswith(
+            "| Modality | Cases | tuned DSC | tuned NSD | base DSC | base NSD | filled box DSC"
+        )
+
+    def test_processes_do_not_change_the_result(self, data: pathlib.Path) -> None:
+        for workers in (1, 3):
+            run_cli(data / "good", data / "gts", "-o", data / f"out{workers}", "--workers", workers)
+        for name in ("table.md", "table.csv", "cases.csv", "classes.csv", "report.json"):
+            assert (data / "out1" / name).read_bytes() == (data / "out3" / name).read_bytes()
+
+    def test_tolerance_and_rule_reach_the_metrics(self, data: pathlib.Path) -> None:
+        nsd = {}
+        for name, options in (
+            ("default", ()),
+            ("strict", ("--tolerance", "0.5")),
+            ("contour", ("--nsd", "contour")),
+        ):
+            run_cli(data / "poor", data / "gts", "-o", data / name, "--workers", 1, *options)
+            nsd[name] = float(rows_of(data / name / "table.csv")[-1]["nsd"])
+        assert nsd["strict"] < nsd["default"]
+        assert nsd["contour"] != nsd["default"]
+
+    def test_bad_files_are_named_and_the_rest_goes_on(self, data: pathlib.Path) -> None:
+        good = data / "good"
+        (good / "2DBox_US_0001.npz").unlink()
+        whole = (good / "2DBox_US_0002.npz").read_bytes()
+        (good / "2DBox_US_0002.npz").write_bytes(whole[: len(whole) // 2])
+        write(good / "3DBox_CT_0001.npz", segs=np.zeros((6, 36, 41), np.uint8))
+        (data / "gts" / "3DBox_CT_0002.npz").write_bytes(b"not a zip")
+        done = run_cli(good, data / "gts", "-o", data / "out", "--workers", 2, expect=1)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 4
+        for name, word in (
+            ("good/2DBox_US_0001.npz", "no prediction"),
+            ("good/2DBox_US_0002.npz", "truncated"),
+            ("good/3DBox_CT_0001.npz", "shape (6, 36, 41)"),
+            ("gts/3DBox_CT_0002.npz", "not an npz"),
+        ):
+            assert sum(name in line and word in line for line in errors) == 1, name
+        cases = {row["case"]: row for row in rows_of(data / "out" / "cases.csv")}
+        assert {name: row["status"] for name, row in cases.items()} == {
+            "2DBox_US_0001": "missing",
+            "2DBox_US_0002": "bad",
+            "2DBox_X-Ray_0001": "scored",
+            "3DBox_CT_0001": "bad",
+        }
+        # What is missing counts as 0; a case without usable ground truth counts for nobody.
+        table = {row["modality"]: row for row in rows_of(data / "out" / "table.csv")}
+        assert (float(table["US"]["dsc"]), float(table["CT"]["dsc"])) == (0, 0)
+        assert table["CT"]["cases"] == "1"
+        assert float(table["XRay"]["dsc"]) > 0.9
+        assert "good: 1 of 4 predictions missing, counted as 0" in done.stdout
+        assert "good: 2 of 4 predictions bad, counted as 0" in done.stdout
+        assert "1 of 5 cases could not be scored" in done.stdout
+        report = json.loads((data / "out" / "report.json").read_text())
+        assert len(report["problems"]) == 4
+
+    def test_hostile_predictions(self, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+        marker = tmp_path / "executed"
+
+        class Payload:
+            def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+                return pathlib.Path.touch, (marker,)
+
+        with (data / "good" / "2DBox_US_0001.npz").open("wb") as stream:
+            np.savez(stream, segs=np.array([Payload()], dtype=object))
+        write(data / "good" / "2DBox_US_0002.npz", segs=np.zeros((44, 48), np.float32))
+        write(data / "good" / "2DBox_X-Ray_0001.npz", labels=np.zeros((36, 60), np.uint8))
+        write(data / "good" / "3DBox_CT_0001.npz", segs=np.full((6, 36, 40), -1, np.int16))
+        done = run_cli(data / "good", data / "gts", "-o", data / "out", "--workers", 1, expect=1)
+        assert not marker.exists()
+        for name, word in (
+            ("2DBox_US_0001", "pickled"),
+            ("2DBox_US_0002", "float32"),
+            ("2DBox_X-Ray_0001", "no array 'segs'"),
+            ("3DBox_CT_0001", "from -1"),
+        ):
+            assert any(name in line and word in line for line in done.stderr.splitlines()), name
+
+    @pytest.mark.parametrize(
+        ("arrays", "word"),
+        [
+            ({"gts": np.zeros((6, 36, 40), np.uint8), "spacing": [1.0, 1.0, 1.0]}, "no label above 0"),
+            ({"gts": np.ones((6, 36, 40), np.uint8)}, "without `spacing`"),
+            ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [1.0, 1.0]}, "shape (2,)"),
+            ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [0.0, 1.0, 1.0]}, "positive"),
+            ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [np.nan, 1.0, 1.0]}, "positive"),
+            ({"gts": np.ones((6, 36, 40), np.float32), "spacing": [1.0, 1.0, 1.0]}, "float32"),
+            ({"gts": np.ones((36,), np.uint8)}, "shape (36,)"),
+            ({"labels": np.ones((36, 40), np.uint8)}, "no array 'gts'"),
+        ],
+    )
+    def test_bad_ground_truth_leaves_the_case_out(
+        self, data: pathlib.Path, arrays: Mapping[str, object], word: str
+    ) -> None:
+        write(data / "gts" / "3DBox_CT_0001.npz", **arrays)
+        done = run_cli(data / "good", data / "gts", "-o", data / "out", "--workers", 1, expect=1)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "3DBox_CT_0001.npz" in errors[0]
+        assert word in errors[0]
+        assert len(rows_of(data / "out" / "cases.csv")) == 4
+
+    def test_bad_case_file_leaves_the_case_out_for_all(self, data: pathlib.Path) -> None:
+        write(data / "cases" / "2DBox_US_0001.npz", imgs=np.zeros((9, 9), np.uint8), boxes=[[1, 1, 5, 5]])
+        write(data / "cases" / "2DBox_US_0002.npz", imgs=np.zeros((44, 48), np.uint8), boxes=[[5, 5, 1, 1]])
+        done = run_cli(
+            data / "good", data / "gts", "-o", data / "out", "--cases", data / "cases", "--trivial", expect=1
+        )
+        assert "image of (9, 9)" in done.stderr
+        assert "x0 < x1" in done.stderr
+        assert {row["case"][:8] for row in rows_of(data / "out" / "cases.csv")} == {"2DBox_X-", "3DBox_CT"}
+
+    def test_modalities_from_a_table(self, data: pathlib.Path) -> None:
+        for folder in ("gts", "good"):
+            (data / folder / "2DBox_US_0001.npz").rename(data / folder / "patient7.npz")
+        done = run_cli(data / "good", data / "gts", "-o", data / "out", expect=2)
+        assert "patient7" in done.stderr
+        assert "--modalities" in done.stderr
+        (data / "table.csv").write_text("case,modality\npatient7,ultrasound\n")
+        run_cli(data / "good", data / "gts", "-o", data / "out", "--modalities", data / "table.csv")
+        rows = {row["modality"]: row for row in rows_of(data / "out" / "table.csv")}
+        assert rows["US"]["cases"] == "2"
+
+    def test_nothing_to_score_is_an_error(self, data: pathlib.Path) -> None:
+        for path in (data / "gts").iterdir():
+            path.write_bytes(b"")
+        done = run_cli(data / "good", data / "gts", "-o", data / "out", expect=1)
+        assert "none of the 5 cases could be scored" in done.stderr
+
+    def test_wrong_use(self, data: pathlib.Path) -> None:
+        (data / "empty").mkdir()
+        good, gts, out = data / "good", data / "gts", data / "out"
+        for arguments, word in (
+            ((good, gts), "--output"),
+            ((good, data / "nowhere", "-o", out), "nowhere"),
+            ((data / "nowhere", gts, "-o", out), "nowhere"),
+            ((good, data / "empty", "-o", out), "no .npz file"),
+            ((data / "empty", gts, "-o", out), "none of the 5 cases"),
+            ((good, gts, "-o", out, "--run", good), "two columns"),
+            ((good, gts, "-o", out, "--run", f"ellipse={data / 'poor'}"), "two columns"),
+            ((good, gts, "-o", out, "--trivial"), "--cases"),
+            ((good, gts, "-o", out, "--cases", data / "cases"), "--trivial"),
+            ((good, gts, "-o", out, "--cases", data / "empty", "--trivial"), "5 case(s)"),
+            ((good, gts, "-o", out, "--tolerance", "-1"), "tolerance"),
+            ((good, gts, "-o", out, "--workers", "0"), "workers"),
+        ):
+            done = run_cli(*arguments, expect=2)
+            assert word in done.stderr, arguments
+        assert not out.exists()
+
+    def test_help_shows_examples(self) -> None:
+        shown = run_cli("--help").stdout
+        assert "litemed-eval out/segs data/gts -o scores" in shown
+        assert "2DBox_US_0525" in shown
+
+    def test_version_loads_nothing_heavy(self) -> None:
+        done = start("--version", without=("numpy", "scipy", "cv2", "torch"))
+        assert (done.returncode, "0.1.0" in done.stdout) == (0, True), done.stderr
+
+    def test_needs_neither_torch_nor_onnx(self, data: pathlib.Path) -> None:
+        done = start(
+            data / "good",
+            data / "gts",
+            "-o",
+            data / "out",
+            "--cases",
+            data / "cases",
+            "--trivial",
+            "--workers",
+            "1",
+            without=("torch", "onnx", "onnxruntime", "openvino"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines() == [f"{number}/5 cases" for number in range(1, 6)]
+
+    def test_says_what_to_install(self, data: pathlib.Path) -> None:
+        done = start(data / "good", data / "gts", "-o", data / "out", without=("scipy",))
+        assert done.returncode == 2
+        assert done.stderr == "error: litemed-eval needs scipy: pip install 'litemed[eval]'\n"
+
+    def test_an_interrupt_ends_it_with_130(self, data: pathlib.Path) -> None:
+        stall = (
+            "import os, signal\n"
+            "from litemed.benchmarks.evaluate import summary\n"
+            "summary.summarise = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\n"
+        )
+        done = start(data / "good", data / "gts", "-o", data / "out", "--workers", "1", before=stall)
+        assert done.returncode == 130, done.stderr
+        assert done.stderr.splitlines()[-1] == "interrupted"
+        assert list((data / "out").iterdir()) == []
+
+
+class TestFindingCases:
+    def test_only_files_of_the_ground_truth_count(self, data: pathlib.Path) -> None:
+        write(data / "good" / "2DBox_US_9999.npz", segs=np.zeros((4, 4), np.uint8))
+        (data / "gts" / "notes.txt").write_text("not a case")
+        found = find_cases(data / "gts", [Run("good", data / "good")])
+        assert [case.name for case in found] == sorted(path.stem for path in (data / "gts").glob("*.npz"))
+        assert {case.modality for case in found} == {"US", "XRay", "CT"}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("case,modality\na,Sonar\n", "line 2.*Sonar"),
+            ("name,kind\na,US\n", "case,modality"),
+            ("\xff\xfe", "CSV"),
+        ],
+    )
+    def test_bad_table_of_modalities(self, tmp_path: pathlib.Path, text: str, message: str) -> None:
+        (tmp_path / "table.csv").write_bytes(text.encode("latin1"))
+        with pytest.raises(InputError, match=message):
+            read_modalities(tmp_path / "table.csv")
+
+    def test_sources_must_be_complete(self, data: pathlib.Path) -> None:
+        (data / "cases" / "3DBox_CT_0002.npz").unlink()
+        with pytest.raises(UsageError, match="3DBox_CT_0002"):
+            find_cases(data / "gts", [Run("good", data / "good")], sources=data / "cases")
+
+
+class TestFunctions:
+    def test_evaluate_reports_progress_and_keeps_the_order(self, data: pathlib.Path) -> None:
+        runs = [Run("good", data / "good"), Run("poor", data / "poor")]
+        cases = find_cases(data / "gts", runs, sources=data / "cases")
+        seen = []
+        results = evaluate(
+            cases,
+            runs,
+            Settings(trivial=(Trivial.BOX,)),
+            progress=lambda done, total, result: seen.append((done, total, result.case)),
+        )
+        assert [result.case for result in results] == [case.name for case in cases]
+        assert seen == [(number, 5, case.name) for number, case in enumerate(cases, start=1)]
+        assert all([s.run for s in result.scores] == ["good", "poor", "filled box"] for result in results)
+
+
+def result_of(case: str, modality: str, scores: Mapping[str, tuple[float, float]]) -> CaseResult:
+    return CaseResult(
+        case,
+        tuple(
+            CaseScore(case, modality, run, dsc, nsd, (ClassScore(1, dsc, nsd),), Status.SCORED)
+            for run, (dsc, nsd) in scores.items()
+        ),
+    )
+
+
+class TestSummary:
+    def results(self, spread: float, gain: float) -> list[CaseResult]:
+        """Return 30 cases of two modalities; run b is better than run a by `gain` on every case."""
+        random = np.random.default_rng(1)
+        results = []
+        for number in range(30):
+            dsc = 0.5 + spread * random.uniform(-1, 1)
+            scores = {"a": (dsc, dsc / 2), "b": (dsc + gain, dsc / 2)}
+            results.append(result_of(str(number), "CT" if number < 25 else "US", scores))
+        return results
+
+    def test_differences_are_paired(self) -> None:
+        summary = summarise(self.results(spread=0.4, gain=0.01))
+        overall = summary.overall.scores[0].dsc
+        difference = summary.differences[0].dsc
+        assert overall.high - overall.low > 0.1
+        assert (difference.low, difference.value, difference.high) == pytest.approx((-0.01,) * 3)
+        assert summary.differences[0].nsd.value == pytest.approx(0)
+
+    def test_the_seed_decides_the_intervals(self) -> None:
+        results = self.results(spread=0.4, gain=0.1)
+        assert summarise(results, seed=3) == summarise(results, seed=3)
+        one, other = summarise(results, seed=3), summarise(results, seed=4)
+        assert one.overall.scores[0].dsc.value == other.overall.scores[0].dsc.value
+        assert one.overall.scores[0].dsc.low != other.overall.scores[0].dsc.low
+
+    def test_one_run_has_no_differences(self) -> None:
+        summary = summarise([result_of("x", "MR", {"only": (0.25, 0.75)})])
+        assert summary.differences == ()
+        assert summary.overall.scores[0].dsc.value == 0.25
+        assert summary.overall.scores[0].nsd.low == 0.75
+        assert "minus" not in markdown(summary, [], Settings())
+
+    def test_modalities_stand_in_the_order_of_the_challenge(self) -> None:
+        names = ["US", "Microscopy", "CT", "PET"]
+        summary = summarise([result_of(name, name, {"r": (0.5, 0.5)}) for name in names])
+        assert [row.modality for row in summary.rows] == ["CT", "PET", "US", "Microscopy"]
+
+    def test_nothing_scored(self) -> None:
+        with pytest.raises(InputError, match="none of the 1 cases"):
+            summarise([CaseResult("x", (), "unreadable")])
+
+    def test_a_bar_in_a_name_does_not_break_the_table(self) -> None:
+        text = markdown(summarise([result_of("x", "MR", {"a|b": (0.5, 0.5)})]), [], Settings())
+        assert "a\\|b DSC" in text
+
+
+class TestBootstrap:
+    def test_interval_of_a_mean_agrees_with_theory(self) -> None:
+        random = np.random.default_rng(0)
+        scores = random.normal(0.7, 0.1, (400, 1))
+        found = interval(scores.mean(), resample_means([scores], 4000, 0)[:, 0, 0])
+        half = 1.96 * scores.std() / 20
+        assert found.low == pytest.approx(scores.mean() - half, abs=0.1 * half)
+        assert found.high == pytest.approx(scores.mean() + half, abs=0.1 * half)
+
+    def test_every_modality_keeps_its_cases(self) -> None:
+        groups: Sequence[NDArray[np.float64]] = [np.zeros((3, 2)), np.ones((50, 2))]
+        samples = resample_means(groups, 100, 0)
+        assert samples.shape == (100, 2, 2)
+        assert (samples[:, 0] == 0).all()
+        assert samples[:, 1] == pytest.approx(1)
+
+    def test_all_columns_share_the_draws(self) -> None:
+        scores = np.random.default_rng(2).random((20, 1))
+        samples = resample_means([np.hstack([scores, 2 * scores])], 50, 0)[:, 0]
+        assert samples[:, 1] == pytest.approx(2 * samples[:, 0])
+        assert samples[:, 0].std() > 0
