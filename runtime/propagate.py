@@ -9,6 +9,7 @@ script; unlike there, the first and the last slice of a box are included, and a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -57,8 +58,8 @@ def propagate_in_volume(
     `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `z` is int64 (N, 2), first and
     last slice of each; `labels` is (D, H, W), all zero; `progress` is told the slices done and all.
 
-    The boxes do not depend on each other, so all of them go up together and then down together, and a slice is
-    encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie both on one box's way up and
+    The boxes do not depend on each other, so all of them go up together and then down together, and a slice
+    is encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie on one box's way up and
     on another's way down, the rest of them is encoded twice.
     """
     first, last = z.T
@@ -68,6 +69,7 @@ def propagate_in_volume(
     resizer = LogitResizer(frame)
     going_up, going_down = prompts.copy(), prompts.copy()
     kept: dict[int, Float] = {}
+    steps = _Steps(inference, resizer, prompts, labels)
     done, total = 0, len(way_up) + len(way_down)
 
     for position in way_up:
@@ -76,27 +78,37 @@ def propagate_in_volume(
             kept[position] = embedding
             if len(kept) > KEPT_EMBEDDINGS:
                 del kept[next(iter(kept))]  # the lowest slice: the way down needs it last
-        for i in np.flatnonzero((middle <= position) & (position <= last)):
-            logits = inference.decode(embedding, going_up[[i]])[0]
-            with inference.timing("merge"):
-                mask = _write(resizer, logits, i + 1, labels[position])
-                going_up[i] = _next_prompt(mask, frame, prompts[i])
-            if position == middle[i]:
-                going_down[i] = going_up[i]
+        steps.take(embedding, position, (middle <= position) & (position <= last), going_up)
+        starting = middle == position
+        going_down[starting] = going_up[starting]
         done += 1
         if progress:
             progress(done, total)
 
     for position in way_down:
         embedding = kept.pop(position) if position in kept else inference.encode(volume[position])
-        for i in np.flatnonzero((first <= position) & (position < middle)):
-            logits = inference.decode(embedding, going_down[[i]])[0]
-            with inference.timing("merge"):
-                mask = _write(resizer, logits, i + 1, labels[position])
-                going_down[i] = _next_prompt(mask, frame, prompts[i])
+        steps.take(embedding, position, (first <= position) & (position < middle), going_down)
         done += 1
         if progress:
             progress(done, total)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Decodes boxes on one slice after another; `labels` (D, H, W) and the prompts are written."""
+
+    inference: Inference
+    resizer: LogitResizer
+    originals: Float
+    labels: Labels
+
+    def take(self, embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
+        """Decode the boxes `here` (N,) on a slice, and turn their `prompts` into those of the next slice."""
+        for i in np.flatnonzero(here).tolist():
+            logits = self.inference.decode(embedding, prompts[[i]])[0]
+            with self.inference.timing("merge"):
+                mask = _write(self.resizer, logits, i + 1, self.labels[position])
+                prompts[i] = _next_prompt(mask, self.resizer.frame, self.originals[i])
 
 
 def _covered(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[int]:
@@ -107,12 +119,16 @@ def _covered(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[int]:
 
 
 def _write(resizer: LogitResizer, logits: Float, number: int, labels: Labels) -> NDArray[np.uint8]:
-    """Write a label where the resized logits are positive, over lower labels only; return where, as 0 and 1."""
+    """Write a label where the resized logits are positive, over lower labels only; return the mask, uint8.
+
+    The mask holds the box's number (at most 255), as published: the area resize that follows rounds, so that
+    of a box with a higher number it keeps pixels that are covered less.
+    """
     mask = np.zeros(labels.shape, np.uint8)
     own = labels.dtype.type(number)
     for rows, columns, values in resizer.winnable_blocks(logits):
         inside = values > 0
-        mask[rows, columns] = inside
+        mask[rows, columns] = inside * np.uint8(min(number, 255))
         # The later box wins: in order of the boxes that would be an overwriting.
         np.maximum(labels[rows, columns], inside * own, out=labels[rows, columns])
     return mask

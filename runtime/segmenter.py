@@ -70,8 +70,8 @@ class Segmenter:
 
         Args:
             image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
-            boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a volume,
-                in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
+            boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a
+                volume, in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
 
         Raises:
             InputError: the image is not of that kind, or a box is refused.
