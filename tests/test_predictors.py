@@ -93,6 +93,13 @@ def test_otsu_finds_bright_and_dark_objects(inside: int, outside: int, colour: b
     assert dsc(labels == 1, mask) > 0.99
 
 
+def test_otsu_tells_an_object_by_what_surrounds_it() -> None:
+    # A dark ring: most of its box, the middle too, is as bright as the surroundings.
+    mask = disc((100, 100), (50, 50), (30, 30)) & ~disc((100, 100), (50, 50), (24, 24))
+    labels = predict(make_case(textured(mask, 60, 200, 20), [tight_box(mask)]), Trivial.OTSU)
+    assert dsc(labels == 1, mask) > 0.99
+
+
 def test_otsu_of_a_volume() -> None:
     plane = disc((60, 70), (30, 35), (20, 25))
     mask = np.stack([np.zeros_like(plane), plane, plane, np.zeros_like(plane)])

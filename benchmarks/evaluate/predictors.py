@@ -77,14 +77,19 @@ def _ellipse(image: Image, region: Region) -> Mask:
 
 
 def _otsu(image: Image, region: Region) -> Mask:
-    """Return the side of Otsu's threshold that prevails in the inscribed ellipse; one threshold per box."""
+    """Return the side of Otsu's threshold that is commoner in the box than round it; one per box."""
     values = _grey(image[region], len(region))
     threshold, _ = cv2.threshold(values.reshape(1, -1), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     bright = values > threshold
-    inner = _ellipse(image, region)
-    if bright.all() or not bright.any() or inner.all():
+    *slices, rows, columns = region
+    height, width = image.shape[len(slices) : len(region)]
+    view = (*slices, _widened(rows, height), _widened(columns, width))
+    bright_in_view = _grey(image[view], len(region)) > threshold
+    round_it = bright_in_view.size - bright.size
+    if not round_it or bright.all() or not bright.any():
         return _filled_box(image, region)
-    return bright if bright[inner].mean() >= bright[~inner].mean() else ~bright
+    share_round_it = (np.count_nonzero(bright_in_view) - np.count_nonzero(bright)) / round_it
+    return bright if bright.mean() >= share_round_it else ~bright
 
 
 def _grabcut(image: Image, region: Region) -> Mask:
