@@ -1,0 +1,341 @@
+"""What a training run can be told, checked once where it is made.
+
+The defaults are those of the paper's Table 2; `default.toml` beside this module lists every key with
+its meaning. A table of the file is a dataclass here, a key is a field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from litemed.runtime.errors import UsageError
+from litemed.train.prepare.modalities import MODALITIES
+
+TUNE_LORA_DECODER: Final = "lora+decoder"
+TUNE_LORA: Final = "lora"
+TUNE_DECODER: Final = "decoder"
+TUNE_ALL: Final = "all"
+TUNES: Final = (TUNE_LORA_DECODER, TUNE_LORA, TUNE_DECODER, TUNE_ALL)
+
+
+def _between(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise UsageError(f"{name} = {value}: must be {limits}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} = {value!r}: choose from {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, on how much, and which weights.
+
+    samples_per_epoch: 0 means as many as there are training slices. size: side of the network's input
+    in pixels. state_every_steps: how often the state to resume from is written within an epoch.
+    """
+
+    seed: int = 0
+    epochs: int = 20
+    samples_per_epoch: int = 0
+    batch_size: int = 16
+    size: int = 256
+    tune: str = TUNE_LORA_DECODER
+    state_every_steps: int = 500
+
+    def __post_init__(self) -> None:
+        _between("run.seed", self.seed, 0)
+        _between("run.epochs", self.epochs, 1)
+        _between("run.samples_per_epoch", self.samples_per_epoch, 0)
+        _between("run.batch_size", self.batch_size, 1)
+        _between("run.state_every_steps", self.state_every_steps, 1)
+        if self.size < 64 or self.size % 64:
+            raise UsageError(f"run.size = {self.size}: must be a positive multiple of 64")
+        _one_of("run.tune", self.tune, TUNES)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which share of the samples comes from which modality; see `litemed.train.sampler`.
+
+    weights: by modality, of any sum. others: what the modalities that `weights` does not name share equally.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=lambda: {"CT": 40.0, "MR": 10.0})
+    others: float = 50.0
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if name not in MODALITIES:
+                raise UsageError(f"sampling.weights: unknown modality {name!r}; use {', '.join(MODALITIES)}")
+            _between(f"sampling.weights.{name}", weight, 0)
+        _between("sampling.others", self.others, 0)
+        if not any(self.weights.values()) and not self.others:
+            raise UsageError("sampling: every weight is 0, so that nothing can be drawn")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The boxes that are drawn from the labels. Pixels are of a 256-pixel input, whatever `run.size` is.
+
+    jitter_pixels: each edge moves outwards by up to this, as published. jitter_share: each edge also moves
+    either way by up to this share of the box's side. min_object_pixels: smaller objects are not prompted,
+    counted at the size of the network's input.
+    """
+
+    per_image: int = 4
+    jitter_pixels: int = 5
+    jitter_share: float = 0.0
+    min_object_pixels: int = 4
+
+    def __post_init__(self) -> None:
+        _between("prompts.per_image", self.per_image, 1)
+        _between("prompts.jitter_pixels", self.jitter_pixels, 0, 128)
+        _between("prompts.jitter_share", self.jitter_share, 0, 0.5)
+        _between("prompts.min_object_pixels", self.min_object_pixels, 1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The probability of each augmentation, and how far it goes; see `litemed.train.augment`.
+
+    The paper flips; everything else is off by default.
+    """
+
+    flip_horizontal: float = 0.5
+    flip_vertical: float = 0.5
+    affine: float = 0.0
+    rotation_degrees: float = 30.0
+    scale_factor: float = 1.3
+    elastic: float = 0.0
+    elastic_share: float = 0.03
+    intensity_curve: float = 0.0
+    invert: float = 0.0
+    mix_channels: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            if item.name not in {"rotation_degrees", "scale_factor", "elastic_share"}:
+                _between(f"augmentation.{item.name}", getattr(self, item.name), 0, 1)
+        _between("augmentation.rotation_degrees", self.rotation_degrees, 0, 180)
+        _between("augmentation.scale_factor", self.scale_factor, 1, 4)
+        _between("augmentation.elastic_share", self.elastic_share, 0, 0.1)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the parts of the loss; gamma and alpha of the focal loss."""
+
+    dice: float = 1.0
+    focal: float = 1.0
+    iou: float = 1.0
+    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("dice", "focal", "iou"):
+            _between(f"loss.{name}", getattr(self, name), 0)
+        if self.dice == self.focal == 0:
+            raise UsageError("loss: dice and focal are both 0, so that no mask would be learnt")
+        _between("loss.focal_alpha", self.focal_alpha, 0, 1)
+        if self.focal_gamma != 0:  # between 0 and 1 its gradient is infinite at a perfect prediction
+            _between("loss.focal_gamma", self.focal_gamma, 1)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW. clip_norm: gradients are scaled down to this norm; 0 leaves them alone."""
+
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"optimizer.lr = {self.lr}: must be above 0")
+        _between("optimizer.weight_decay", self.weight_decay, 0)
+        _between("optimizer.clip_norm", self.clip_norm, 0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate goes on.
+
+    kind: "plateau" multiplies it by `factor` when the training loss has not fallen for more than
+    `patience_epochs`; "cosine" lets it fall to 0 at the end of the run; "constant" leaves it.
+    warmup_steps: optimizer steps over which it first rises from 0.
+    """
+
+    kind: str = "plateau"
+    factor: float = 0.9
+    patience_epochs: int = 5
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("schedule.kind", self.kind, ("plateau", "cosine", "constant"))
+        if not 0 < self.factor < 1:
+            raise UsageError(f"schedule.factor = {self.factor}: must lie between 0 and 1")
+        _between("schedule.patience_epochs", self.patience_epochs, 0)
+        _between("schedule.warmup_steps", self.warmup_steps, 0)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """The adapters: inner width, scale (alpha / rank) and which layers of each encoder block."""
+
+    rank: int = 4
+    alpha: float = 4.0
+    targets: tuple[str, ...] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """After how many epochs, and on how many slices of each modality (0: on all)."""
+
+    every_epochs: int = 1
+    slices_per_modality: int = 100
+
+    def __post_init__(self) -> None:
+        _between("validation.every_epochs", self.every_epochs, 1)
+        _between("validation.slices_per_modality", self.slices_per_modality, 0)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """device: "auto", "cpu" or "cuda". precision: "auto" is bfloat16 on a GPU, float32 elsewhere.
+
+    workers: loader processes of each training process; -1 is one for every core that falls to it, at most 16.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        _one_of("hardware.device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16"))
+        _between("hardware.workers", self.workers, -1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. `hardware` alone does not change what is learnt, but for rounding."""
+
+    run: Run = Run()
+    sampling: Sampling = field(default_factory=Sampling)
+    prompts: Prompts = Prompts()
+    augmentation: Augmentation = Augmentation()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    lora: LoRA = LoRA()
+    validation: Validation = Validation()
+    hardware: Hardware = Hardware()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file. Raises UsageError where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Return the tables of one `TABLE.KEY=VALUE`; a VALUE that is not TOML is taken as text.
+
+    Raises UsageError for anything else.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key or not value:
+        raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
+    for candidate in (value, f'"{value}"'):
+        try:
+            return tomllib.loads(f"{key} = {candidate}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
+
+
+def updated(config: Config, tables: Mapping[str, Any], source: str) -> Config:
+    """Return `config` with the keys in `tables` replaced.
+
+    tables: {table: {key: value}} as TOML reads them. source: what an error names.
+    Raises UsageError for unknown tables and keys, wrong types and values out of range.
+    """
+    _known(tables, Config, source, "table")
+    parts: dict[str, Any] = {}
+    for table, values in tables.items():
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{source}: {table} is a table: write {table}.KEY or [{table}]")
+        current = getattr(config, table)
+        _known(values, type(current), source, f"key in [{table}]")
+        kinds = typing.get_type_hints(type(current))
+        converted = {k: _convert(v, kinds[k], f"{source}: {table}.{k}") for k, v in values.items()}
+        try:
+            parts[table] = dataclasses.replace(current, **converted)
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
+    return dataclasses.replace(config, **parts)
+
+
+def as_tables(config: Config) -> dict[str, dict[str, Any]]:
+    """Return `config` as plain containers: {table: {key: value}}; `updated` reads them back."""
+    return {
+        table.name: {
+            key: list(value)
+            if isinstance(value, tuple)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else value
+            for key, value in vars(getattr(config, table.name)).items()
+        }
+        for table in dataclasses.fields(config)
+    }
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Return the settings in which two configurations differ, as `table.key`, `hardware` aside."""
+    first, second = as_tables(a), as_tables(b)
+    return [
+        f"{table}.{key}"
+        for table, values in first.items()
+        for key, value in values.items()
+        if table != "hardware" and value != second[table][key]
+    ]
+
+
+def _known(given: Mapping[str, Any], kind: type, source: str, what: str) -> None:
+    names = [item.name for item in dataclasses.fields(kind)]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{source}: unknown {what} {name!r}; known: {', '.join(names)}")
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    """Return `value` as the field's type; integers serve as floats, nothing else is converted."""
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, typing.get_args(kind)[0], name) for item in value)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {k: _convert(v, typing.get_args(kind)[1], f"{name}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str) and type(value) is kind:
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "text", tuple: "a list of text"}
+    raise UsageError(f"{name} = {value!r}: must be {wanted.get(origin or kind, 'a table of numbers')}")

@@ -1,0 +1,58 @@
+"""Batches, made by processes beside the one that trains."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from litemed.train.config import Config
+from litemed.train.dataset import Batch, SliceSource, TrainingSet, collate
+from litemed.train.sampler import Batches
+
+_MOST_WORKERS = 16
+
+
+def loader_workers(wanted: int, processes: int) -> int:
+    """Return how many loader processes each of `processes` starts: `wanted`, or its share of cores for -1."""
+    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // processes)) if wanted < 0 else wanted
+
+
+def training_loader(
+    config: Config, source: SliceSource, batches: Batches, workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """Return the loader of a run: each iteration yields what `batches` is set to."""
+    run = config.run
+    dataset = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
+    return DataLoader(
+        dataset,  # its items become a Batch in `collate`
+        batch_sampler=batches,  # of draws, not of numbers
+        num_workers=workers,
+        collate_fn=functools.partial(collate, size=run.size),
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        # Its own, so that starting an epoch anew takes nothing from the run's random numbers.
+        generator=torch.Generator().manual_seed(run.seed),
+    )
+
+
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield each batch and the seconds that it was waited for."""
+    iterator = iter(batches)
+    while True:
+        asked = time.monotonic()
+        batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch, time.monotonic() - asked
+
+
+def start_worker(_: int) -> None:
+    """Keep a loader process to one thread: there is one for each core already."""
+    cv2.setNumThreads(1)

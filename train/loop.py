@@ -1,0 +1,313 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litemed.export.checkpoint import Checkpoint, weights_digest
+from litemed.train.config import Config, as_tables
+from litemed.train.dataset import Batch, SliceSource
+from litemed.train.distributed import Processes
+from litemed.train.errors import TrainingError
+from litemed.train.history import EventLog, summary, write_history
+from litemed.train.loader import loader_workers, timed, training_loader
+from litemed.train.losses import mask_losses
+from litemed.train.network import batch_forward, build_network
+from litemed.train.outputs import write_weights
+from litemed.train.prepare.modalities import MODALITIES
+from litemed.train.progress import Progress, Reporter
+from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.schedule import LearningRate
+from litemed.train.state import State, random_state, set_random_state, write_state
+from litemed.train.validation import ValidationScores, validate
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+_AGREE_EVERY = 10
+"""Steps after which several processes ask one another whether to stop; asking waits for the GPU."""
+
+_REASONS_SHOWN = 20
+"""Lines about slices that could not be used, in a run; beyond them they are only counted."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is scored on.
+
+    digest: of both; a run is resumed only on the data that it was started on.
+    """
+
+    training: SliceSource
+    validation: SliceSource
+    digest: str
+
+
+class Trainer:
+    """One run: its network, optimizer, loader and progress.
+
+    Args:
+        config: all settings.
+        base: the weights to start from; None draws them at random.
+        data: slices to train on (at least one) and to score on.
+        folder: where everything is written; exists.
+        processes: this process among those that train together.
+        reporter: where progress is printed.
+        stop: asked after each step; True ends the run with its state written, to be resumed.
+
+    Raises:
+        UsageError: settings that do not fit the data, the base or the processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        base: Checkpoint | None,
+        data: Data,
+        folder: Path,
+        processes: Processes,
+        reporter: Reporter,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config = config
+        self.progress = Progress()
+        self._base_digest = None if base is None else weights_digest(base.state)
+        self._data = data
+        self._folder = folder
+        self._processes = processes
+        self._reporter = reporter
+        self._stop = stop
+        self._reasons_left = _REASONS_SHOWN
+        device, run = processes.device, config.run
+        self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
+        if device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last)
+        self._forward = processes.wrap(self.network.train())
+        self._batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
+        self._workers = loader_workers(config.hardware.workers, processes.world)
+        self._loader = training_loader(config, data.training, self._batches, self._workers, device)
+        self._optimizer = torch.optim.AdamW(
+            self.network.tuned(),
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self._batches.per_epoch)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def _sampler(self) -> ModalitySampler:
+        run, indices = self.config.run, self._data.training.indices_by_modality()
+        found = modality_shares(self.config.sampling, MODALITIES, tuple(indices))
+        if found.absent:
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
+            self._reporter.line(
+                f"warning: no training slices of {', '.join(found.absent)}; drawn instead: {shares}"
+            )
+        if found.undrawn:
+            self._reporter.line(f"warning: {', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
+        samples = whole_batches(run.samples_per_epoch or len(self._data.training), run.batch_size)
+        return ModalitySampler(indices, found.shares, samples, run.seed)
+
+    def resume(self, state: State) -> None:
+        """Go on from a state of this run: same settings, base and data, which the caller has checked."""
+        self.network.model.load_state_dict(state.model)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._rate.load_state_dict(state.schedule)
+        self.progress = Progress(**state.progress)
+        if not self._processes.is_first:  # sums of all processes go on in the first
+            self.progress.losses, self.progress.skipped, self.progress.waited_s = [0.0] * 5, 0, 0.0
+        set_random_state(state.random)
+
+    def run(self) -> bool:
+        """Train to the end, or until told to stop; returns whether it reached the end.
+
+        Raises:
+            TrainingError: the loss is not finite, or no slice can be used.
+            OutputError: something cannot be written.
+        """
+        events = EventLog(self._folder) if self._processes.is_first else None
+        try:
+            while self.progress.epoch < self.config.run.epochs:
+                if not self._train_epoch():
+                    self._save_state()
+                    return False
+                row = self._end_epoch()
+                if events is not None:
+                    events.add(row)
+                if self.progress.epoch < self.config.run.epochs and self._stops():
+                    return False
+            return True
+        finally:
+            if events is not None:
+                events.close()
+
+    def _train_epoch(self) -> bool:
+        """Train on the rest of the epoch; returns False when told to stop before its end."""
+        progress = self.progress
+        self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
+        self._batches.start_at(progress.epoch, progress.step)
+        self.network.train()
+        began, seconds_before = time.monotonic(), progress.seconds
+        for batch, waited in timed(self._loader):
+            self._note_skipped(batch)
+            self._step(batch.to(self._processes.device))
+            progress.step += 1
+            progress.waited_s += waited
+            progress.seconds = seconds_before + time.monotonic() - began
+            if self._reporter.is_due():
+                self._reporter.status(self._status())
+            if progress.step == self._batches.per_epoch:
+                break
+            if self._stops():
+                return False
+            if progress.step % self.config.run.state_every_steps == 0:
+                self._save_state()
+        return True
+
+    def _step(self, batch: Batch) -> None:
+        step = self.progress.epoch * self._batches.per_epoch + self.progress.step
+        self._rate.before_step(step)
+        device = self._processes.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
+            logits, iou = batch_forward(self._forward, batch)
+        parts = mask_losses(logits, iou, batch.masks, self.config.loss)
+        # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
+        # processes, hence the factor.
+        images = self._processes.sum(torch.tensor(float(batch.images), device=device)).clamp(min=1)
+        losses = torch.stack([parts.dice, parts.focal, parts.iou, parts.total(self.config.loss)])
+        summed = (losses * batch.weights).sum(1)
+        self._optimizer.zero_grad(set_to_none=True)
+        (summed[3] * self._processes.world / images).backward()
+        if self.config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.network.tuned(), self.config.optimizer.clip_norm)
+        self._optimizer.step()
+        self._sums[:4] += summed.detach()
+        self._sums[4] += batch.images
+
+    def _end_epoch(self) -> dict[str, Any]:
+        """Score, write and count the epoch; returns its row of the history."""
+        progress, config = self.progress, self.config
+        losses = self._mean_losses()
+        self._rate.after_epoch(losses["loss"])
+        is_last = progress.epoch + 1 == config.run.epochs
+        scores = None
+        if is_last or (progress.epoch + 1) % config.validation.every_epochs == 0:
+            scores = self._validate()
+        row = self._row(losses, scores)
+        progress.history.append(row)
+        # Without validation slices the training loss has to do.
+        score = (scores.macro if scores else None) if len(self._data.validation) else -losses["loss"]
+        is_best = score is not None and (progress.best is None or score > progress.best)
+        if is_best:
+            progress.best, progress.best_epoch = score, progress.epoch + 1
+        progress.next_epoch()
+        if self._processes.is_first:
+            for name in [LAST] + [BEST] * is_best:
+                write_weights(self._folder / name, self.network, config.lora, self._base_digest)
+            write_history(self._folder, progress.history)
+        self._save_state()
+        self._reporter.line(summary(row, config.run.epochs, is_best))
+        return row
+
+    def _mean_losses(self) -> dict[str, float]:
+        dice, focal, iou, total, images = self._processes.sum(self._sums.clone()).tolist()
+        if not images:
+            raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss of epoch {self.progress.epoch + 1} is not finite: lower optimizer.lr, or use "
+                'hardware.precision = "float32"; the state of the epoch before can be resumed'
+            )
+        means = {"loss": total, "dice": dice, "focal": focal, "iou": iou}
+        return {"samples": images, **{name: value / images for name, value in means.items()}}
+
+    def _validate(self) -> ValidationScores:
+        self._reporter.status(f"epoch {self.progress.epoch + 1}: validating")
+        config = self.config
+        return validate(
+            self.network,
+            self._data.validation,
+            config.run.size,
+            config.validation.slices_per_modality,
+            config.run.batch_size,
+            self._workers,
+            self._processes,
+        )
+
+    def _row(self, losses: dict[str, float], scores: ValidationScores | None) -> dict[str, Any]:
+        progress = self.progress
+        counts = torch.tensor([progress.skipped, progress.seconds, progress.waited_s], dtype=torch.float64)
+        skipped, seconds, waited = self._processes.sum(counts).tolist()
+        seconds /= self._processes.world
+        return {
+            "epoch": progress.epoch + 1,
+            "samples": int(losses["samples"]),
+            "lr": self._rate.value,
+            **{name: losses[name] for name in ("loss", "dice", "focal", "iou")},
+            "dsc": None if scores is None else scores.macro,
+            "skipped": int(skipped) + (scores.skipped if scores else 0),
+            "seconds": seconds,
+            "samples_per_second": losses["samples"] / seconds,
+            "wait_share": waited / self._processes.world / seconds,
+            **{f"dsc_{name}": value for name, value in (scores.dsc if scores else {}).items()},
+        }
+
+    def _stops(self) -> bool:
+        """Whether any process was told to stop; all of them come to the same answer at the same step."""
+        if self._processes.world == 1:
+            return self._stop()
+        if self.progress.step % _AGREE_EVERY:
+            return False
+        return bool(self._processes.sum(torch.tensor(float(self._stop()))).item())
+
+    def _note_skipped(self, batch: Batch) -> None:
+        self.progress.skipped += len(batch.skipped)
+        for reason in batch.skipped[: self._reasons_left]:
+            self._reporter.line(f"warning: skipped {reason}")
+        self._reasons_left -= min(self._reasons_left, len(batch.skipped))
+
+    def _status(self) -> str:
+        progress, steps = self.progress, self._batches.per_epoch
+        total, images = self._sums[3:].tolist()
+        rate = progress.step * self.config.run.batch_size / progress.seconds
+        return (
+            f"epoch {progress.epoch + 1}/{self.config.run.epochs} step {progress.step}/{steps} "
+            f"loss {total / max(images, 1):.4f} lr {self._rate.value:.2g} {rate:.1f} samples/s"
+        )
+
+    def _save_state(self) -> None:
+        """Write the state; every process has to call."""
+        progress = dataclasses.asdict(self.progress)
+        if self.progress.step:
+            progress["losses"] = self._processes.sum(self._sums.clone()).tolist()
+            counts = torch.tensor([self.progress.skipped, self.progress.waited_s], dtype=torch.float64)
+            skipped, progress["waited_s"] = self._processes.sum(counts).tolist()
+            progress["skipped"] = int(skipped)
+        if not self._processes.is_first:
+            return
+        write_state(
+            self._folder,
+            State(
+                config=as_tables(self.config),
+                base=self._base_digest,
+                data=self._data.digest,
+                model=self.network.model.state_dict(),
+                optimizer=self._optimizer.state_dict(),
+                schedule=self._rate.state_dict(),
+                progress=progress,
+                random=random_state(),
+            ),
+        )
+
+
+def uses_bfloat16(config: Config, device: torch.device) -> bool:
+    """Whether the forward pass is computed in bfloat16 where PyTorch's autocast holds that safe."""
+    wanted = config.hardware.precision
+    return wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")

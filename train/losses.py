@@ -1,0 +1,72 @@
+"""What a predicted mask costs: Dice, focal, and how wrong the predicted IoU is. One value for each box.
+
+Shapes: N boxes, P pixels in any number of trailing axes. Everything is computed in float32 or better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from litemed.train.config import Loss
+
+DICE_SMOOTHING = 1.0
+"""Added above and below the fraction, in pixels, so that an empty mask predicted empty costs nothing."""
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Losses of N boxes, each (N,): dice in [0, 1], focal at least 0, squared error of the predicted IoU."""
+
+    dice: Tensor
+    focal: Tensor
+    iou: Tensor
+
+    def total(self, weights: Loss) -> Tensor:
+        """Return the weighted sum, (N,)."""
+        return weights.dice * self.dice + weights.focal * self.focal + weights.iou * self.iou
+
+
+def mask_losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, settings: Loss) -> LossParts:
+    """Return all losses. logits: (N, H, W). predicted_iou: (N,). masks: (N, H, W), 0 or 1, any dtype."""
+    logits, target = logits.float(), masks.float()
+    reached = achieved_iou(logits, target)
+    return LossParts(
+        dice=dice_loss(logits, target),
+        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha),
+        iou=(predicted_iou.float() - reached).square(),
+    )
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) with p = sigmoid(logits), (N,).
+
+    Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below the line.
+    """
+    probability, target = logits.sigmoid().flatten(1), target.flatten(1)
+    overlap = (probability * target).sum(1)
+    whole = probability.sum(1) + target.sum(1)
+    return 1 - (2 * overlap + DICE_SMOOTHING) / (whole + DICE_SMOOTHING)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
+    """Return the mean over the pixels of -alpha_t (1 - p_t)^gamma log(p_t), (N,).
+
+    alpha weighs the pixels of the object, 1 - alpha the others. Source: Lin et al., "Focal Loss for Dense
+    Object Detection" (ICCV 2017).
+    """
+    against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
+    alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
+    return (alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)).mean(1)
+
+
+@torch.no_grad()
+def achieved_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the IoU of the mask `logits > 0` with the target, (N,); 1 where both are empty."""
+    predicted, wanted = (logits > 0).flatten(1), (target > 0.5).flatten(1)
+    overlap = (predicted & wanted).sum(1)
+    union = (predicted | wanted).sum(1)
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)

@@ -1,0 +1,143 @@
+"""The network as it is trained: which weights move, which batch norms learn, where the gradient stops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from litemed.export.checkpoint import Checkpoint
+from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.lora import LoRAConfig, add_lora
+from litemed.models.tiny_vit import MBConv
+from litemed.runtime.errors import UsageError
+from litemed.train.config import TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA
+from litemed.train.dataset import Batch
+
+WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
+
+# A box prompt with a single mask as the answer reaches none of these: they keep their values.
+_UNREACHED = (
+    "prompt_encoder.point_embeddings.0.",
+    "prompt_encoder.point_embeddings.1.",
+    "prompt_encoder.not_a_point_embed.",
+    "prompt_encoder.mask_downscaling.",
+    "mask_decoder.output_hypernetworks_mlps.1.",
+    "mask_decoder.output_hypernetworks_mlps.2.",
+    "mask_decoder.output_hypernetworks_mlps.3.",
+)
+
+
+class TrainedNetwork(nn.Module):
+    """LiteMedSAM with a set of its weights to tune.
+
+    Args:
+        model: with LoRA in place if `tune` trains adapters.
+        tune: "lora+decoder", "lora", "decoder" or "all".
+    """
+
+    def __init__(self, model: LiteMedSAM, tune: str) -> None:
+        super().__init__()
+        self.model = model
+        self.tune = tune
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(_is_tuned(name, tune))
+
+    def train(self, mode: bool = True) -> TrainedNetwork:
+        """Set training mode; batch norms learn only where all weights do, else their statistics stay."""
+        super().train(mode)
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode and self.tune == TUNE_ALL)
+        return self
+
+    def forward(self, image: Tensor, boxes: Tensor, image_of_box: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment N boxes on B images.
+
+        Args:
+            image: (B, 3, S, S) in [0, 1].
+            boxes: (N, 4) x0, y0, x1, y1 in its pixels.
+            image_of_box: (N,) int64, the image of each box.
+
+        Returns:
+            logits (N, S, S) and predicted IoU (N,).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
+            embedding = self.model.encode(image)
+        return self.decode(embedding.index_select(0, image_of_box), boxes)
+
+    def decode(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment N boxes (N, 4) on embeddings (N or 1, 256, S/4, S/4): logits (N, S, S) and IoU (N,)."""
+        prompts, decoder = self.model.prompt_encoder, self.model.mask_decoder
+        with torch.autocast(embedding.device.type, enabled=False):
+            # bfloat16 would place a box's corners only to the nearest pixel.
+            sparse, dense = prompts(boxes.float())
+            positions = prompts.image_positions()
+        logits, iou = decoder(embedding, positions, sparse, dense)
+        return logits[:, 0], iou[:, 0]
+
+    def tuned(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def batch_forward(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits (N, S, S) and predicted IoU (N,) of a batch."""
+    return network(batch.image, batch.boxes, batch.image_of_box)
+
+
+def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:
+    """Return the network of `base`, or with all weights drawn at random, ready to be tuned.
+
+    Raises UsageError for an impossible choice of LoRA, an adapter on a base that already holds one, or one
+    without a base.
+    """
+    torch.manual_seed(seed)
+    if base is None:
+        if tune != TUNE_ALL:
+            raise UsageError(f"training from scratch trains all weights, not {tune}: leave --tune out")
+        return TrainedNetwork(from_scratch(size), tune)
+    model = base.model(size)
+    if tune in WITH_LORA:
+        if base.lora is not None:
+            raise UsageError(
+                f"{base.file}: already holds a LoRA, which a second cannot be added to; use --tune all"
+            )
+        add_lora(model.image_encoder, lora_config(lora))
+    return TrainedNetwork(model, tune)
+
+
+def lora_config(settings: LoRA) -> LoRAConfig:
+    """Return the network's own form of the settings. Raises UsageError for an impossible choice."""
+    try:
+        return LoRAConfig(settings.rank, settings.alpha, settings.targets)
+    except ValueError as error:
+        raise UsageError(f"[lora]: {error}") from error
+
+
+def from_scratch(size: int) -> LiteMedSAM:
+    """Return a network with weights drawn as published for TinyViT: PyTorch's own, but for two kinds.
+
+    Linear layers of the encoder are normal, truncated, of standard deviation 0.02, their biases 0; the last
+    batch norm of a residual convolution starts at 0.
+    """
+    model = LiteMedSAM(size)
+    for module in model.image_encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, MBConv):
+            nn.init.zeros_(module.conv3.bn.weight)
+    return model
+
+
+def _is_tuned(name: str, tune: str) -> bool:
+    if name.startswith(_UNREACHED):
+        return False
+    is_adapter = name.endswith((".lora_A", ".lora_B"))
+    is_decoder = name.startswith("mask_decoder.")
+    return {
+        TUNE_LORA: is_adapter,
+        TUNE_DECODER: is_decoder,
+        TUNE_LORA_DECODER: is_adapter or is_decoder,
+        TUNE_ALL: True,
+    }[tune]

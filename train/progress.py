@@ -1,0 +1,79 @@
+"""How far a run is, what it reached, and how it says so."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+_ON_TERMINAL_S = 0.5
+_IN_LOG_S = 30.0
+
+
+@dataclass
+class Progress:
+    """Counters of a run; written to its state.
+
+    epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
+    far (`litemed.train.loop` says what is scored), in which epoch. skipped: slices that could not be used, in
+    this epoch. losses: sums over this epoch's images of dice, focal, iou and total loss, and the number of
+    images. seconds, waited_s: wall time of this epoch, and how much of it the step waited for the loader.
+    history: one row for each epoch done, see `litemed.train.history`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    skipped: int = 0
+    losses: list[float] = field(default_factory=lambda: [0.0] * 5)
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Count the epoch as done and clear what is counted within one."""
+        self.epoch += 1
+        self.step, self.skipped = 0, 0
+        self.losses = [0.0] * 5
+        self.seconds, self.waited_s = 0.0, 0.0
+
+
+class Reporter:
+    """Prints what a run does: a line that is overwritten on a terminal, now and then a line elsewhere.
+
+    stream: None prints nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._live = stream is not None and stream.isatty()
+        self._width = 0
+        self._next = time.monotonic() + (0 if self._live else _IN_LOG_S)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._stream is not None:
+            self._clear()
+            print(text, file=self._stream, flush=True)
+
+    def is_due(self) -> bool:
+        """Whether it is time for `status`; asking costs nothing, computing what to say may."""
+        return self._stream is not None and time.monotonic() >= self._next
+
+    def status(self, text: str) -> None:
+        """Say how far the run is."""
+        if self._stream is None:
+            return
+        self._next = time.monotonic() + (_ON_TERMINAL_S if self._live else _IN_LOG_S)
+        if self._live:
+            self._clear()
+            self._width = len(text)
+            print(text, end="", file=self._stream, flush=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _clear(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=self._stream)
+            self._width = 0

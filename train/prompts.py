@@ -1,0 +1,80 @@
+"""From a label map at the network's scale to the boxes that are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from litemed.train.config import Prompts
+
+REFERENCE_SIZE = 256
+"""The input size that jitter in pixels refers to."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectBoxes:
+    """Objects of a label map and their tight boxes.
+
+    numbers: (N,) int64, labels above 0. xyxy: (N, 4) int64, x0 y0 x1 y1 of the smallest and largest pixel,
+    both inclusive, as in the challenge; an object one pixel wide or high gets an x1 or y1 one larger.
+    """
+
+    numbers: NDArray[np.int64]
+    xyxy: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def find_boxes(labels: NDArray[Any], min_pixels: int = 1) -> ObjectBoxes:
+    """Return the objects of `labels`, (H, W) unsigned, that have at least `min_pixels` pixels."""
+    counts = np.bincount(labels.ravel())
+    places = ndimage.find_objects(labels)
+    numbers = np.flatnonzero(counts[1:] >= max(1, min_pixels)) + 1
+    xyxy = np.empty((len(numbers), 4), np.int64)
+    for row, number in zip(xyxy, numbers.tolist(), strict=True):
+        y, x = places[number - 1]
+        row[:] = x.start, y.start, max(x.stop - 1, x.start + 1), max(y.stop - 1, y.start + 1)
+    return ObjectBoxes(numbers, xyxy)
+
+
+def choose(objects: ObjectBoxes, count: int, random: np.random.Generator) -> ObjectBoxes:
+    """Return at most `count` of the objects, drawn at random without repetition."""
+    if len(objects) <= count:
+        return objects
+    chosen = random.choice(len(objects), size=count, replace=False)
+    return ObjectBoxes(objects.numbers[chosen], objects.xyxy[chosen])
+
+
+def jitter(
+    xyxy: NDArray[np.int64],
+    shape: tuple[int, int],
+    settings: Prompts,
+    size: int,
+    random: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Return boxes as a hurried hand draws them, float32 (N, 4), whole numbers.
+
+    xyxy: (N, 4), x0 y0 x1 y1 in pixels of an image of `shape` (height, width) that lies in the network's
+    input of side `size`. Each edge moves outwards by 0 to `settings.jitter_pixels` pixels of a 256-pixel
+    input (as published with LiteMedSAM) and either way by up to `settings.jitter_share` of the box's side.
+    The result is truncated to integers as by the runtime, lies within [0, width] x [0, height] and has an
+    area.
+    """
+    height, width = shape
+    outwards = np.array([-1, -1, 1, 1])
+    pixels = random.integers(0, settings.jitter_pixels, endpoint=True, size=xyxy.shape) * (
+        size / REFERENCE_SIZE
+    )
+    sides = np.tile(xyxy[:, 2:] - xyxy[:, :2], 2)
+    share = random.uniform(-settings.jitter_share, settings.jitter_share, xyxy.shape)
+    limits = np.array([width, height, width, height])
+    moved = np.trunc(np.clip(xyxy + outwards * pixels + sides * share, 0, limits))
+    # An edge may have moved past the other one; both keep to the image.
+    low = np.minimum(np.minimum(moved[:, :2], moved[:, 2:]), limits[:2] - 1)
+    high = np.maximum(np.maximum(moved[:, :2], moved[:, 2:]), low + 1)
+    return np.concatenate([low, high], axis=1).astype(np.float32)

@@ -1,0 +1,188 @@
+"""One training run from files to files: what `litemed-train` does, for scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from litemed.export.adapter import decoder_path
+from litemed.export.checkpoint import Checkpoint, read_checkpoint, weights_digest
+from litemed.runtime.errors import InputError, LitemedError, UsageError
+from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
+from litemed.train import report, state
+from litemed.train.config import TUNE_ALL, Config, differences, updated
+from litemed.train.distributed import Processes, joined
+from litemed.train.history import CURVE, LOG
+from litemed.train.loop import BEST, LAST, Data, Trainer
+from litemed.train.prepare.store import MANIFEST, Slices
+from litemed.train.progress import Reporter
+
+# A run that is resumed may differ in these: they say when and how well it is watched, not what is learnt.
+_MAY_CHANGE = (
+    "run.epochs",
+    "run.state_every_steps",
+    "validation.every_epochs",
+    "validation.slices_per_modality",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train, from what, and where to.
+
+    data: a folder that `litemed-prepare` made. folder: for everything that is written. base: the weights to
+    start from, in any layout that `litemed-export` reads; None draws them at random. changes: settings that
+    differ from the defaults (from those of the run, when resumed), as pairs of tables and what they are
+    called in errors. resume: go on with the run in `folder`. overwrite: start over though there is one.
+    stop_after_s: stop after so many seconds, to be resumed.
+    """
+
+    data: Path
+    folder: Path
+    base: Path | None
+    changes: Sequence[tuple[Mapping[str, Any], str]] = ()
+    resume: bool = False
+    overwrite: bool = False
+    stop_after_s: float | None = None
+
+
+def train(request: Request, reporter: Reporter) -> bool:
+    """Carry out a training run; returns whether it reached its end, otherwise it can be resumed.
+
+    The first SIGINT or SIGTERM lets the run finish its step, write its state and stop; a second one
+    interrupts.
+
+    Raises:
+        LitemedError: it cannot start, go on or write; the message says what to do.
+    """
+    if request.resume and request.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite starts over: choose one")
+    stored = state.read_state(request.folder) if request.resume else None
+    config = updated(Config(), stored.config, str(request.folder / state.FILE)) if stored else Config()
+    for tables, source in request.changes:
+        config = updated(config, tables, source)
+    base = _base(request, stored)
+    if base is None:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, tune=TUNE_ALL))
+    data = _open_data(request.data)
+    if stored is not None:
+        _check_same(stored, config, base, data)
+    elif not request.overwrite and (request.folder / state.FILE).exists():
+        raise UsageError(
+            f"{request.folder}: holds a run already; go on with --resume, or start over with --overwrite"
+        )
+    with joined(config.hardware.device) as processes, contextlib.ExitStack() as stack:
+        processes.wait()  # until all have looked into the folder
+        if processes.is_first:
+            make_folder(request.folder)
+            stack.enter_context(FolderLock(request.folder))
+        else:
+            reporter = Reporter(None)
+        processes.wait()
+        stop = stack.enter_context(stop_signal(request.stop_after_s))
+        trainer = Trainer(config, base, data, request.folder, processes, reporter, stop.is_set)
+        if stored is not None:
+            trainer.resume(stored)
+        return _run(trainer, request, base, data, processes)
+
+
+def _run(
+    trainer: Trainer, request: Request, base: Checkpoint | None, data: Data, processes: Processes
+) -> bool:
+    def write(status: str) -> None:
+        if processes.is_first:
+            names = [LOG, CURVE, BEST, decoder_path(Path(BEST)).name, LAST, decoder_path(Path(LAST)).name]
+            report.write_report(
+                request.folder,
+                status,
+                trainer.config,
+                base,
+                request.data,
+                data.digest,
+                processes,
+                trainer.progress,
+                names,
+            )
+
+    write("running")
+    try:
+        finished = trainer.run()
+    except LitemedError:
+        write("failed")
+        raise
+    write("finished" if finished else "stopped")
+    return finished
+
+
+class Stop:
+    """Whether a run was told to stop, by a signal or because its time is over."""
+
+    def __init__(self, after_s: float | None) -> None:
+        self.signalled = False
+        self._end = None if after_s is None else time.monotonic() + after_s
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self.signalled or (self._end is not None and time.monotonic() >= self._end)
+
+
+@contextlib.contextmanager
+def stop_signal(after_s: float | None) -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; from the second on they interrupt.
+
+    Outside the main thread signals are left alone.
+    """
+    stop = Stop(after_s)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.signalled:
+            raise KeyboardInterrupt
+        stop.signalled = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _base(request: Request, stored: state.State | None) -> Checkpoint | None:
+    if request.base is not None:
+        return read_checkpoint(request.base)
+    if stored is not None and stored.base is not None:
+        raise UsageError(f"{request.folder}: the run started from weights; name them again with --base")
+    return None
+
+
+def _open_data(folder: Path) -> Data:
+    training = Slices.open(folder, split="train")
+    if not len(training):
+        raise InputError(f'{folder}: no training slices; prepare data of the split "train"')
+    return Data(training, Slices.open(folder, split="val"), sha256_of_file(folder / MANIFEST))
+
+
+def _check_same(stored: state.State, config: Config, base: Checkpoint | None, data: Data) -> None:
+    before = updated(Config(), stored.config, state.FILE)
+    changed = [name for name in differences(before, config) if name not in _MAY_CHANGE]
+    if changed:
+        raise UsageError(
+            f"a resumed run keeps its settings, but {', '.join(changed)} differ: start a run of its own"
+        )
+    if stored.base != (None if base is None else weights_digest(base.state)):
+        raise UsageError("these are not the weights that the run started from: name the same --base")
+    if stored.data != data.digest:
+        raise UsageError(
+            "these are not the data that the run was started on: name the same DATA, or start over"
+        )

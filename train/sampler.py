@@ -1,0 +1,144 @@
+"""Which slice is drawn when: by modality as the table says, the same on every machine and in every order.
+
+The draws of an epoch follow from the seed and the number of the epoch alone. To resume in the middle of an
+epoch it is therefore enough to know how many batches are done, and several processes agree without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litemed.runtime.errors import UsageError
+from litemed.train.config import Sampling
+
+_EPOCH_STREAM = 1
+"""Keeps the sampler's random numbers apart from those of the samples, which have streams of their own."""
+
+
+class Draw(NamedTuple):
+    """One sample to make: slice number `slice_index`, at `position` of `epoch` (all count from 0)."""
+
+    epoch: int
+    position: int
+    slice_index: int
+
+
+@dataclass(frozen=True)
+class ModalityShares:
+    """By modality, the probability that a sample comes from it; all above 0, sum 1.
+
+    absent: modalities that the table wants and the data do not have. undrawn: the other way round.
+    """
+
+    shares: Mapping[str, float]
+    absent: tuple[str, ...]
+    undrawn: tuple[str, ...]
+
+
+def modality_shares(table: Sampling, known: tuple[str, ...], present: tuple[str, ...]) -> ModalityShares:
+    """Return what each modality's share is when only those in `present` have slices.
+
+    known: all modalities there are; those without a row in the table share `table.others` equally, whether
+    present or not. What falls to absent ones is spread over the others in proportion to their weights.
+
+    Raises UsageError when the table gives all weight to absent modalities.
+    """
+    unnamed = [name for name in known if name not in table.weights]
+    weights = {n: table.weights[n] if n in table.weights else table.others / len(unnamed) for n in known}
+    wanted = {name: weight for name, weight in weights.items() if weight > 0}
+    drawn = {name: weight for name, weight in wanted.items() if name in present}
+    if not drawn:
+        raise UsageError(
+            f"the sampling table draws only {', '.join(wanted)}, the training slices are of "
+            f"{', '.join(present) or 'no modality'}: change [sampling] or prepare other data"
+        )
+    total = sum(drawn.values())
+    return ModalityShares(
+        shares={name: weight / total for name, weight in drawn.items()},
+        absent=tuple(name for name in wanted if name not in present),
+        undrawn=tuple(name for name in present if name not in wanted),
+    )
+
+
+@dataclass(frozen=True)
+class ModalitySampler:
+    """Draws slices: first a modality by its share, then one of its slices.
+
+    indices: by modality, the numbers of its slices, each (n,) int64 with n >= 1. samples: draws an epoch.
+    Within an epoch no slice of a modality comes again before all of them came.
+    """
+
+    indices: Mapping[str, NDArray[np.int64]]
+    shares: Mapping[str, float]
+    samples: int
+    seed: int
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the slices drawn in one epoch, in order, (samples,)."""
+        random = np.random.default_rng([self.seed, _EPOCH_STREAM, epoch])
+        names = sorted(self.shares)
+        chosen = random.choice(len(names), size=self.samples, p=[self.shares[name] for name in names])
+        slices = np.empty(self.samples, np.int64)
+        for number, name in enumerate(names):
+            places = np.flatnonzero(chosen == number)
+            slices[places] = _repeated_shuffle(self.indices[name], len(places), random)
+        return slices
+
+
+def _repeated_shuffle(
+    values: NDArray[np.int64], count: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    rounds = -(-count // len(values))
+    return np.concatenate([values[:0], *(random.permutation(values) for _ in range(rounds))])[:count]
+
+
+class Batches:
+    """The batches of one process, as PyTorch's DataLoader takes them: lists of draws.
+
+    Each batch of `batch_size` draws is dealt out to `world` processes, of which this is number `rank`. Set
+    where to go on with `start_at` before iterating.
+
+    Raises UsageError when a batch cannot be dealt out evenly.
+    """
+
+    def __init__(self, sampler: ModalitySampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise UsageError(
+                f"batches of {batch_size} samples cannot be dealt out to {world} processes: "
+                f"make run.batch_size a multiple of {world}"
+            )
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._rank, self._world = rank, world
+        self._epoch, self._first = 0, 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of a whole epoch."""
+        return self._sampler.samples // self._batch_size
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Let the next iteration begin with batch `step` of `epoch`, both counted from 0."""
+        self._epoch, self._first = epoch, step
+
+    def __len__(self) -> int:
+        """Return how many batches the next iteration gives."""
+        return self.per_epoch - self._first
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, first = self._epoch, self._first
+        slices = self._sampler.epoch(epoch)
+        for step in range(first, self.per_epoch):
+            start = step * self._batch_size
+            own = range(start + self._rank, start + self._batch_size, self._world)
+            yield [Draw(epoch, position, int(slices[position])) for position in own]
+
+
+def whole_batches(samples: int, batch_size: int) -> int:
+    """Return `samples` rounded up to whole batches."""
+    return -(-samples // batch_size) * batch_size

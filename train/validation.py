@@ -1,0 +1,177 @@
+"""How well the network segments the validation slices: DSC by modality, the way the runtime would.
+
+Each slice goes through the runtime's own preprocess, every object is prompted with its tight box, and the
+boxes are merged by the runtime's own merge. In float32, as the exported network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from litemed.runtime.errors import InputError
+from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
+from litemed.train.dataset import Skipped, SliceSource, check_slice
+from litemed.train.distributed import Processes
+from litemed.train.loader import start_worker
+from litemed.train.network import TrainedNetwork
+from litemed.train.prompts import find_boxes
+
+BOXES_AT_ONCE = 32
+"""Bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32."""
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Mean DSC in [0, 1] by modality, how many slices each mean is of, and slices that could not be used."""
+
+    dsc: Mapping[str, float]
+    slices: Mapping[str, int]
+    skipped: int
+
+    @property
+    def macro(self) -> float | None:
+        """The mean over the modalities; None without any."""
+        return sum(self.dsc.values()) / len(self.dsc) if self.dsc else None
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationItem:
+    """One slice to score.
+
+    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. frame: how
+    the slice lies in the image.
+    """
+
+    modality: str
+    image: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    truth: NDArray[np.unsignedinteger]
+    frame: Frame
+
+
+def validation_slices(source: SliceSource, per_modality: int) -> NDArray[np.int64]:
+    """Return the numbers of the slices to score: at most `per_modality` of each (0: all), evenly spread."""
+    chosen = []
+    for indices in source.indices_by_modality().values():
+        count = min(per_modality or len(indices), len(indices))
+        chosen.append(indices[np.linspace(0, len(indices) - 1, count).round().astype(np.int64)])
+    return np.concatenate([np.empty(0, np.int64), *chosen])
+
+
+def make_item(modality: str, image: NDArray[np.uint8], labels: NDArray[Any], size: int) -> ValidationItem:
+    """Turn one slice into an item for a network input of side `size`.
+
+    Raises InputError when image and labels do not fit each other, or there is no object.
+    """
+    check_slice(image, labels)
+    objects = find_boxes(labels)
+    if not len(objects):
+        raise InputError("no object")
+    renumbered = np.zeros(int(labels.max()) + 1, label_dtype(len(objects)))
+    renumbered[objects.numbers] = np.arange(1, len(objects) + 1)
+    tensor, frame = preprocess(image, size)
+    limits = (frame.width, frame.height, frame.width, frame.height)
+    boxes = scale_boxes(np.minimum(objects.xyxy, limits), frame)
+    return ValidationItem(modality, tensor[0], boxes, renumbered[labels], frame)
+
+
+class ValidationSet(Dataset[ValidationItem | Skipped]):
+    """The items of some slices; one that cannot be used comes back as `Skipped`, not as an error."""
+
+    def __init__(self, source: SliceSource, indices: NDArray[np.int64], size: int) -> None:
+        self._source = source
+        self._indices = indices
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, number: int) -> ValidationItem | Skipped:
+        index = int(self._indices[number])
+        info = self._source.info(index)
+        try:
+            image, labels = self._source[index]
+            return make_item(info.modality, image, labels, self._size)
+        except InputError as error:
+            return Skipped(f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}")
+
+
+@torch.no_grad()
+def label_maps(
+    network: TrainedNetwork, items: list[ValidationItem], device: torch.device
+) -> list[NDArray[np.unsignedinteger]]:
+    """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them."""
+    images = torch.from_numpy(np.stack([item.image for item in items])).to(device)
+    embeddings = network.model.encode(images)
+    maps = []
+    for item, embedding in zip(items, embeddings, strict=True):
+        labels = np.zeros(item.truth.shape, label_dtype(len(item.boxes)))
+        merge = RunningMerge(LogitResizer(item.frame), labels)
+        for start in range(0, len(item.boxes), BOXES_AT_ONCE):
+            part = torch.from_numpy(item.boxes[start : start + BOXES_AT_ONCE]).to(device)
+            logits, _ = network.decode(embedding[None], part)
+            numbers = np.arange(start + 1, start + 1 + len(part))
+            merge.add(logits.float().cpu().numpy(), numbers)
+        merge.finish()
+        maps.append(labels)
+    return maps
+
+
+def dice_by_label(prediction: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Return 2 |A and B| / (|A| + |B|) of each label from 1 to the largest of `truth`, (N,).
+
+    NaN for a label that neither of the two maps has.
+    """
+    count = int(truth.max(initial=0)) + 1
+    inside = np.bincount(truth[prediction == truth].ravel(), minlength=count)
+    sizes = sum(np.bincount(labels.ravel(), minlength=count)[:count] for labels in (prediction, truth))
+    with np.errstate(invalid="ignore"):
+        return 2 * inside[1:] / np.asarray(sizes)[1:]
+
+
+def validate(
+    network: TrainedNetwork,
+    source: SliceSource,
+    size: int,
+    per_modality: int,
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+) -> ValidationScores:
+    """Score the network on the validation slices; the work is shared out to all processes.
+
+    A slice's DSC is the mean over its objects, a modality's the mean over its slices.
+    """
+    names = sorted(source.indices_by_modality())
+    indices = validation_slices(source, per_modality)[processes.rank :: processes.world]
+    loader = DataLoader(
+        ValidationSet(source, indices, size),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=start_worker,
+    )
+    # One row a modality: sum of DSC, slices. The last row: slices skipped.
+    sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)
+    network.eval()
+    for items in loader:
+        usable = [item for item in items if isinstance(item, ValidationItem)]
+        sums[-1, 1] += len(items) - len(usable)
+        for item, labels in zip(usable, label_maps(network, usable, processes.device), strict=True):
+            dice = float(dice_by_label(labels, item.truth).mean())
+            sums[names.index(item.modality)] += torch.tensor([dice, 1.0], dtype=torch.float64)
+    rows = processes.sum(sums).tolist()
+    scored = {name: row for name, row in zip(names, rows, strict=False) if row[1]}
+    return ValidationScores(
+        dsc={name: total / count for name, (total, count) in scored.items()},
+        slices={name: int(count) for name, (_, count) in scored.items()},
+        skipped=int(rows[-1][1]),
+    )
