@@ -133,8 +133,9 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     run: another preprocessing, another interface, an operator set out of range.
     """
     top = Section(load_json(data, source), source)
-    if top.take("schema") != SCHEMA:
-        top.refuse(f"is of schema {shown(top.take('schema'))}, not {SCHEMA}; use the litemed that wrote it")
+    schema = top.take("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        top.refuse(f"is of schema {shown(schema)}, not {SCHEMA}; use the litemed that wrote it")
     size = _input_size(top.section("input"))
     graphs, precisions, tools = top.section("graphs"), top.section("precisions"), top.section("tools")
     manifest = Manifest(

@@ -1,0 +1,296 @@
+"""A bundle that is not what its manifest says is refused, in one line, before anything of it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.errors import BundleError
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def folder(box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A bundle to spoil."""
+    return pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
+
+
+def refused(folder: pathlib.Path) -> str:
+    """The one line with which a bundle is refused."""
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 600
+    return message
+
+
+def edit(folder: pathlib.Path, change: Callable[[Json], object]) -> None:
+    """Change the manifest's object in place."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def replace_graph(folder: pathlib.Path, name: str, model: onnx.ModelProto) -> None:
+    """Put another graph in place, with the right hash and size in the manifest."""
+    data = model.SerializeToString()
+    (folder / f"{name}.onnx").write_bytes(data)
+    sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(folder, lambda manifest: manifest["graphs"][name].update(sums))
+
+
+def test_a_sound_bundle_opens(folder: pathlib.Path) -> None:
+    bundle = Bundle.open(str(folder))
+    manifest = (folder / "manifest.json").read_bytes()
+    assert bundle.digest == hashlib.sha256(manifest).hexdigest()
+    assert bundle.name == "boxes"
+    assert bundle.manifest.input_size == 256
+    assert bundle.graph_bytes("encoder") == (folder / "encoder.onnx").read_bytes()
+
+
+def test_a_bundle_can_be_moved_and_linked_to(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    moved = folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "latest").symlink_to(moved)
+    assert Bundle.open(tmp_path / "latest").digest == Bundle.open(moved).digest
+
+
+def test_other_files_do_not_matter(folder: pathlib.Path) -> None:
+    (folder / "README.txt").write_text("notes")
+    (folder / "more").mkdir()
+    Bundle.open(folder)
+
+
+def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
+    before = (folder / "encoder.onnx").read_bytes()
+    bundle = Bundle.open(folder)
+    (folder / "encoder.onnx").write_bytes(before[::-1])
+    assert bundle.graph_bytes("encoder") == before
+    with pytest.raises(BundleError, match="sha256"):
+        bundle.released().graph_bytes("encoder")
+    assert bundle.released().graph_bytes("decoder") == (folder / "decoder.onnx").read_bytes()
+
+
+def test_a_missing_or_unreadable_file_is_named(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert "nowhere" in refused(tmp_path / "nowhere")
+    assert "is not a bundle" in refused(folder / "manifest.json")
+    (folder / "decoder.onnx").unlink()
+    assert "decoder.onnx: is missing" in refused(folder)
+    (folder / "manifest.json").unlink()
+    assert "manifest.json: is missing" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx"])
+def test_links_pipes_and_folders_are_not_read(folder: pathlib.Path, name: str) -> None:
+    original = (folder / name).rename(folder / "original")
+    (folder / name).symlink_to(original)
+    assert "symbolic link" in refused(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert "not a plain file" in refused(folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    refused(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_a_changed_graph_is_refused(folder: pathlib.Path, name: str) -> None:
+    path = folder / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert f"{name}: its sha256" in refused(folder)
+    path.write_bytes(data + b"\0")
+    assert "bytes" in refused(folder)
+    path.write_bytes(data[:-1])
+    assert "bytes" in refused(folder)
+    path.write_bytes(b"")
+    assert "bytes" in refused(folder)
+
+
+def test_encoder_and_decoder_swapped(folder: pathlib.Path) -> None:
+    def swap_files(manifest: Json) -> None:
+        graphs = manifest["graphs"]
+        for key in ("file", "sha256", "bytes"):
+            graphs["encoder"][key], graphs["decoder"][key] = graphs["decoder"][key], graphs["encoder"][key]
+
+    def swap_roles(manifest: Json) -> None:
+        manifest["precisions"]["float32"] = {"encoder": "decoder", "decoder": "encoder"}
+
+    sound = (folder / "manifest.json").read_text()
+    edit(folder, swap_files)
+    assert "has inputs" in refused(folder)
+    (folder / "manifest.json").write_text(sound)
+    edit(folder, swap_roles)
+    assert "'decoder'" in refused(folder)
+
+
+def changed_graph(folder: pathlib.Path, name: str, change: Callable[[onnx.ModelProto], object]) -> str:
+    """How a bundle is refused whose graph was changed, honestly hashed."""
+    model = onnx.load(folder / f"{name}.onnx")
+    change(model)
+    replace_graph(folder, name, model)
+    return refused(folder)
+
+
+def axis(value: onnx.ValueInfoProto, index: int) -> Any:
+    return value.type.tensor_type.shape.dim[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("encoder", lambda m: setattr(m.opset_import[0], "version", 19), "opset 19"),
+        ("encoder", lambda m: setattr(axis(m.graph.input[0], 2), "dim_value", 512), "inputs"),
+        ("encoder", lambda m: setattr(axis(m.graph.output[0], 1), "dim_param", "C"), "outputs"),
+        ("encoder", lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 10), "float16"),
+        ("encoder", lambda m: setattr(m.graph.output[0], "name", "features"), "'features'"),
+        ("encoder", lambda m: m.graph.input.append(m.graph.input[0]), "inputs"),
+        ("decoder", lambda m: setattr(axis(m.graph.input[1], 0), "dim_value", 1), "boxes"),
+        ("decoder", lambda m: m.graph.output.pop(), "outputs"),
+        ("decoder", lambda m: setattr(m.graph.initializer[0], "data_location", 1), "another file"),
+        ("decoder", lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "no shape"),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says(
+    folder: pathlib.Path, name: str, change: Callable[[onnx.ModelProto], object], why: str
+) -> None:
+    assert why in changed_graph(folder, name, change)
+
+
+def test_an_opset_that_no_engine_promises(folder: pathlib.Path) -> None:
+    model = onnx.load(folder / "encoder.onnx")
+    model.opset_import[0].version = 7
+    replace_graph(folder, "encoder", model)
+    edit(folder, lambda manifest: manifest["graphs"]["encoder"].update(opset=7))
+    assert "opset 7" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+@pytest.mark.parametrize(
+    "path",
+    ["../encoder.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "..", "", ".hidden.onnx", "manifest.json",
+     "é.onnx", "x.onnx\n", "x\0.onnx", "CON.txt", "~.onnx", "a" * 200 + ".onnx", None, 3],
+)  # fmt: skip
+def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: object) -> None:
+    edit(folder, lambda manifest: manifest["graphs"][name.removesuffix(".onnx")].update(file=path))
+    refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda m: m.update(schema=2), "schema 2"),
+        (lambda m: m.update(schema="1"), "schema '1'"),
+        (lambda m: m.update(schema=True), "schema True"),
+        (lambda m: m.pop("schema"), "'schema'"),
+        (lambda m: m.update(extra=1), "'extra'"),
+        (lambda m: m["input"].update(mean=0.5), "'mean'"),
+        (lambda m: m["input"].update(size=250), "250"),
+        (lambda m: m["input"].update(size=256.0), "256.0"),
+        (lambda m: m["input"].update(size=512), "'encoder'"),
+        (lambda m: m["input"].update(channels=1), "channels"),
+        (lambda m: m["input"].update(channels=True), "channels"),
+        (lambda m: m["input"].update(normalise="z-score"), "'z-score'"),
+        (lambda m: m["input"].pop("pad"), "'pad'"),
+        (lambda m: m.update(name="a\nb"), "name"),
+        (lambda m: m.update(name="\x1b[31mred"), "name"),
+        (lambda m: m.update(name="n" * 1000), "name"),
+        (lambda m: m.update(graphs={}), "'encoder'"),
+        (lambda m: m.update(graphs=[]), "graphs"),
+        (lambda m: m["graphs"].pop("decoder"), "'decoder'"),
+        (lambda m: m["graphs"].update(third=m["graphs"]["decoder"] | {"file": "third.onnx"}), "'third'"),
+        (lambda m: m["graphs"]["decoder"].update(file="ENCODER.onnx"), "share"),
+        (lambda m: m["graphs"]["decoder"].update(bytes=0), "0 bytes"),
+        (lambda m: m["graphs"]["decoder"].update(bytes=1 << 40), "bytes"),
+        (lambda m: m["graphs"]["decoder"].update(sha256="0" * 63), "sha256"),
+        (lambda m: m["graphs"]["decoder"].update(sha256="G" * 64), "sha256"),
+        (lambda m: m["graphs"]["decoder"]["inputs"].reverse(), "'decoder'"),
+        (lambda m: m["graphs"]["decoder"]["inputs"][1].update(shape=[2, 4]), "'decoder'"),
+        (lambda m: m["graphs"]["decoder"]["inputs"][1].update(shape="N4"), "shape"),
+        (lambda m: m["graphs"]["decoder"]["outputs"][0].update(dtype="float16"), "'decoder'"),
+        (lambda m: m.update(precisions={}), "float32"),
+        (lambda m: m["precisions"].update(int8={"encoder": "encoder8", "decoder": "decoder"}), "'encoder8'"),
+        (lambda m: m["weights"].pop("trained"), "'trained'"),
+        (lambda m: m["weights"].update(trained=1), "trained"),
+        (lambda m: m["weights"].update(lora={"rank": 4.5}), "rank"),
+        (lambda m: m.update(parity=[{"graph": "encoder"}]), "parity[0]"),
+        (lambda m: m.update(parity=[3]), "parity[0]"),
+        (lambda m: m["tools"].update(torch=2), "torch"),
+        (lambda m: m["tools"].update({"a\nb": "1"}), "key"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_schema_1_does_not_allow(
+    folder: pathlib.Path, change: Callable[[Json], object], why: str
+) -> None:
+    edit(folder, change)
+    assert why in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"null", b"{", b"{}", b"{}{}", b"\xff\xfe{}", b'{"schema": 1, "schema": 1}',
+        b'{"schema": NaN}', b'{"schema": 1e999}', b'{"schema": -Infinity}', b"[" * 100_000,
+        b'{"a":' * 100_000, b'{"schema": ' + b"9" * 10_000 + b"}", b" " * (1 << 21),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_not_sound_json(folder: pathlib.Path, text: bytes) -> None:
+    (folder / "manifest.json").write_bytes(text)
+    refused(folder)
+
+
+def test_a_double_key_deep_inside_is_refused(folder: pathlib.Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"opset": 20', '"opset": 20, "opset": 20', 1))
+    assert "twice" in refused(folder)
+
+
+def test_provenance_may_say_more_than_is_known_here(folder: pathlib.Path) -> None:
+    edit(folder, lambda manifest: manifest["weights"].update(licence="Apache-2.0"))
+    Bundle.open(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container of a JSON value with each of its keys or indices."""
+    found = []
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found += [(value, key), *places(value[key])]
+    return found
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_other_value_anywhere_opens_or_ends_in_one_line(
+    folder: pathlib.Path, data: st.DataObject
+) -> None:
+    path = folder / "manifest.json"
+    sound = path.read_text()
+    manifest = json.loads(sound)
+    container, key = data.draw(st.sampled_from(places(manifest)))
+    container[key] = data.draw(JSON)
+    path.write_text(json.dumps(manifest))
+    with contextlib.suppress(BundleError):
+        Bundle.open(folder)
+    path.write_text(sound)
