@@ -143,41 +143,43 @@ class _Run:
         """
         start = time.perf_counter()
         earlier = self._report.entries().get(job.name)
-        failure: Exception | None = None
-        claimed = False
+        outcome, failure, claimed = None, None, False
         try:
-            if job.refusal is not None:
-                raise OutputError(job.refusal)
-            inputs = _hash_inputs(job.path)
-            if earlier and not self._overwrite and self._holds(job, inputs, earlier):
-                outcome = dataclasses.replace(earlier, status="skipped")
-            else:
-                self._claim(job, earlier, abandoned)
-                claimed = True
-                outcome = self._segment(job, inputs, start)
-        except KeyboardInterrupt:
-            self._put(self._failed(job, earlier, claimed, f"{job.path}: interrupted"))
-            raise
-        # Whatever goes wrong in one case, even by a fault of ours, is told and must not cost the others.
-        except Exception as error:
-            failure = error
-            outcome = self._failed(job, earlier, claimed, _line(error, job.path))
-        if outcome.status == "skipped":
-            self._skipped.append(outcome)
-        else:
+            try:
+                if job.refusal is not None:
+                    raise OutputError(job.refusal)
+                inputs = _hash_inputs(job.path)
+                if earlier and not self._overwrite and self._holds(job, inputs, earlier):
+                    outcome = dataclasses.replace(earlier, status="skipped")
+                else:
+                    self._claim(job, earlier, abandoned)
+                    claimed = True
+                    outcome = self._segment(job, inputs, start)
+            # Whatever goes wrong in one case, even by a fault of ours, is told and must not cost the others.
+            except Exception as error:
+                failure = error
+                outcome = self._failed(job, earlier, claimed, _line(error, job.path))
             self._put(outcome)
+        except KeyboardInterrupt:
+            # What lies in the folder must be on record, or the next run takes it for somebody else's.
+            self._put(outcome or self._failed(job, earlier, claimed, f"{job.path}: interrupted"))
+            raise
         self.observer.case_finished(outcome, failure)
         return outcome
 
     def write_skipped(self) -> None:
-        """Report the cases skipped since the last writing; they come in thousands, one writing does."""
+        """Report the cases skipped since the last writing."""
         if self._skipped:
-            skipped, self._skipped = self._skipped, []
-            self._report.put(skipped)
+            self._report.put(self._skipped)
+            self._skipped = []
 
     def _put(self, entry: CaseReport) -> None:
-        skipped, self._skipped = self._skipped, []
-        self._report.put([*skipped, entry])
+        """Report a case; skipped ones come in thousands and wait for the next that is not."""
+        if entry.status == "skipped":
+            self._skipped.append(entry)
+        else:
+            self._report.put([*self._skipped, entry])
+            self._skipped = []
 
     def _claim(self, job: Job, earlier: CaseReport | None, abandoned: bool) -> None:
         """Make sure that whatever lies where the results go is ours to replace."""

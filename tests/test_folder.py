@@ -1,0 +1,545 @@
+"""Running many cases into a folder: isolated, resumable, shared, reported; on a real engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import litemed.runtime
+from litemed.runtime import report as report_module
+from litemed.runtime.errors import OutputError, UsageError
+from litemed.runtime.files import FolderLock, sha256_of_file
+from litemed.runtime.folder import RunObserver, run_cases
+from litemed.runtime.report import EFFICIENCY, REPORT, CaseReport, load_report
+from litemed.runtime.segmenter import Segmenter
+
+NOISE = np.random.default_rng(0).integers(0, 256, (8, 60, 80, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def segmenter(box_bundle: Path) -> Segmenter:
+    return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """Return a folder of three cases: a colour image, a volume and a PNG."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    np.savez_compressed(folder / "colour.npz", imgs=NOISE[0], boxes=[[10, 10, 40, 50], [50, 5, 75, 30]])
+    volume_boxes = [[10, 10, 2, 40, 50, 4], [50, 5, 3, 75, 30, 6]]
+    np.savez_compressed(
+        folder / "volume.npz", imgs=NOISE[..., 0], boxes=volume_boxes, spacing=[2.0, 1.0, 1.0]
+    )
+    cv2.imwrite(str(folder / "picture.png"), NOISE[1])
+    (folder / "picture.json").write_text('{"boxes": [[10, 10, 40, 50]]}')
+    return folder
+
+
+class Recorder(RunObserver):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def case_started(self, case: str, number: int, total: int) -> None:
+        self.calls.append(("started", case, number, total))
+
+    def slices_done(self, done: int, total: int) -> None:
+        self.calls.append(("slices", done, total))
+
+    def case_finished(self, report: CaseReport, error: Exception | None) -> None:
+        self.calls.append(("finished", report.case, report.status, error))
+
+
+def statuses(reports: tuple[CaseReport, ...]) -> dict[str, str]:
+    return {report.case: report.status for report in reports}
+
+
+def labels(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        assert file.files == ["segs"]
+        return file["segs"]
+
+
+def extent(mask: np.ndarray) -> list[int]:
+    """Return x0 y0 (z0) x1 y1 (z1) of a mask, the last included."""
+    spans = [(axis.min(), axis.max()) for axis in np.nonzero(mask)[::-1]]
+    return [int(span[end]) for end in (0, 1) for span in spans]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.npz")}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_every_kind_of_case_gives_the_label_map_of_its_boxes(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    reports = run_cases([cases], out, segmenter)
+    assert statuses(reports) == dict.fromkeys(["colour", "picture", "volume"], "done")
+    colour, picture, volume = (labels(out / f"{name}.npz") for name in ("colour", "picture", "volume"))
+    assert (colour.shape, picture.shape, volume.shape) == ((60, 80), (60, 80), (8, 60, 80))
+    assert colour.dtype == picture.dtype == volume.dtype == np.uint8
+    np.testing.assert_allclose(extent(colour == 1), [10, 10, 40, 50], atol=1)
+    np.testing.assert_allclose(extent(colour == 2), [50, 5, 75, 30], atol=1)
+    np.testing.assert_allclose(extent(picture == 1), [10, 10, 40, 50], atol=1)
+    one, two = extent(volume == 1), extent(volume == 2)
+    assert (one[2], one[5], two[2], two[5]) == (2, 4, 3, 6)
+    np.testing.assert_array_equal(volume[3], colour)
+
+
+def test_what_is_written_is_what_the_api_returns(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    run_cases([cases / "volume.npz"], out, segmenter)
+    with np.load(cases / "volume.npz") as case:
+        np.testing.assert_array_equal(
+            labels(out / "volume.npz"), segmenter.segment(case["imgs"], case["boxes"])
+        )
+
+
+def test_the_report_says_what_was_done_and_with_what(
+    cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path
+) -> None:
+    reports = run_cases([cases], out, segmenter)
+    report = load_report(out / REPORT)
+    assert report.cases == tuple(sorted(reports, key=lambda entry: entry.case))
+    assert report.settings.bundle == "boxes"
+    assert report.settings.bundle_sha256 == sha256_of_file(box_bundle / "manifest.json")
+    assert report.settings.engine == "onnxruntime"
+    colour, picture, volume = report.cases
+    assert (colour.slices, colour.boxes, volume.slices, volume.boxes) == (1, 2, 5, 7)
+    assert colour.settings_sha256 == report.settings.sha256
+    assert [file.sha256 for file in picture.inputs] == [
+        sha256_of_file(cases / "picture.png"),
+        sha256_of_file(cases / "picture.json"),
+    ]
+    assert volume.output is not None
+    assert volume.output.path == "volume.npz"
+    assert volume.output.sha256 == sha256_of_file(out / "volume.npz")
+    for entry in report.cases:
+        assert entry.seconds is not None
+        parts = dataclasses.asdict(entry.seconds)
+        total = parts.pop("total")
+        assert all(part > 0 for part in parts.values())
+        assert sum(parts.values()) == pytest.approx(total, rel=0.2)
+    table = (out / EFFICIENCY).read_text().splitlines()
+    assert table[0] == "case,seconds"
+    assert [line.split(",")[0] for line in table[1:]] == ["colour", "picture", "volume"]
+
+
+def test_nothing_but_results_and_reports_is_left(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    run_cases([cases], out, segmenter, overlay=out / "pictures")
+    assert {path.name for path in out.iterdir()} == {
+        *("colour.npz", "picture.npz", "volume.npz"),
+        *(REPORT, EFFICIENCY, "pictures"),
+    }
+    assert {path.name for path in (out / "pictures").iterdir()} == {"colour.png", "picture.png", "volume.png"}
+
+
+def test_the_same_input_gives_the_same_bytes(cases: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    run_cases([cases], tmp_path / "one", segmenter)
+    run_cases([cases], tmp_path / "two", segmenter)
+    for name in ("colour.npz", "picture.npz", "volume.npz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_observer_is_told_of_every_case_and_slice(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    (cases / "picture.json").unlink()
+    observer = Recorder()
+    run_cases([cases], out, segmenter, observer=observer)
+    *_, error = observer.calls[4]
+    assert "no boxes" in str(error)
+    assert observer.calls == [
+        ("started", "colour", 1, 3),
+        ("slices", 1, 1),
+        ("finished", "colour", "done", None),
+        ("started", "picture", 2, 3),
+        ("finished", "picture", "failed", error),
+        ("started", "volume", 3, 3),
+        *(("slices", done, 5) for done in range(1, 6)),
+        ("finished", "volume", "done", None),
+    ]
+
+
+# Failures
+
+
+def test_one_bad_case_of_five_costs_none_of_the_others(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    (cases / "bad.npz").write_bytes(b"PK")
+    shutil.copy(cases / "colour.npz", cases / "zz.npz")
+    reports = run_cases([cases], out, segmenter)
+    assert statuses(reports) == dict.fromkeys(["colour", "picture", "volume", "zz"], "done") | {
+        "bad": "failed"
+    }
+    assert len(list(out.glob("*.npz"))) == 4
+    (bad,) = [entry for entry in load_report(out / REPORT).cases if entry.status == "failed"]
+    assert bad.error is not None
+    assert bad.error.startswith(f"{cases / 'bad.npz'}: ")
+    assert (bad.seconds, bad.output) == (None, None)
+
+
+class Broken:
+    """A segmenter with a fault of its own: it does what it is told to instead of segmenting."""
+
+    def __init__(self, segmenter: Segmenter, error: BaseException) -> None:
+        self.bundle, self.engine, self._error = segmenter.bundle, segmenter.engine, error
+
+    def run(self, *_: object, **__: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "not enough memory for this case"),
+        (ZeroDivisionError("two\nlines"), r"unexpected ZeroDivisionError: two\\nlines; please report it"),
+    ],
+)
+def test_a_fault_of_ours_is_one_line_and_costs_one_case(
+    error: Exception, message: str, cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    observer = Recorder()
+    reports = run_cases([cases], out, Broken(segmenter, error), observer=observer)
+    assert [entry.status for entry in reports] == ["failed"] * 3
+    for entry in reports:
+        assert entry.error is not None
+        assert entry.error.isprintable()
+        assert str(cases) in entry.error
+    assert message.replace(r"\\", "\\") in str(reports[0].error)
+    assert observer.calls[1][3] is error
+
+
+def test_a_case_that_fails_keeps_the_result_of_an_earlier_run(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    run_cases([cases], out, segmenter)
+    before = snapshot(out)
+    reports = run_cases([cases], out, Broken(segmenter, MemoryError()), overwrite=True)
+    assert set(statuses(reports).values()) == {"failed"}
+    assert snapshot(out) == before
+    # They are still known to be ours, so that the next run may replace them.
+    assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"done"}
+
+
+def test_an_interrupt_leaves_a_whole_report_and_the_next_run_goes_on(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    class Interrupting(Recorder):
+        def slices_done(self, done: int, total: int) -> None:
+            if (done, total) == (3, 5):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases([cases], out, segmenter, observer=Interrupting())
+    report = load_report(out / REPORT)
+    assert statuses(report.cases) == {"colour": "done", "picture": "done", "volume": "failed"}
+    assert str(report.cases[2].error).endswith("interrupted")
+    assert {path.name for path in out.iterdir()} == {"colour.npz", "picture.npz", REPORT, EFFICIENCY}
+    after = run_cases([cases], out, segmenter)
+    assert statuses(after) == {"colour": "skipped", "picture": "skipped", "volume": "done"}
+
+
+def test_an_interrupt_after_the_result_was_written_does_not_make_it_a_stranger(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("litemed.runtime.folder.draw_case", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_cases([cases / "colour.npz"], out, segmenter, overlay=out)
+    assert (out / "colour.npz").exists()
+    assert statuses(run_cases([cases / "colour.npz"], out, segmenter, overlay=out)) == {"colour": "done"}
+
+
+def test_an_interrupt_while_the_report_is_written_loses_no_case(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(Recorder):
+        def case_started(self, case: str, number: int, total: int) -> None:
+            if case == "volume":
+                calls = iter([KeyboardInterrupt])
+                original = report_module.atomic_write
+
+                def interrupted_once(*arguments: Any, **options: Any) -> Any:
+                    for error in calls:
+                        raise error
+                    return original(*arguments, **options)
+
+                monkeypatch.setattr(report_module, "atomic_write", interrupted_once)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases([cases], out, segmenter, observer=Interrupting())
+    assert set(statuses(load_report(out / REPORT).cases).values()) == {"done"}
+    assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"skipped"}
+
+
+# Resuming
+
+
+def test_a_second_run_skips_everything_and_keeps_its_times(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    first = run_cases([cases], out, segmenter)
+    before, table = snapshot(out), (out / EFFICIENCY).read_text()
+    second = run_cases([cases], out, segmenter)
+    assert second == tuple(dataclasses.replace(entry, status="skipped") for entry in first)
+    assert load_report(out / REPORT).cases == second
+    assert (out / EFFICIENCY).read_text() == table
+    assert statuses(run_cases([cases], out, segmenter)) == statuses(second)
+    assert snapshot(out) == before
+
+
+def test_a_skip_needs_no_segmenting(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    run_cases([cases], out, segmenter)
+    assert set(statuses(run_cases([cases], out, Broken(segmenter, MemoryError()))).values()) == {"skipped"}
+
+
+def change_input(cases: Path, out: Path) -> str:
+    np.savez(cases / "colour.npz", imgs=NOISE[2], boxes=[[10, 10, 40, 50]])
+    return "colour"
+
+
+def change_sidecar(cases: Path, out: Path) -> str:
+    (cases / "picture.json").write_text('{"boxes": [[10, 10, 41, 50]]}')
+    return "picture"
+
+
+def change_result(cases: Path, out: Path) -> str:
+    with (out / "volume.npz").open("ab") as file:
+        file.write(b"x")
+    return "volume"
+
+
+def remove_result(cases: Path, out: Path) -> str:
+    (out / "volume.npz").unlink()
+    return "volume"
+
+
+def forget_record(cases: Path, out: Path) -> str:
+    content = json.loads((out / REPORT).read_text())
+    (volume,) = [entry for entry in content["cases"] if entry["case"] == "volume"]
+    volume["output"]["sha256"] = "0" * 64
+    (out / REPORT).write_text(json.dumps(content))
+    return "volume"
+
+
+@pytest.mark.parametrize(
+    "change", [change_input, change_sidecar, change_result, remove_result, forget_record]
+)
+def test_a_case_of_which_anything_changed_is_run_again_and_no_other(
+    change: object, cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    run_cases([cases], out, segmenter)
+    assert callable(change)
+    changed = change(cases, out)
+    after = statuses(run_cases([cases], out, segmenter))
+    assert after == {
+        name: "done" if name == changed else "skipped" for name in ("colour", "picture", "volume")
+    }
+    assert labels(out / f"{changed}.npz").max() >= 1
+
+
+def test_other_settings_run_every_case_again(
+    cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path, tmp_path: Path
+) -> None:
+    run_cases([cases], out, segmenter)
+    assert set(statuses(run_cases([cases], out, segmenter, propagate=True)).values()) == {"done"}
+    shutil.copytree(box_bundle, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other/manifest.json").read_text())
+    (tmp_path / "other/manifest.json").write_text(json.dumps(manifest | {"name": "other"}))
+    other = litemed.runtime.load(tmp_path / "other", engine="onnxruntime", threads=1)
+    assert set(statuses(run_cases([cases], out, other, propagate=True)).values()) == {"done"}
+    assert set(statuses(run_cases([cases], out, other, propagate=True)).values()) == {"skipped"}
+
+
+def test_a_moved_case_is_skipped_as_its_bytes_are_the_same(
+    cases: Path, out: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    run_cases([cases], out, segmenter)
+    cases.rename(tmp_path / "moved")
+    assert set(statuses(run_cases([tmp_path / "moved"], out, segmenter)).values()) == {"skipped"}
+
+
+def test_overwrite_runs_every_case_again(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    run_cases([cases], out, segmenter)
+    assert set(statuses(run_cases([cases], out, segmenter, overwrite=True)).values()) == {"done"}
+
+
+def test_a_picture_that_was_not_asked_for_before_is_drawn(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    run_cases([cases], out, segmenter)
+    assert set(statuses(run_cases([cases], out, segmenter, overlay=out / "p")).values()) == {"done"}
+    assert set(statuses(run_cases([cases], out, segmenter, overlay=out / "p")).values()) == {"skipped"}
+    (out / "p" / "volume.png").unlink()
+    after = run_cases([cases], out, segmenter, overlay=out / "p")
+    assert statuses(after) == {"colour": "skipped", "picture": "skipped", "volume": "done"}
+
+
+def test_cases_of_earlier_runs_stay_in_the_report(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    run_cases([cases / "colour.npz"], out, segmenter)
+    run_cases([cases / "volume.npz"], out, segmenter)
+    assert statuses(load_report(out / REPORT).cases) == {"colour": "done", "volume": "done"}
+
+
+# What must not be touched
+
+
+def test_a_result_that_no_run_wrote_is_not_replaced_unless_asked(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    out.mkdir()
+    (out / "colour.npz").write_bytes(b"reference masks")
+    for _ in range(2):
+        reports = run_cases([cases], out, segmenter)
+        assert statuses(reports)["colour"] == "failed"
+        assert "no earlier run wrote it" in str(reports[0].error)
+        assert (out / "colour.npz").read_bytes() == b"reference masks"
+    assert set(statuses(run_cases([cases], out, segmenter, overwrite=True)).values()) == {"done"}
+    assert labels(out / "colour.npz").max() == 2
+
+
+def test_a_picture_that_no_run_drew_is_not_replaced(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    out.mkdir()
+    (out / "colour.png").write_bytes(b"holiday")
+    assert statuses(run_cases([cases], out, segmenter, overlay=out))["colour"] == "failed"
+    assert (out / "colour.png").read_bytes() == b"holiday"
+    assert not (out / "colour.npz").exists()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_input_is_never_replaced(
+    cases: Path, segmenter: Segmenter, overwrite: bool, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in cases.iterdir()}
+    (tmp_path / "link").symlink_to(cases)
+    for folder in (cases, tmp_path / "link", cases / ".." / "cases"):
+        with pytest.raises(UsageError, match="is an input and would be replaced"):
+            run_cases([cases / "colour.npz"], folder, segmenter, overwrite=overwrite)
+        with pytest.raises(UsageError, match="is an input and would be replaced"):
+            run_cases([cases], tmp_path / "out", segmenter, overlay=folder, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in cases.iterdir()} == before
+
+
+def test_a_link_in_the_place_of_a_result_is_neither_followed_nor_replaced(
+    cases: Path, out: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    out.mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    (out / "colour.npz").symlink_to(tmp_path / "elsewhere")
+    reports = run_cases([cases], out, segmenter, overwrite=True)
+    assert statuses(reports) == {"colour": "failed", "picture": "done", "volume": "done"}
+    assert "is a link" in str(reports[0].error)
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+
+
+def test_a_report_that_is_none_of_ours_is_not_replaced(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    out.mkdir()
+    (out / REPORT).write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match="not a report of this version"):
+        run_cases([cases], out, segmenter)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {REPORT: '{"mine": 1}'}
+
+
+def test_cases_whose_results_would_share_a_name_are_all_refused(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    (cases / "sub").mkdir()
+    shutil.copy(cases / "colour.npz", cases / "picture.npz")
+    shutil.copy(cases / "volume.npz", cases / "VOLUME.npz")
+    shutil.copy(cases / "colour.npz", cases / "sub")
+    reports = run_cases([cases, cases / "sub"], out, segmenter)
+    assert {report.status for report in reports} == {"failed"}
+    assert sorted(report.case for report in reports) == sorted(
+        str(cases / name)
+        for name in ("colour.npz", "picture.npz", "picture.png", "volume.npz", "VOLUME.npz", "sub/colour.npz")
+    )
+    for report in reports:
+        assert f"{report.case}: its result would have the name of" in str(report.error)
+    assert not list(out.glob("*.npz"))
+    assert len(load_report(out / REPORT).cases) == 6
+
+
+def test_a_name_that_no_result_can_have_is_an_error_of_that_case(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    shutil.copy(cases / "colour.npz", cases / "line\nbreak.npz")
+    reports = run_cases([cases], out, segmenter)
+    failed = [report for report in reports if report.status == "failed"]
+    assert len(failed) == 1
+    assert "cannot name a result" in str(failed[0].error)
+    assert str(failed[0].error).isprintable()
+    assert len(list(out.glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("argument", ["output", "overlay"])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_the_first_case(
+    argument: str, cases: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    folders = {"output": tmp_path / "out"} | {argument: tmp_path / "file"}
+    with pytest.raises(OutputError, match="file: cannot be made a folder"):
+        run_cases([cases], segmenter=segmenter, **folders)
+
+
+# Several processes
+
+
+def test_a_case_that_another_process_is_at_comes_last(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    out.mkdir()
+    lock = FolderLock(out, "colour")
+
+    class Releasing(Recorder):
+        def case_finished(self, report: CaseReport, error: Exception | None) -> None:
+            super().case_finished(report, error)
+            if report.case == "volume":
+                lock.__exit__(None, None, None)
+
+    observer = Releasing()
+    lock.__enter__()
+    reports = run_cases([cases], out, segmenter, observer=observer)
+    finished = [call[1] for call in observer.calls if call[0] == "finished"]
+    assert finished == ["picture", "volume", "colour"]
+    assert [report.case for report in reports] == ["colour", "picture", "volume"]
+
+
+def test_a_case_that_another_process_finished_meanwhile_is_skipped(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    class Other(Recorder):
+        """While the first case runs, does the last one in another run."""
+
+        def case_started(self, case: str, number: int, total: int) -> None:
+            super().case_started(case, number, total)
+            if case == "colour":
+                run_cases([cases / "volume.npz"], out, segmenter)
+
+    reports = run_cases([cases], out, segmenter, observer=Other())
+    assert statuses(reports) == {"colour": "done", "picture": "done", "volume": "skipped"}
+
+
+def test_a_result_of_a_process_that_was_killed_before_it_reported_is_replaced(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    out.mkdir()
+    (out / "colour.npz").write_bytes(b"written, not yet in the report")
+    with FolderLock(out, "colour"):
+        (lock,) = out.glob(".*")
+        shutil.copy(lock, lock.with_suffix(".kept"))
+    # The system lets go of a killed process's lock; its file stays.
+    lock.with_suffix(".kept").rename(lock)
+    assert statuses(run_cases([cases], out, segmenter))["colour"] == "done"
+    assert labels(out / "colour.npz").max() == 2

@@ -1,0 +1,423 @@
+"""litemed-run as a process: what it prints, where, with which exit code, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from litemed.runtime.npz import write_npz
+from litemed.runtime.report import EFFICIENCY, REPORT, load_report
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
+VOLUME = np.stack([IMAGE] * 5)
+BOXES2, BOXES3 = [[10, 10, 40, 50]], [[10, 10, 1, 40, 50, 3]]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*arguments: object, flags: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *flags, "-m", "litemed.runtime.cli", *map(str, arguments)]
+
+
+def save(path: Path, **arrays: Any) -> None:
+    np.savez_compressed(path, **arrays)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """Return a folder of two good cases."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    save(folder / "good2d.npz", imgs=IMAGE, boxes=BOXES2)
+    save(folder / "good3d.npz", imgs=VOLUME, boxes=BOXES3)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(out: Path, box_bundle: Path) -> Run:
+    """Return a function that runs litemed-run into ``out`` on one thread."""
+
+    def call(
+        *arguments: object, flags: tuple[str, ...] = (), **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        fixed = ("-o", out, "--model", box_bundle, "--engine", "onnxruntime", "--threads", 1)
+        return subprocess.run(
+            command(*arguments, *fixed, flags=flags), capture_output=True, text=True, timeout=120, **options
+        )
+
+    return call
+
+
+def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases: Path, out: Path, run: Run) -> None:
+    done = run(cases)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, summary = done.stdout.splitlines()
+    assert first.startswith("[1/2] good2d: 1 boxes on 1 slices in ")
+    assert second.startswith("[2/2] good3d: 3 boxes on 3 slices in ")
+    assert summary == f"2 done, 0 skipped, 0 failed; see {out / REPORT}"
+    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
+
+
+def test_the_console_script_is_installed_and_gives_the_version_without_an_engine() -> None:
+    script = Path(sys.executable).parent / "litemed-run"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "litemed-run, version 0.1.0\n"
+    code = (
+        "import sys\nfrom litemed.runtime.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "print({'numpy', 'cv2', 'onnxruntime', 'openvino', 'torch', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_help_shows_examples_layouts_and_exit_codes() -> None:
+    done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
+    for text in (
+        "litemed-run cases -o segs --model bundle",
+        '{"boxes": [[x0, y0, x1, y1], ...]}',
+        "130 interrupted",
+    ):
+        assert text in done.stdout
+
+
+# Bad cases
+
+
+def truncated(path: Path) -> None:
+    save(path, imgs=IMAGE, boxes=BOXES2)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def pickled(path: Path) -> None:
+    save(path, imgs=np.array([print], object), boxes=BOXES2)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "magic": (lambda path: path.write_bytes(b"MZ" * 50), "not an npz archive"),
+    "truncated": (truncated, "truncated"),
+    "pickled": (pickled, "pickled Python objects"),
+    "wrong_keys": (lambda path: save(path, image=IMAGE, box=BOXES2), "no array boxes or imgs"),
+    "wrong_image_shape": (lambda path: save(path, imgs=VOLUME[None], boxes=BOXES3), "imgs has shape"),
+    "wrong_box_shape": (lambda path: save(path, imgs=IMAGE, boxes=[1, 2, 3, 4]), "boxes have shape (4,)"),
+    "boxes_of_2d_on_3d": (lambda path: save(path, imgs=VOLUME, boxes=BOXES2), "volume needs (N, 6)"),
+    "float_image": (lambda path: save(path, imgs=IMAGE / 255, boxes=BOXES2), "imgs is float64"),
+    "nan_image": (lambda path: save(path, imgs=np.full((60, 80), np.nan), boxes=BOXES2), "imgs is float64"),
+    "nan_box": (lambda path: save(path, imgs=IMAGE, boxes=[[0, 0, np.nan, 5]]), "not finite"),
+    "fraction": (lambda path: save(path, imgs=IMAGE, boxes=[[0, 0, 5.5, 5]]), "whole pixels"),
+    "outside": (lambda path: save(path, imgs=IMAGE, boxes=[[100, 0, 150, 5]]), "outside the image"),
+    "inverted": (lambda path: save(path, imgs=IMAGE, boxes=[[40, 10, 10, 50]]), "needs x0 < x1"),
+    "zero_area": (lambda path: save(path, imgs=IMAGE, boxes=[[10, 10, 10, 50]]), "needs x0 < x1"),
+    "none": (lambda path: save(path, imgs=IMAGE, boxes=np.zeros((0, 4), int)), "there are no boxes"),
+    "z_past": (lambda path: save(path, imgs=VOLUME, boxes=[[0, 0, 3, 5, 5, 5]]), "outside slices 0 to 4"),
+    "bool_box": (lambda path: save(path, imgs=IMAGE, boxes=np.ones((1, 4), bool)), "dtype bool"),
+    "lone.png": (lambda path: cv2.imwrite(str(path), IMAGE), "no boxes; write them to"),
+    "cut.png": (
+        lambda path: path.write_bytes(cv2.imencode(".png", IMAGE)[1].tobytes()[:99]),
+        "ends too",
+    ),
+    "short.jpg": (
+        lambda path: path.write_bytes(cv2.imencode(".jpg", IMAGE)[1].tobytes()[:-9]),
+        "ends too",
+    ),
+    "text.tif": (lambda path: path.write_text("no image"), "not a PNG, JPEG or TIFF image"),
+}
+
+
+@pytest.mark.parametrize("flags", [(), ("-O",)])
+def test_every_bad_case_is_one_line_on_stderr_and_the_others_go_on(
+    flags: tuple[str, ...], cases: Path, out: Path, run: Run
+) -> None:
+    paths = {}
+    for name, (make, message) in BAD.items():
+        path = cases / (name if "." in name else f"{name}.npz")
+        make(path)
+        paths[path] = message
+    done = run(cases, flags=flags)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(paths)
+    for path, message in paths.items():
+        (line,) = [line for line in lines if line.startswith(f"error: {path}: ")]
+        assert message in line
+    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
+    assert f"2 done, 0 skipped, {len(paths)} failed" in done.stdout
+    report = load_report(out / REPORT)
+    assert {f"error: {entry.error}" for entry in report.cases if entry.error} == set(lines)
+
+
+def test_boxes_that_were_clipped_are_a_warning(cases: Path, out: Path, run: Run) -> None:
+    save(cases / "reaches.npz", imgs=IMAGE, boxes=[[5, 5, 20, 20], [-4, 30, 20, 90]])
+    done = run(cases)
+    assert done.returncode == 0
+    warning = "1 of 2 boxes reach out of the image and were clipped: 2"
+    assert done.stderr == f"warning: reaches: {warning}\n"
+    (entry,) = [entry for entry in load_report(out / REPORT).cases if entry.case == "reaches"]
+    assert entry.warnings == (warning,)
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(1, np.uint8), (255, np.uint8), (256, np.uint16), (300, np.uint16)]
+)
+def test_labels_are_stored_in_the_smallest_type_that_holds_them(
+    count: int, dtype: type, cases: Path, out: Path, run: Run
+) -> None:
+    columns = np.arange(count) % 20 * 12
+    rows = np.arange(count) // 20 * 12
+    image = np.tile(IMAGE, (4, 3))
+    save(cases / "many.npz", imgs=image, boxes=np.stack([columns, rows, columns + 10, rows + 10], axis=1))
+    assert run(cases / "many.npz").returncode == 0
+    with np.load(out / "many.npz") as file:
+        assert file["segs"].dtype == dtype
+        np.testing.assert_array_equal(np.unique(file["segs"]), np.arange(count + 1))
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Missing argument 'CASES...'"),
+        (("none.npz",), "none.npz: no such file or folder"),
+        (("empty",), "empty: no case in this folder"),
+        (("notes.txt",), "notes.txt: not a case"),
+        (("cases", "--threads", "0"), "--threads"),
+        (("cases", "--engine", "torch"), "--engine"),
+        (("cases", "--wrong"), "--wrong"),
+        (("cases", "--overlay", "cases"), "would be replaced"),
+    ],
+)
+def test_wrong_use_is_refused_with_code_2_before_anything_is_written(
+    arguments: tuple[str, ...], message: str, cases: Path, out: Path, box_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    cv2.imwrite(str(cases / "picture.png"), IMAGE)
+    done = subprocess.run(
+        command("-o", out, "--model", box_bundle, *arguments), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_model_that_is_none_is_one_line_before_the_first_case(
+    cases: Path, out: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command(cases, "-o", out, "--model", tmp_path / "none"), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'none'}: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_traceback_is_shown_under_debug_only(cases: Path, run: Run) -> None:
+    (cases / "bad.npz").write_bytes(b"PK")
+    assert "Traceback" not in run(cases).stderr
+    shown = run(cases, "--debug").stderr
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith(f"error: {cases / 'bad.npz'}: ")
+
+
+def test_quiet_prints_errors_only(cases: Path, run: Run) -> None:
+    (cases / "bad.npz").write_bytes(b"PK")
+    done = run(cases, "--quiet")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_untrained_weights_are_said_to_be_untrained(
+    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "untrained"
+    shutil.copytree(box_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["weights"]["trained"] = False
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = subprocess.run(command(cases, "-o", out, "--model", bundle), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == f"warning: {bundle} holds untrained weights; the masks mean nothing\n"
+
+
+# Resuming, several processes, interruption
+
+
+def test_what_is_done_is_skipped_unless_told_otherwise(cases: Path, run: Run) -> None:
+    assert "2 done, 0 skipped" in run(cases).stdout
+    again = run(cases)
+    assert "0 done, 2 skipped" in again.stdout
+    assert "[1/2] good2d: skipped, its result is up to date" in again.stdout
+    assert "2 done, 0 skipped" in run(cases, "--overwrite").stdout
+    assert "2 done, 0 skipped" in run(cases, "--propagate").stdout
+
+
+def test_pictures_are_drawn_where_wanted(cases: Path, out: Path, run: Run) -> None:
+    assert run(cases, "--overlay", out / "pictures").returncode == 0
+    for name in ("good2d", "good3d"):
+        picture = cv2.imread(str(out / "pictures" / f"{name}.png"))
+        assert picture is not None
+        assert picture.shape[2] == 3
+
+
+def many_cases(folder: Path, count: int) -> None:
+    for number in range(count):
+        with (folder / f"case{number:03}.npz").open("wb") as file:
+            write_npz(
+                file, {"imgs": np.tile(VOLUME, (3, 4, 4)), "boxes": np.array([[10, 10, 0, 200, 200, 14]])}
+            )
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    fixed = ("--engine", "onnxruntime", "--threads", 1)
+    return subprocess.Popen(
+        command(*arguments, *fixed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_share_the_cases_of_one_folder(cases: Path, out: Path, box_bundle: Path) -> None:
+    many_cases(cases, 10)
+    processes = [start(cases, "-o", out, "--model", box_bundle) for _ in range(2)]
+    summaries = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=120)
+        assert (process.returncode, stderr) == (0, "")
+        summaries.append([int(part.split()[0]) for part in stdout.splitlines()[-1].split(";")[0].split(", ")])
+    # Every case once by one of them, and found done by the other.
+    assert [sum(counts) for counts in zip(*summaries, strict=True)] == [12, 12, 0]
+    report = load_report(out / REPORT)
+    assert len(report.cases) == 12
+    assert len((out / EFFICIENCY).read_text().splitlines()) == 13
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{entry.case}.npz" for entry in report.cases),
+        *(REPORT, EFFICIENCY),
+    }
+    for entry in report.cases:
+        with np.load(out / f"{entry.case}.npz") as file:
+            assert file["segs"].max() == 1
+
+
+def wait_for_first_case(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("[1/")
+
+
+def test_an_interrupt_ends_with_130_and_a_whole_report(
+    cases: Path, out: Path, box_bundle: Path, run: Run
+) -> None:
+    many_cases(cases, 12)
+    process = start(cases, "-o", out, "--model", box_bundle)
+    wait_for_first_case(process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("interrupted: ")
+    finished = {entry.case for entry in load_report(out / REPORT).cases if entry.status == "done"}
+    assert 1 <= len(finished) < 14
+    assert {path.stem for path in out.glob("*.npz")} == finished
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert f"{len(finished)} skipped, 0 failed" in run(cases).stdout
+
+
+def test_a_kill_loses_nothing_that_was_finished(cases: Path, out: Path, box_bundle: Path, run: Run) -> None:
+    many_cases(cases, 12)
+    process = start(cases, "-o", out, "--model", box_bundle)
+    wait_for_first_case(process)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    finished = {entry.case for entry in load_report(out / REPORT).cases}
+    assert 1 <= len(finished) < 14
+    assert finished <= {path.stem for path in out.glob("*.npz")}
+    for path in out.glob("*.npz"):
+        with np.load(path) as file:
+            assert file["segs"].max() == 1
+    done = run(cases)
+    assert done.returncode == 0
+    assert f"{14 - len(finished)} done, {len(finished)} skipped, 0 failed" in done.stdout
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(cases: Path, out: Path, run: Run) -> None:
+    import resource
+
+    image = np.random.default_rng(1).integers(0, 256, (400, 400), np.uint8)
+    boxes = np.random.default_rng(2).integers(0, 190, (300, 2))
+    save(cases / "big.npz", imgs=image, boxes=np.hstack([boxes, boxes + 200]))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = run(cases, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    for path in out.glob("*.npz"):
+        np.load(path)["segs"]
+    assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
+
+
+def test_on_a_terminal_there_is_a_bar_and_errors_stand_on_lines_of_their_own(
+    cases: Path, out: Path, box_bundle: Path
+) -> None:
+    (cases / "bad.npz").write_bytes(b"PK")
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        command(cases, "-o", out, "--model", box_bundle, "--engine", "onnxruntime"),
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        text=True,
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 4096)
+        except OSError:  # how a terminal ends once nobody holds its other end
+            break
+    os.close(leader)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stdout == f"2 done, 0 skipped, 1 failed; see {out / REPORT}\n"
+    text = shown.decode()
+    assert "#" in text
+    assert "good3d (3/3)" in text
+    assert f"\r\x1b[Kerror: {cases / 'bad.npz'}: " in text
+
+
+@pytest.mark.slow
+def test_a_volume_of_287_slices_stays_far_below_the_memory_limit(cases: Path, out: Path, run: Run) -> None:
+    volume = np.zeros((287, 512, 512), np.uint8)
+    volume[:] = np.tile(IMAGE, (9, 7))[:512, :512]
+    boxes = np.array([[20 * i, 30, 0, 20 * i + 300, 480, 286] for i in range(6)])
+    with (cases / "volume.npz").open("wb") as file:
+        write_npz(file, {"imgs": volume, "boxes": boxes, "spacing": np.ones(3)})
+    assert run(cases / "volume.npz", "--overlay", out / "p").returncode == 0
+    report = load_report(out / REPORT)
+    assert (report.cases[0].slices, report.cases[0].boxes) == (287, 6 * 287)
+    # Image and labels are 75 MiB each; the engine with its graphs of no size takes about 150.
+    assert report.peak_memory_mib < 500
