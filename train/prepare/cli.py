@@ -12,6 +12,7 @@ import click
 
 from litemed.runtime.errors import LitemedError, UsageError
 from litemed.train.prepare.intensity import WINDOWS
+from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import LABEL_KINDS
 
 EPILOG = """\b
@@ -76,14 +77,14 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--min-volume",
     type=int,
-    default=100,
+    default=Settings.min_volume_voxels,
     show_default=True,
     help="Voxels of the smallest object of a volume.",
 )
 @click.option(
     "--min-area",
     type=int,
-    default=16,
+    default=Settings.min_area_pixels,
     show_default=True,
     help="Pixels of the smallest object of a slice, counted at longest side 256.",
 )
@@ -145,7 +146,7 @@ def _run(
     from litemed.train.prepare.intensity import parse_window
     from litemed.train.prepare.modalities import MODALITIES, find_modality
     from litemed.train.prepare.pipeline import Summary, prepare_cases, prepare_slices
-    from litemed.train.prepare.settings import CaseSettings, Settings
+    from litemed.train.prepare.settings import CaseSettings
     from litemed.train.prepare.sources import SourceOptions, find_pairs, select
 
     if modality is not None and find_modality(modality) is None:

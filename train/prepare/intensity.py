@@ -16,6 +16,7 @@ from litemed.runtime.errors import InputError, UsageError
 
 # Percentiles of the non-zero voxels that become 0 and 255.
 PERCENTILES: Final = (0.5, 99.5)
+_PIECE: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -72,36 +73,43 @@ def to_uint8(
     NaN and infinite values count as background: they become 0 and do not sway the percentiles.
     A constant image becomes zeros.
 
-    Raises InputError for CT in unsigned integers: those are not Hounsfield units.
+    Raises InputError for CT in unsigned integers, which are not Hounsfield units, and for complex values.
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     if image.dtype == np.bool_:
         return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype.kind not in "iuf":
+        raise InputError(f"{source}: image of type {image.dtype}; give integers or floats")
     if modality == "CT":
         if image.dtype.kind == "u":
             raise InputError(
                 f"{source}: CT in {image.dtype} is not in Hounsfield units; give signed integers or floats"
             )
-        return _scale(image, window.low, window.high, _finite(image))
+        return _scale(image, window.low, window.high, zero_is_outside=False)
     # As published: what is exactly 0 is outside the patient and stays 0.
-    inside = _finite(image) & (image != 0)
-    values = image[inside]
+    values = image[_inside(image, zero_is_outside=True)]
     if values.size == 0:
         return np.zeros(image.shape, np.uint8)
     low, high = np.percentile(values, PERCENTILES)
-    return _scale(image, float(low), float(high), inside)
+    return _scale(image, float(low), float(high), zero_is_outside=True)
 
 
-def _finite(image: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, np.bool_)
+def _inside(values: NDArray[Any], zero_is_outside: bool) -> NDArray[np.bool_]:
+    inside = np.isfinite(values)
+    return inside & (values != 0) if zero_is_outside else inside
 
 
-def _scale(image: NDArray[Any], low: float, high: float, inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _scale(image: NDArray[Any], low: float, high: float, zero_is_outside: bool) -> NDArray[np.uint8]:
+    result = np.zeros(image.shape, np.uint8)
     if not high > low:
-        return np.zeros(image.shape, np.uint8)
-    scaled = np.where(inside, image, np.float32(low)).astype(np.float32)
-    np.clip(scaled, low, high, out=scaled)
-    scaled -= np.float32(low)
-    scaled *= np.float32(255 / (high - low))
-    return np.rint(scaled).astype(np.uint8)
+        return result
+    given, scaled = np.ascontiguousarray(image).reshape(-1), result.reshape(-1)
+    # In pieces: several float copies of a whole CT volume would not fit a laptop once for each worker.
+    for start in range(0, given.size, _PIECE):
+        values = given[start : start + _PIECE]
+        inside = _inside(values, zero_is_outside)
+        levels = np.where(inside, values, low).astype(np.float32)
+        levels = (np.clip(levels, low, high) - np.float32(low)) * np.float32(255 / (high - low))
+        scaled[start : start + _PIECE] = np.rint(levels)
+    return result

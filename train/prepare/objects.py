@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+_PIECE: Final = 2**22
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,28 @@ class Objects:
 
 def number(labels: NDArray[Any]) -> Objects:
     """Return the distinct values above 0 of `labels` as objects, in ascending order of value."""
-    values, inverse, counts = _unique(labels)
-    if values[0] != 0:
-        # No background: shift all by one so that 0 stays free.
-        inverse, counts = inverse + 1, np.concatenate(([0], counts))
-    return Objects(inverse.astype(np.min_scalar_type(len(counts) - 1)), counts[1:].astype(np.int64))
+    if int(labels.max(initial=0)) < max(2**16, labels.size):
+        return _number_by_table(labels)
+    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    # Without background all move up by one, so that 0 stays free.
+    first = 0 if values[0] == 0 else 1
+    numbers = (inverse + first).reshape(labels.shape)
+    sizes = counts[1 - first :].astype(np.int64)
+    return Objects(numbers.astype(np.min_scalar_type(len(sizes))), sizes)
+
+
+def _number_by_table(labels: NDArray[Any]) -> Objects:
+    """Do what `number` does for values small enough to count, without sorting."""
+    length = int(labels.max(initial=0)) + 1
+    flat = labels.reshape(-1)
+    counts = np.zeros(length, np.int64)
+    # In pieces: bincount works on a copy in 64 bits.
+    for start in range(0, flat.size, _PIECE):
+        counts += np.bincount(flat[start : start + _PIECE], minlength=length)
+    values = np.flatnonzero(counts[1:]) + 1
+    table = np.zeros(length, np.min_scalar_type(len(values)))
+    table[values] = np.arange(1, len(values) + 1)
+    return Objects(table[labels], counts[values])
 
 
 def keep(objects: Objects, wanted: NDArray[np.bool_]) -> Objects:
@@ -86,15 +105,3 @@ def boxes_of(objects: Objects) -> NDArray[np.int64]:
         high[:2] = np.maximum(high[:2], low[:2] + 1)
         box[:] = np.concatenate([low, high])
     return boxes
-
-
-def _unique(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Return what `np.unique` does, without sorting where the values are small."""
-    if labels.dtype.kind in "ui" and int(labels.max()) < max(2**16, 4 * labels.size):
-        counts = np.bincount(labels.ravel())
-        values = np.flatnonzero(counts)
-        table = np.zeros(len(counts), np.int32)
-        table[values] = np.arange(len(values))
-        return values, table[labels], counts[values]
-    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return values, inverse.reshape(labels.shape), counts

@@ -93,7 +93,7 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], Ta
     slices: list[TrainingSlice] = []
     without, small_in_slice = 0, 0
     for z, (plane, labels) in enumerate(_planes(found, image, objects.labels)):
-        before = len(np.unique(labels[labels > 0]))
+        before = len(number(labels))
         shown = _large_enough(resize_labels(labels), settings.min_area_pixels) if before else None
         small_in_slice += before - (len(shown) if shown else 0)
         if shown:

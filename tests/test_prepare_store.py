@@ -1,0 +1,251 @@
+"""Slices keep image and labels aligned, go to disk and come back, and damage does not pass unnoticed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from litemed.runtime.errors import InputError
+from litemed.runtime.preprocess import preprocess
+from litemed.train.prepare.pipeline import prepare_slices
+from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.slices import Tally, make_slices, resize_image, resize_labels
+from litemed.train.prepare.sources import Found, Pair
+from litemed.train.prepare.store import Slices, verify
+
+SIDES = st.integers(1, 700)
+
+
+def npz_pair(
+    path: Path, image: np.ndarray, labels: np.ndarray, modality: str = "CT", split: str = "train"
+) -> Pair:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, imgs=image, gts=labels)
+    return Pair(modality, path.parent.name, path.stem, split, "class", path, None)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def blocks(*shape: int) -> np.ndarray:
+    """Return labels 1 and 2 in two quarters of each slice."""
+    labels = np.zeros(shape, np.uint8)
+    labels[..., : shape[-2] // 2, : shape[-1] // 2] = 1
+    labels[..., shape[-2] // 2 :, shape[-1] // 2 :] = 2
+    return labels
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    pairs = (
+        npz_pair(tmp_path / "a/volume.npz", noise(5, 60, 50), blocks(5, 60, 50)),
+        npz_pair(tmp_path / "b/colour.npz", noise(80, 300, 3), blocks(80, 300), "US", "val"),
+        npz_pair(
+            tmp_path / "b/many.npz", noise(400, 400), np.arange(160000).reshape(400, 400) // 2000 + 1, "US"
+        ),
+    )
+    prepare_slices(Found(pairs), tmp_path / "data", Settings(min_area_pixels=1))
+    return tmp_path / "data"
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.data())
+def test_labels_lie_where_the_image_shows_them(height: int, width: int, data: st.DataObject) -> None:
+    y0, y1 = sorted((data.draw(st.integers(0, height)), data.draw(st.integers(0, height))))
+    x0, x1 = sorted((data.draw(st.integers(0, width)), data.draw(st.integers(0, width))))
+    labels = np.zeros((height, width), np.uint8)
+    labels[y0:y1, x0:x1] = 1
+    image = resize_image(labels * np.uint8(255))
+    small = resize_labels(labels)
+    assert image.shape == small.shape
+    assert max(small.shape) == 256
+    # A pixel that the object fills is the object's, one that it does not touch is background.
+    assert (small[image == 255] == 1).all()
+    assert (small[image == 0] == 0).all()
+
+
+@given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_resizing_labels_invents_none(labels: np.ndarray) -> None:
+    small = resize_labels(labels)
+    assert set(np.unique(small)) <= set(np.unique(labels))
+    assert small.dtype == labels.dtype
+
+
+@settings(deadline=None)
+@given(st.integers(1, 600), st.integers(1, 600), st.booleans())
+def test_the_network_sees_the_same_from_a_slice_as_from_its_original(h: int, w: int, colour: bool) -> None:
+    image = noise(h, w, 3) if colour else noise(h, w)
+    assert (preprocess(resize_image(image))[0] == preprocess(image)[0]).all()
+
+
+def test_a_volume_gives_the_slices_that_show_an_object(tmp_path: Path) -> None:
+    labels = np.zeros((6, 64, 64), np.uint8)
+    labels[1:4, 10:30, 10:30] = 7
+    labels[3, 40:60, 40:60] = 2
+    labels[5, 0, 0:4] = 9
+    slices, tally = make_slices(
+        npz_pair(tmp_path / "v.npz", noise(6, 64, 64), labels), Settings(min_volume_voxels=5)
+    )
+    assert [part.z for part in slices] == [1, 2, 3]
+    assert [len(part.objects) for part in slices] == [1, 1, 2]
+    # 2 comes before 7 on the slice that shows both; sizes are at four times the scale.
+    assert slices[2].objects.labels[: 4 * 30, : 4 * 30].max() == 2
+    assert slices[2].objects.sizes.tolist() == [6400, 6400]
+    assert tally == Tally(
+        slices=3, objects=4, volume_objects_too_small=1, slices_without_object=3, cases_without_object=0
+    )
+
+
+def test_the_area_limit_counts_at_256_and_objects_that_vanish(tmp_path: Path) -> None:
+    labels = np.zeros((1024, 1024), np.uint8)
+    labels[0:16, 0:16] = 1
+    labels[100:115, 100:116] = 2
+    labels[500, 500] = 3
+    pair = npz_pair(tmp_path / "i.npz", noise(1024, 1024), labels)
+    slices, tally = make_slices(pair, Settings(min_area_pixels=16))
+    assert slices[0].objects.sizes.tolist() == [16, 16]
+    assert (tally.slice_objects_too_small, tally.objects) == (1, 2)
+    slices, tally = make_slices(pair, Settings(min_area_pixels=17))
+    assert slices == []
+    assert tally == Tally(slice_objects_too_small=3, slices_without_object=1, cases_without_object=1)
+
+
+def test_small_components_go_only_where_they_are_objects(tmp_path: Path) -> None:
+    labels = np.zeros((256, 256), np.uint8)
+    labels[0:20, 0:20] = labels[100:102, 100:102] = 1
+    pair = npz_pair(tmp_path / "i.npz", noise(256, 256), labels)
+    (whole,), _ = make_slices(pair, Settings())
+    assert whole.objects.sizes.tolist() == [404]
+    (parts,), tally = make_slices(pair, Settings(components=True))
+    assert parts.objects.sizes.tolist() == [400]
+    assert tally.slice_objects_too_small == 1
+
+
+def test_what_is_stored_comes_back(prepared: Path) -> None:
+    slices = Slices.open(prepared)
+    assert len(slices) == 7
+    by_case = {slices.info(i).case: i for i in range(len(slices))}
+    assert {slices.info(i).z for i in range(len(slices)) if slices.info(i).case == "volume"} == set(range(5))
+    info = slices.info(by_case["colour"])
+    assert (info.modality, info.source, info.split, info.z, info.objects) == ("US", "b", "val", 0, 2)
+    image, labels = slices[by_case["colour"]]
+    assert (image == resize_image(noise(80, 300, 3))).all()
+    assert (labels == resize_labels(blocks(80, 300))).all()
+    image, labels = slices[by_case["volume"]]
+    assert image.dtype == np.uint8
+    assert labels.dtype == np.uint8
+    assert image.shape == labels.shape == (256, 213)
+    assert (image == resize_image(noise(5, 60, 50)[4])).all()
+    image, labels = slices[by_case["many"]]
+    assert labels.dtype == np.uint8
+    assert labels.max() == slices.info(by_case["many"]).objects == slices.objects[by_case["many"]]
+
+
+def test_more_than_255_objects_are_stored_in_more_bits(tmp_path: Path) -> None:
+    labels = np.arange(256 * 256).reshape(256, 256) // 128 + 1
+    pair = npz_pair(tmp_path / "s/i.npz", noise(256, 256), labels)
+    prepare_slices(Found((pair,)), tmp_path / "data", Settings())
+    _, stored = Slices.open(tmp_path / "data")[0]
+    assert stored.dtype == np.uint16
+    assert (stored == labels).all()
+
+
+def test_a_part_can_be_opened(prepared: Path) -> None:
+    whole = Slices.open(prepared)
+    train = Slices.open(prepared, split="train")
+    assert len(train) == 6
+    assert len(Slices.open(prepared, modalities=["US"])) == 2
+    assert len(Slices.open(prepared, split="test")) == 0
+    numbers = whole.indices_by_modality()
+    assert {name: len(indices) for name, indices in numbers.items()} == {"CT": 5, "US": 2}
+    for name, indices in numbers.items():
+        assert {whole.info(int(i)).modality for i in indices} == {name}
+    for i in (-1, len(whole) - 1):
+        assert whole.info(i) == whole.info(len(whole) - 1)
+    with pytest.raises(IndexError):
+        whole[len(whole)]
+
+
+def test_slices_can_be_pickled_and_changed_without_harm(prepared: Path) -> None:
+    slices = Slices.open(prepared)
+    image, labels = slices[0]
+    before = image.copy()
+    image[:] = 0
+    labels[:] = 0
+    copy = pickle.loads(pickle.dumps(slices))  # noqa: S301
+    assert (copy[0][0] == before).all()
+    assert (slices[0][0] == before).all()
+    verify(prepared)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".index.npy", ".json"])
+@pytest.mark.parametrize("harm", ["truncated", "removed"])
+def test_a_damaged_shard_is_refused_when_opened(prepared: Path, suffix: str, harm: str) -> None:
+    path = prepared / f"CT/a-train-00000{suffix}"
+    if harm == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"a-train-00000.*(again|anew|cannot be read)"):
+        Slices.open(prepared)
+    assert len(Slices.open(prepared, modalities=["US"])) == 2
+
+
+def test_a_shard_cut_short_after_opening_is_no_crash(prepared: Path) -> None:
+    slices = Slices.open(prepared)
+    path = prepared / "CT/a-train-00000.npy"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="a-train-00000"):
+        slices[0]
+
+
+def test_a_changed_byte_is_found_by_verify(prepared: Path) -> None:
+    path = prepared / "CT/a-train-00000.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(bytes(raw))
+    Slices.open(prepared)
+    with pytest.raises(InputError, match="differs from the manifest"):
+        verify(prepared)
+
+
+def test_an_unfinished_folder_is_refused(prepared: Path) -> None:
+    (prepared / "manifest.json").unlink()
+    with pytest.raises(InputError, match="run litemed-prepare to its end"):
+        Slices.open(prepared)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": 1}', '{"format": 1, "shards": [{}]}', '{"format": 1, "shards": 5}'],
+)
+def test_a_manifest_that_is_none_is_refused(prepared: Path, content: str) -> None:
+    (prepared / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Slices.open(prepared)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(prepared: Path) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = "../a.npy"
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="outside the folder"):
+        Slices.open(prepared)
+
+
+def test_a_grey_png_and_its_labels_are_one_slice(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "i.png"), noise(512, 384))
+    cv2.imwrite(str(tmp_path / "l.png"), blocks(512, 384))
+    pair = Pair("XRay", "s", "c", "train", "class", tmp_path / "i.png", tmp_path / "l.png")
+    (part,), _ = make_slices(pair, Settings())
+    assert part.image.shape == part.objects.labels.shape == (256, 192)
+    assert part.objects.sizes.tolist() == [128 * 96] * 2

@@ -1,0 +1,5 @@
+"""Run litemed-prepare as `python -m litemed.train.prepare`."""
+
+from litemed.train.prepare.cli import main
+
+main()
