@@ -27,6 +27,7 @@ class ExportOptions:
         trained: False marks weights drawn at random.
         overwrite: replace a bundle that lies at the target.
         images: folder of images to verify on; None generates some.
+        size: side of the network's input in pixels, a multiple of 64; 256 as published.
         box_counts: numbers of boxes to verify.
     """
 
@@ -34,6 +35,7 @@ class ExportOptions:
     trained: bool = True
     overwrite: bool = False
     images: pathlib.Path | None = None
+    size: int = 256
     box_counts: Sequence[int] = BOX_COUNTS
 
 
@@ -62,7 +64,7 @@ def write_bundle(
     out = pathlib.Path(out)
     options = options or ExportOptions()
     _check_target(out, options.overwrite)
-    model = checkpoint.model()
+    model = checkpoint.model(options.size)
     specs = graph_specs(model)
     name = options.name or out.resolve().name
     with _staging(out) as staging:

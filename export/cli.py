@@ -40,6 +40,20 @@ Exit codes: 0 done, 1 the checkpoint or the export failed, 2 wrong use, 130 inte
     help="Folder of images to verify on, instead of generated ones.",
 )
 @click.option(
+    "--size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(64, 1024),
+    help="Side of the network's input, a multiple of 64; other than 256 for weights trained so.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "quick"]),
+    default="full",
+    show_default=True,
+    help="Compare with PyTorch for 1, 2, 17 and 241 boxes (minutes), or for 1 and 2.",
+)
+@click.option(
     "--loralib-alpha",
     default=1.0,
     show_default=True,
@@ -77,6 +91,8 @@ def _run(
     seed: int,
     name: str | None,
     images: pathlib.Path | None,
+    size: int,
+    verify: str,
     loralib_alpha: float,
     overwrite: bool,
     debug: bool,
@@ -92,12 +108,15 @@ def _run(
         raise UsageError("name the bundle folder to create with -o")
     if (checkpoint is None) != untrained:
         raise UsageError("name one checkpoint, or pass --untrained")
+    if size % 64:
+        raise UsageError(f"input size {size} is not a multiple of 64")
     if untrained and adapter:
         raise UsageError("--adapter needs the checkpoint that it was trained on")
 
     from litemed.export.adapter import fold_adapter
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint
+    from litemed.export.verify import BOX_COUNTS, QUICK_BOX_COUNTS
 
     if checkpoint is None:
         weights = untrained_checkpoint(seed)
@@ -112,7 +131,14 @@ def _run(
             f"folded LoRA of rank {weights.lora.rank}, alpha {weights.lora.alpha:g}, "
             f"in {', '.join(weights.lora.targets)}"
         )
-    settings = ExportOptions(name=name, trained=not untrained, overwrite=overwrite, images=images)
+    settings = ExportOptions(
+        name=name,
+        trained=not untrained,
+        overwrite=overwrite,
+        images=images,
+        size=size,
+        box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
+    )
     parity = write_bundle(weights, output, settings, progress=click.echo)
     worst = max(p.max_abs_diff for p in parity)
     click.echo(f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {worst:.1e}")

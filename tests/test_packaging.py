@@ -1,0 +1,118 @@
+"""`pip install litemed` gives a working runtime without torch and onnx."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+import venv
+
+import numpy as np
+import pytest
+
+from litemed.benchmarks.phantoms import draw_image
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FORBIDDEN = {"torch", "onnx", "onnxsim", "safetensors"}
+MAY_IMPORT = {
+    "runtime": {"runtime"},
+    "models": {"models"},
+    "export": {"export", "models", "runtime"},
+    "train": {"train", "models", "runtime", "export"},
+    "benchmarks": {"benchmarks", "train", "export", "models", "runtime"},
+}
+
+
+@pytest.fixture(scope="module")
+def base_environment(tmp_path_factory):
+    """A fresh virtual environment with nothing but litemed and what it requires."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr or "ConnectionError" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    return folder / "venv" / "bin"
+
+
+def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
+    listing = subprocess.run(
+        [base_environment / "python", "-m", "pip", "list", "--format=json"],
+        capture_output=True,
+        check=True,
+    )
+    names = {entry["name"].lower() for entry in json.loads(listing.stdout)}
+    assert {"litemed", "numpy", "onnxruntime"} <= names
+    assert not names & FORBIDDEN
+
+
+def test_the_base_install_segments(base_environment, golden_bundle, tmp_path):
+    phantom = draw_image(120, 160, 3)
+    cases = tmp_path / "cases"
+    cases.mkdir()
+    np.savez_compressed(cases / "2DBox_US_a.npz", imgs=phantom.image, boxes=phantom.boxes)
+    command = [
+        base_environment / "litemed-run",
+        cases,
+        "-o",
+        tmp_path / "segs",
+        "--overlay",
+        tmp_path / "png",
+    ]
+    done = subprocess.run(
+        [
+            *command,
+            "--overlay",
+            tmp_path / "png",
+            "--model",
+            golden_bundle("plain"),
+            "--engine",
+            "onnxruntime",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "segs" / "2DBox_US_a.npz") as output:
+        assert output["segs"].shape == (120, 160)
+        assert output["segs"].dtype == np.uint8
+    assert len(list((tmp_path / "png").glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["litemed-run", "litemed-export", "litemed-train", "litemed-prepare", "litemed-eval"]
+)
+def test_version_loads_neither_an_engine_nor_torch(command):
+    script = pathlib.Path(sys.executable).with_name(command)
+    code = (
+        f"import runpy, sys; sys.argv = [{str(script)!r}, '--version']\n"
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0.1.0" in done.stdout
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_what_their_place_allows(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "litemed" and len(parts) > 1:
+                    assert parts[1] in MAY_IMPORT[package], f"{path} imports {name}"
+                if package == "runtime":
+                    assert parts[0] not in FORBIDDEN, f"{path} imports {name}"
