@@ -1,0 +1,219 @@
+"""Both engines compute what a bundle's graphs say, for any number of boxes, and fail in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Engine, available_threads, open_engine
+from litemed.runtime.engines.protocol import decode_in_chunks
+from litemed.runtime.engines.threads import cpu_quota
+from litemed.runtime.errors import EngineError, UsageError
+
+Float = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, box_bundle: pathlib.Path) -> Engine:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    return open_engine(request.param, Bundle.open(box_bundle), threads=1)
+
+
+def some_boxes(count: int) -> Float:
+    rng = np.random.default_rng(count)
+    low = rng.integers(0, 200, (count, 2))
+    return np.concatenate([low, low + rng.integers(5, 56, (count, 2))], axis=1).astype(np.float32)
+
+
+def distances(boxes: Float) -> Float:
+    """What the decoder of `box_bundle` computes: the distance to the nearest edge, positive within."""
+    across = np.arange(256, dtype=np.float32)
+    x0, y0, x1, y1 = (column[:, None] for column in boxes.T)
+    horizontal, vertical = np.minimum(across - x0, x1 - across), np.minimum(across - y0, y1 - across)
+    return np.minimum(horizontal[:, None, :], vertical[:, :, None])
+
+
+def test_an_engine_says_what_it_is(engine: Engine) -> None:
+    assert engine.name in ENGINES
+    assert engine.version.startswith("20" if engine.name == "openvino" else "1.")
+    assert engine.threads == 1
+
+
+def test_encodes(engine: Engine) -> None:
+    image = np.random.default_rng(0).random((1, 3, 256, 256)).astype(np.float32)
+    embedding = engine.encode(image)
+    assert (embedding.shape, embedding.dtype) == ((1, 256, 64, 64), np.float32)
+    expected = image.reshape(1, 3, 64, 4, 64, 4).mean(axis=(3, 5)).sum(axis=1)
+    np.testing.assert_allclose(embedding[0, 17], expected[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 241])
+def test_decodes_any_number_of_boxes(engine: Engine, count: int) -> None:
+    boxes = some_boxes(count)
+    logits, iou = engine.decode(np.zeros((1, 256, 64, 64), np.float32), boxes)
+    np.testing.assert_array_equal(logits, distances(boxes))
+    np.testing.assert_array_equal(iou, distances(boxes).max(axis=(1, 2)))
+
+
+def test_results_outlive_the_next_call(engine: Engine) -> None:
+    first = engine.encode(np.zeros((1, 3, 256, 256), np.float32))
+    engine.encode(np.ones((1, 3, 256, 256), np.float32))
+    assert not first.any()
+    boxes = some_boxes(2)
+    logits, _ = engine.decode(first, boxes[:1])
+    engine.decode(first, boxes[1:])
+    np.testing.assert_array_equal(logits, distances(boxes[:1]))
+
+
+def test_wrong_input_is_one_line(engine: Engine) -> None:
+    with pytest.raises(EngineError) as caught:
+        engine.encode(np.zeros((1, 3, 64, 64), np.float32))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_graph_that_the_engine_refuses(name: str, box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
+    model = onnx.load(folder / "decoder.onnx")
+    model.graph.node[0].op_type = "Sqeeze"
+    data = model.SerializeToString()
+    (folder / "decoder.onnx").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"]["decoder"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match="failed") as caught:
+        open_engine(name, Bundle.open(folder), threads=1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_chunks_are_bounded_and_come_back_in_order() -> None:
+    sizes = []
+
+    def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        sizes.append(len(boxes))
+        return np.broadcast_to(boxes[:, :1, None], (len(boxes), 64, 64)), boxes[:, 1]
+
+    boxes = some_boxes(2 * BOXES_PER_CALL + 3)
+    logits, iou = decode_in_chunks(decode, np.zeros((1, 256, 16, 16), np.float32), boxes)
+    assert sizes == [BOXES_PER_CALL, BOXES_PER_CALL, 3]
+    np.testing.assert_array_equal(logits[:, 5, 7], boxes[:, 0])
+    np.testing.assert_array_equal(iou, boxes[:, 1])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 64, 64), (1, 64, 64), (2, 16, 16)])
+def test_a_decoder_that_returns_other_shapes(shape: tuple[int, ...]) -> None:
+    def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        return np.zeros(shape, np.float32), np.zeros(2, np.float32)
+
+    with pytest.raises(EngineError, match="export the bundle again"):
+        decode_in_chunks(decode, np.zeros((1, 256, 16, 16), np.float32), some_boxes(2))
+
+
+def test_unknown_engines_and_thread_counts(box_bundle: pathlib.Path) -> None:
+    bundle = Bundle.open(box_bundle)
+    with pytest.raises(UsageError, match="'tensorrt'"):
+        open_engine("tensorrt", bundle)
+    for threads in (0, -1, 10**6):
+        with pytest.raises(UsageError, match=str(threads)):
+            open_engine("onnxruntime", bundle, threads)
+
+
+def in_subprocess(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv[2]] = None
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
+from litemed.runtime.errors import EngineError
+try:
+    open_engine(sys.argv[2], Bundle.open(sys.argv[1]))
+except EngineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("onnxruntime", "onnxruntime"), ("openvino", '"litemed[openvino]"')]
+)
+def test_a_missing_engine_says_what_to_install(name: str, package: str, box_bundle: pathlib.Path) -> None:
+    done = in_subprocess(WITHOUT, box_bundle, name)
+    assert f"pip install {package}" in done.stdout, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+AUTO = """
+import sys
+if len(sys.argv) > 2:
+    sys.modules[sys.argv[2]] = None
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
+print(open_engine("auto", Bundle.open(sys.argv[1])).name)
+"""
+
+
+def test_auto_takes_openvino_where_it_is_installed(box_bundle: pathlib.Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    assert in_subprocess(AUTO, box_bundle).stdout == "openvino\n"
+    assert in_subprocess(AUTO, box_bundle, "openvino").stdout == "onnxruntime\n"
+
+
+def test_threads_default_to_what_the_process_may_use(box_bundle: pathlib.Path) -> None:
+    assert 1 <= available_threads() <= len(os.sched_getaffinity(0))
+    assert open_engine("onnxruntime", Bundle.open(box_bundle)).threads == available_threads()
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from litemed.runtime.engines import available_threads; print(available_threads())"
+    )
+    assert in_subprocess(code).stdout == "1\n"
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "quota"),
+    [
+        ({}, "0::/\n", np.inf),
+        ({"cpu.max": "250000 100000\n"}, "0::/\n", 2.5),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", np.inf),
+        ({"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n"}, "0::/a/b\n", 1),
+        ({"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "150000 100000\n"}, "0::/a/b\n", 1.5),
+        ({"cpu.max": "200000 100000\n"}, "0::/not/visible/here\n", 2),
+        ({"cpu.max": "nonsense\n"}, "0::/\n", np.inf),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/\n", 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/\n", np.inf),
+        (
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"},
+            "7:memory:/\n3:cpu,cpuacct:/x\n1:name=systemd:/\n",
+            3,
+        ),
+        ({"unified/a/cpu.max": "100000 50000\n"}, "4:cpu:/\n0::/a\n", 2),
+    ],
+)
+def test_cpu_quota(files: dict[str, str], own: str, quota: float, tmp_path: pathlib.Path) -> None:
+    for name, text in files.items():
+        write(tmp_path / "mount" / name, text)
+    write(tmp_path / "own", own)
+    assert cpu_quota(tmp_path / "mount", tmp_path / "own") == quota
+
+
+def test_no_cgroups_at_all(tmp_path: pathlib.Path) -> None:
+    assert cpu_quota(tmp_path / "mount", tmp_path / "none") == np.inf

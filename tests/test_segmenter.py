@@ -1,0 +1,248 @@
+"""The path from an image and boxes to a label map, on graphs whose masks are the boxes themselves."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import litemed.runtime
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.case import Case
+from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Engine, open_engine
+from litemed.runtime.engines.protocol import Float
+from litemed.runtime.errors import EngineError, InputError
+from litemed.runtime.merge import LogitResizer
+from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.segmenter import Segmenter
+
+
+class Watched:
+    """An engine that tells what it was asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.version, self.threads = engine.name, engine.version, engine.threads
+        self.encoded: list[Float] = []
+        self.decoded: list[Float] = []
+        self._engine = engine
+
+    def encode(self, image: Float) -> Float:
+        self.encoded.append(image)
+        return self._engine.encode(image)
+
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        self.decoded.append(boxes.copy())
+        return self._engine.decode(embedding, boxes)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def plain_engine(request: pytest.FixtureRequest, box_bundle: pathlib.Path) -> Engine:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    return open_engine(request.param, Bundle.open(box_bundle), threads=1)
+
+
+@pytest.fixture
+def engine(plain_engine: Engine) -> Watched:
+    return Watched(plain_engine)
+
+
+@pytest.fixture
+def segmenter(box_bundle: pathlib.Path, engine: Watched) -> Segmenter:
+    return Segmenter(Bundle.open(box_bundle), engine)
+
+
+def image(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def boxes_in(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.int64]:
+    low = rng.integers(0, [width - 8, height - 8], (count, 2))
+    high = rng.integers(low + 4, [width + 1, height + 1])
+    return np.concatenate([low, high], axis=1)
+
+
+def expected_slice(
+    boxes: NDArray[np.int64], numbers: list[int], height: int, width: int
+) -> NDArray[np.uint16]:
+    """The definition, on full planes: distance to the nearest edge, background of zeros last, argmax."""
+    frame = Frame.of(height, width)
+    resizer = LogitResizer(frame)
+    across = np.arange(256, dtype=np.float32)
+    planes = []
+    for x0, y0, x1, y1 in scale_boxes(boxes, frame):
+        horizontal, vertical = np.minimum(across - x0, x1 - across), np.minimum(across - y0, y1 - across)
+        planes.append(resizer.resize(np.minimum(horizontal, vertical[:, None])))
+    winner = np.stack([*planes, np.zeros((height, width), np.float32)]).argmax(axis=0)
+    return np.array([*numbers, 0], np.uint16)[winner]
+
+
+@pytest.mark.parametrize("shape", [(90, 140), (300, 420, 3), (700, 20), (256, 256, 3)])
+@pytest.mark.parametrize("count", [1, 2, BOXES_PER_CALL, 3 * BOXES_PER_CALL + 1])
+def test_an_image_is_encoded_once_and_its_boxes_merged(
+    segmenter: Segmenter, engine: Watched, shape: tuple[int, ...], count: int
+) -> None:
+    height, width = shape[:2]
+    boxes = boxes_in(np.random.default_rng(count), count, height, width)
+    result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)))
+    np.testing.assert_array_equal(
+        result.labels, expected_slice(boxes, list(range(1, count + 1)), height, width)
+    )
+    assert result.labels.dtype == np.uint8
+    assert len(engine.encoded) == result.slices_encoded == 1
+    assert sum(map(len, engine.decoded)) == result.boxes_decoded == count
+    assert max(map(len, engine.decoded)) <= BOXES_PER_CALL
+    assert result.timings.encode > 0
+    assert result.timings.decode > 0
+    assert result.timings.total == pytest.approx(
+        result.timings.preprocess + result.timings.encode + result.timings.decode + result.timings.merge
+    )
+
+
+def volume_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int, int]) -> NDArray[np.int64]:
+    flat = boxes_in(rng, count, *shape[1:])
+    z = np.sort(rng.integers(0, shape[0], (count, 2)), axis=1)
+    return np.concatenate([flat[:, :2], z[:, :1], flat[:, 2:], z[:, 1:]], axis=1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 2 * BOXES_PER_CALL + 1])
+def test_a_volume_is_segmented_slice_by_slice(segmenter: Segmenter, engine: Watched, count: int) -> None:
+    shape = (11, 60, 80)
+    boxes = volume_boxes(np.random.default_rng(count), count, shape)
+    volume = image(*shape)
+    calls: list[tuple[int, int]] = []
+    result = segmenter.run(
+        Case("v", volume, Boxes.parse(boxes, shape)), progress=lambda *call: calls.append(call)
+    )
+    covered = 0
+    for position in range(shape[0]):
+        here = [i for i in range(count) if boxes[i, 2] <= position <= boxes[i, 5]]
+        covered += bool(here)
+        numbers = [i + 1 for i in here]
+        plane = expected_slice(boxes[here][:, [0, 1, 3, 4]], numbers, *shape[1:])
+        np.testing.assert_array_equal(result.labels[position], plane)
+    assert len(engine.encoded) == result.slices_encoded == covered
+    assert calls == [(done, covered) for done in range(1, covered + 1)]
+    assert result.boxes_decoded == (boxes[:, 5] - boxes[:, 2] + 1).sum()
+
+
+def test_permuted_boxes_give_the_same_objects(segmenter: Segmenter) -> None:
+    rng = np.random.default_rng(5)
+    shape = (6, 50, 70)
+    boxes, volume = volume_boxes(rng, 9, shape), image(6, 50, 70)
+    order = rng.permutation(9)
+    labels = segmenter.segment(volume, boxes)
+    permuted = segmenter.segment(volume, boxes[order])
+    back = np.concatenate([[0], order + 1])[permuted]
+    # Where two boxes are at exactly the same value the lower number wins, which the order decides.
+    assert (back == labels).mean() > 0.99
+    apart = np.array([[2, 2, 0, 20, 20, 5], [30, 2, 1, 60, 20, 3], [10, 25, 2, 40, 45, 5]])
+    labels, permuted = segmenter.segment(volume, apart), segmenter.segment(volume, apart[[2, 0, 1]])
+    np.testing.assert_array_equal(np.array([0, 3, 1, 2])[permuted], labels)
+
+
+def test_300_boxes_take_16_bits(segmenter: Segmenter) -> None:
+    corners = np.stack(np.meshgrid(np.arange(20) * 50, np.arange(15) * 60), axis=-1).reshape(-1, 2)
+    boxes = np.concatenate([corners, corners + 40], axis=1)
+    labels = segmenter.segment(image(1000, 1000), boxes)
+    assert labels.dtype == np.uint16
+    centres = corners + 20
+    assert labels[centres[:, 1], centres[:, 0]].tolist() == list(range(1, 301))
+    assert (labels[42::60] == 0).mean() > 0.5
+
+
+def test_array_likes_are_taken(segmenter: Segmenter) -> None:
+    grey = image(64, 64)
+    expected = segmenter.segment(grey, np.array([[8, 8, 40, 40]]))
+    assert expected.any()
+    np.testing.assert_array_equal(segmenter.segment(grey, [[8, 8, 40, 40]]), expected)
+    np.testing.assert_array_equal(segmenter.segment(grey, [(8.0, 8, 40, 40)]), expected)
+    rows = np.repeat(grey, 2, axis=0)
+    np.testing.assert_array_equal(segmenter.segment(rows[::2], [[8, 8, 40, 40]]), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((9, 9), np.float32), np.zeros((9, 9), np.int16), np.zeros((9, 9), bool), [[1, 2], [3, 4]], "x"],
+)
+def test_images_that_are_not_uint8_are_refused_with_advice(segmenter: Segmenter, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"not uint8; scale it to 0\.\.255"):
+        segmenter.segment(wrong, [[1, 1, 5, 5]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "boxes"),
+    [
+        ((64, 64), []),
+        ((64, 64), [[1, 1, 1, 5]]),
+        ((64, 64), [[1, 1, 0, 5, 5, 1]]),
+        ((4, 64, 64), [[1, 1, 5, 5]]),
+        ((4, 64, 64), [[1, 1, 0, 5, 5, 4]]),
+        ((64, 64), [[70, 1, 90, 5]]),
+        ((64,), [[1, 1, 5, 5]]),
+        ((0, 64), [[1, 1, 5, 5]]),
+        ((2, 3, 4, 5), [[1, 1, 5, 5]]),
+    ],
+)
+def test_boxes_that_do_not_fit_are_refused_before_anything_runs(
+    segmenter: Segmenter, engine: Watched, shape: tuple[int, ...], boxes: Any
+) -> None:
+    with pytest.raises(InputError):
+        segmenter.segment(np.zeros(shape, np.uint8), boxes)
+    assert not engine.encoded
+
+
+class Broken(Watched):
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        logits, iou = super().decode(embedding, boxes)
+        logits[0, 0, 0] = np.nan
+        return logits, iou
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_damaged_logits_are_an_error_not_a_mask(
+    box_bundle: pathlib.Path, plain_engine: Engine, propagate: bool
+) -> None:
+    with pytest.raises(EngineError, match="not finite"):
+        Segmenter(Bundle.open(box_bundle), Broken(plain_engine)).segment(
+            image(64, 64), [[8, 8, 40, 40]], propagate=propagate
+        )
+
+
+@settings(deadline=None, max_examples=15)
+@given(height=st.integers(10, 400), width=st.integers(10, 400), seed=st.integers(0, 99))
+def test_any_size_gives_a_map_of_that_size(
+    height: int, width: int, seed: int, any_segmenter: Segmenter
+) -> None:
+    boxes = boxes_in(np.random.default_rng(seed), 3, height, width)
+    labels = any_segmenter.segment(image(height, width), boxes)
+    np.testing.assert_array_equal(labels, expected_slice(boxes, [1, 2, 3], height, width))
+
+
+@pytest.fixture(scope="module")
+def any_segmenter(box_bundle: pathlib.Path) -> Segmenter:
+    return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
+
+
+def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle: pathlib.Path) -> None:
+    segmenter = litemed.runtime.load(str(box_bundle), engine="onnxruntime", threads=2)
+    assert segmenter.engine.threads == 2
+    assert segmenter.bundle.digest == Bundle.open(box_bundle).digest
+    assert not segmenter.bundle._graphs
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, litemed.runtime as runtime; runtime.load\n"
+        "print(runtime.__version__, sorted({'numpy', 'cv2', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.1.0 []\n"
