@@ -195,4 +195,4 @@ def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", " ")):
-        CaseSettings(**wrong)  # type: ignore[arg-type]
+        CaseSettings(**wrong)

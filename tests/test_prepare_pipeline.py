@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import nibabel
 import numpy as np
+import psutil
 import pytest
 
 from litemed.runtime.preprocess import preprocess
@@ -257,6 +258,20 @@ def test_a_pair_that_was_repaired_is_taken_in_the_next_run(tmp_path: Path) -> No
     assert tree(out) == tree(tmp_path / "fresh")
 
 
+def test_what_failed_for_want_of_a_package_is_tried_again(tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / "in/MR" / name).mkdir(parents=True)
+        volume = nibabel.Nifti1Image(np.ones((30, 30, 3), np.uint8), np.eye(4))
+        nibabel.save(volume, tmp_path / "in/MR" / name / "a.nii")
+    script = "import sys; sys.modules['nibabel'] = None; from litemed.train.prepare.cli import main; main()"
+    arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--workers", "1"]
+    without = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert without.returncode == 1
+    assert errors(without) == ["error: reading NIfTI needs nibabel: pip install 'litemed[train]'"]
+    assert prepare(*arguments).returncode == 0
+    assert len(Slices.open(tmp_path / "out")) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -362,7 +377,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL)
     if ending == signal.SIGINT:
         assert "give the same command again" in stderr
-    wait_until_alone(out)
+    wait_for_the_end_of_session(process.pid)
     assert not (out / "manifest.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
     assert 3 <= len(finished) < 31
@@ -373,17 +388,21 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert tree(out) == whole
 
 
-def wait_until_alone(out: Path) -> None:
-    """Wait until no process has `out` on its command line or writes below it."""
+def wait_for_the_end_of_session(session: int) -> None:
+    """Wait until no process of the session is left: workers must not outlive their parent."""
     deadline = time.monotonic() + 60
-    before: set[Path] = set()
     while time.monotonic() < deadline:
-        now = set(out.rglob("*"))
-        if now == before:
+        if not any(belongs_to(process, session) for process in psutil.process_iter()):
             return
-        before = now
-        time.sleep(0.5)
-    pytest.fail(f"{out} still changes a minute after its process ended")
+        time.sleep(0.1)
+    pytest.fail("a worker is still there a minute after its parent ended")
+
+
+def belongs_to(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def test_two_processes_do_not_work_on_one_folder(tmp_path: Path) -> None:
