@@ -8,6 +8,7 @@ be misaligned.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -18,9 +19,11 @@ from litemed.train.config import Augmentation
 
 Image = NDArray[np.uint8]
 Labels = NDArray[Any]
+Positions = NDArray[np.float32]
+"""(2, H, W), y and x: from where in the old image each pixel of the new one is taken."""
 
 _CURVE_KNOTS = 5
-_ELASTIC_GRID = 5
+_ELASTIC_KNOTS = 5
 
 
 def augment(
@@ -31,12 +34,16 @@ def augment(
         image, labels = flip(image, labels, horizontal=True)
     if random.random() < settings.flip_vertical:
         image, labels = flip(image, labels, horizontal=False)
-    if random.random() < settings.affine:
+    position = positions(labels.shape)
+    elastic, affine = random.random() < settings.elastic, random.random() < settings.affine
+    if elastic:
+        position = shift(position, settings.elastic_share, random)
+    if affine:
         degrees = random.uniform(-settings.rotation_degrees, settings.rotation_degrees)
-        scale = settings.scale_factor ** random.uniform(-1, 1)
-        image, labels = rotate_and_scale(image, labels, degrees, scale)
-    if random.random() < settings.elastic:
-        image, labels = warp(image, labels, settings.elastic_share, random)
+        position = turn(position, degrees, settings.scale_factor ** random.uniform(-1, 1))
+    if elastic or affine:
+        # Once for all: each interpolation blurs the image, each rounding frays the labels.
+        image, labels = sample_at(image, labels, position)
     return recolour(image, settings, random), labels
 
 
@@ -61,26 +68,35 @@ def flip(image: Image, labels: Labels, horizontal: bool) -> tuple[Image, Labels]
     return np.ascontiguousarray(np.flip(image, axis)), np.ascontiguousarray(np.flip(labels, axis))
 
 
-def rotate_and_scale(image: Image, labels: Labels, degrees: float, scale: float) -> tuple[Image, Labels]:
-    """Turn about the middle, counter-clockwise, and enlarge; what comes in from outside is 0."""
-    height, width = labels.shape
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
-    # The same positions for both, so that an interpolated image and nearest labels stay aligned.
-    inverse = cv2.invertAffineTransform(matrix)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    map_x = (inverse[0, 0] * x + inverse[0, 1] * y + inverse[0, 2]).astype(np.float32)
-    map_y = (inverse[1, 0] * x + inverse[1, 1] * y + inverse[1, 2]).astype(np.float32)
-    return _remap(image, labels, map_x, map_y)
+def positions(shape: tuple[int, int]) -> Positions:
+    """Return the position of every pixel of an image of `shape` (height, width)."""
+    return np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
 
 
-def warp(image: Image, labels: Labels, share: float, random: np.random.Generator) -> tuple[Image, Labels]:
-    """Shift every pixel by a smooth random field whose standard deviation is `share` of the longest side."""
-    height, width = labels.shape
+def turn(position: Positions, degrees: float, scale: float) -> Positions:
+    """Return where the pixels come from that are turned counter-clockwise about the middle and enlarged."""
+    height, width = position.shape[1:]
+    middle = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[:, None, None]
+    cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    y, x = position - middle
+    return np.stack([cosine * y + sine * x, cosine * x - sine * y]).astype(np.float32) + middle
+
+
+def shift(position: Positions, share: float, random: np.random.Generator) -> Positions:
+    """Return positions moved by a smooth random field of up to about `share` of the longest side."""
+    height, width = position.shape[1:]
     reach = share * max(height, width)
-    coarse = random.normal(0, reach, (2, _ELASTIC_GRID, _ELASTIC_GRID)).astype(np.float32)
-    dx, dy = (cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in coarse)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    return _remap(image, labels, x + dx, y + dy)
+    knots = random.uniform(-reach, reach, (2, _ELASTIC_KNOTS, _ELASTIC_KNOTS))
+    field = [cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC) for part in knots]
+    return position + np.stack(field).astype(np.float32)
+
+
+def sample_at(image: Image, labels: Labels, position: Positions) -> tuple[Image, Labels]:
+    """Take the image by linear interpolation and labels by nearest pixel; what lies outside is 0."""
+    y, x = position
+    moved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    nearest = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    return moved.astype(np.uint8, copy=False), nearest.astype(labels.dtype, copy=False)
 
 
 def bend_intensity(image: Image, random: np.random.Generator) -> Image:
@@ -115,14 +131,3 @@ def add_noise(image: Image, sigma: float, random: np.random.Generator) -> Image:
     noise *= sigma
     noise += image
     return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
-
-
-def _remap(
-    image: Image, labels: Labels, map_x: NDArray[np.float32], map_y: NDArray[np.float32]
-) -> tuple[Image, Labels]:
-    """Return both with output pixel (y, x) taken from (map_y, map_x)."""
-    moved = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    nearest = cv2.remap(
-        labels, map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0
-    )
-    return moved.astype(np.uint8, copy=False), nearest.astype(labels.dtype, copy=False)

@@ -1,0 +1,151 @@
+"""The sampler draws as its table says, the same every time, and loses nothing to stops and processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from litemed.runtime.errors import UsageError
+from litemed.train.config import Config, Sampling
+from litemed.train.prepare.modalities import MODALITIES
+from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+
+# As uneven as real data: slices of volumes outnumber pictures a thousandfold.
+SIZES = dict(zip(MODALITIES, [5000, 900, 800, 40, 7, 60, 1, 30, 12, 20, 25], strict=True))
+
+
+def slices_of(sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    numbers = np.random.default_rng(0).permutation(sum(sizes.values()))
+    ends = np.cumsum(list(sizes.values()))
+    return dict(zip(sizes, np.split(numbers, ends[:-1]), strict=True))
+
+
+def sampler_of(sizes: dict[str, int], table: Sampling, samples: int, seed: int = 0) -> ModalitySampler:
+    return ModalitySampler(
+        slices_of(sizes), modality_shares(table, MODALITIES, tuple(sizes)).shares, samples, seed
+    )
+
+
+def test_the_default_table_gives_40_10_and_50_shared_by_nine():
+    found = modality_shares(Config().sampling, MODALITIES, MODALITIES)
+    assert found.shares["CT"] == pytest.approx(0.4)
+    assert found.shares["MR"] == pytest.approx(0.1)
+    others = [share for name, share in found.shares.items() if name not in ("CT", "MR")]
+    assert others == pytest.approx([0.5 / 9] * 9)
+    assert found.absent == found.undrawn == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "sizes"),
+    [
+        (Config().sampling, SIZES),
+        (Sampling({"US": 1, "CT": 2}, others=0), SIZES),
+        (Sampling({}, others=1), SIZES),
+        (Config().sampling, {"CT": 50, "US": 9, "OCT": 3}),
+    ],
+)
+def test_frequencies_follow_the_table(table, sizes):
+    """Chi-squared tests of 40 seeds: their p-values are those of draws from the table itself."""
+    shares = modality_shares(table, MODALITIES, tuple(sizes)).shares
+    owner = np.empty(sum(sizes.values()), np.int64)
+    for number, name in enumerate(shares):
+        owner[slices_of(sizes)[name]] = number
+    expected = np.array(list(shares.values())) * 4000
+    assert expected.sum() == pytest.approx(4000)
+    p_values = []
+    for seed in range(40):
+        drawn = sampler_of(sizes, table, 4000, seed).epoch(3)
+        counts = np.bincount(owner[drawn], minlength=len(shares))
+        p_values.append(stats.chisquare(counts, expected).pvalue)
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_a_wrong_table_would_be_found_out():
+    """The power of the test above: draws at 30 % MR, as in the paper's code, do not pass for 10 %."""
+    wrong = Sampling({"CT": 40, "MR": 30}, others=30)
+    drawn = sampler_of(SIZES, wrong, 4000).epoch(0)
+    share = np.isin(drawn, slices_of(SIZES)["MR"]).mean()
+    assert stats.binomtest(round(share * 4000), 4000, 0.1).pvalue < 1e-12
+
+
+def test_within_a_modality_no_slice_comes_again_before_all_came():
+    drawn = sampler_of(SIZES, Config().sampling, 4000).epoch(0)
+    for indices in slices_of(SIZES).values():
+        times = np.array([np.count_nonzero(drawn == i) for i in indices])
+        assert times.max() - times.min() <= 1
+
+
+def test_absent_modalities_are_named_and_their_share_is_spread():
+    found = modality_shares(Config().sampling, MODALITIES, ("CT", "MR", "US"))
+    assert found.absent == tuple(name for name in MODALITIES if name not in ("CT", "MR", "US"))
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert found.shares["CT"] / found.shares["MR"] == pytest.approx(4)
+    assert found.shares["US"] / found.shares["MR"] == pytest.approx(5 / 9)
+
+
+def test_modalities_of_weight_zero_are_named_and_not_drawn():
+    table = Sampling({"CT": 1}, others=0)
+    found = modality_shares(table, MODALITIES, ("CT", "US"))
+    assert found.undrawn == ("US",)
+    drawn = sampler_of({"CT": 5, "US": 5}, table, 100).epoch(0)
+    assert np.isin(drawn, slices_of({"CT": 5, "US": 5})["CT"]).all()
+
+
+def test_a_table_of_absent_modalities_only_is_refused():
+    with pytest.raises(UsageError, match="draws only CT, the training slices are of US"):
+        modality_shares(Sampling({"CT": 1}, others=0), MODALITIES, ("US",))
+
+
+def test_epochs_and_seeds_differ_and_come_again():
+    sampler = sampler_of(SIZES, Config().sampling, 64, seed=1)
+    again = sampler_of(SIZES, Config().sampling, 64, seed=1)
+    other = sampler_of(SIZES, Config().sampling, 64, seed=2)
+    assert np.array_equal(sampler.epoch(5), again.epoch(5))
+    assert not np.array_equal(sampler.epoch(5), sampler.epoch(6))
+    assert not np.array_equal(sampler.epoch(5), other.epoch(5))
+
+
+@given(
+    steps=st.integers(1, 12),
+    share=st.integers(1, 4),
+    world=st.integers(1, 4),
+    stop=st.integers(0, 12),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=50, deadline=None)
+def test_stopped_and_shared_out_the_draws_are_those_of_one_process(steps, share, world, stop, epoch):
+    batch = share * world
+    sampler = sampler_of(SIZES, Config().sampling, steps * batch)
+    whole = Batches(sampler, batch)
+    whole.start_at(epoch, 0)
+    expected = list(whole)
+    assert len(expected) == whole.per_epoch == steps
+    parts = []
+    for rank in range(world):
+        part = Batches(sampler, batch, rank, world)
+        part.start_at(epoch, min(stop, steps))
+        parts.append(list(part))
+        assert len(part) == len(parts[-1]) == steps - min(stop, steps)
+    together = [sorted(draw for part in found for draw in part) for found in zip(*parts, strict=True)]
+    assert together == [sorted(batch) for batch in expected[min(stop, steps) :]]
+
+
+def test_every_draw_has_its_own_position():
+    batches = Batches(sampler_of(SIZES, Config().sampling, 12), 4)
+    batches.start_at(2, 0)
+    draws = [draw for batch in batches for draw in batch]
+    assert [draw.position for draw in draws] == list(range(12))
+    assert {draw.epoch for draw in draws} == {2}
+
+
+def test_batches_that_cannot_be_dealt_out_are_refused():
+    with pytest.raises(UsageError, match="batches of 16 samples cannot be dealt out to 3 processes"):
+        Batches(sampler_of(SIZES, Config().sampling, 16), 16, 0, 3)
+
+
+@pytest.mark.parametrize(("samples", "batch", "expected"), [(1, 16, 16), (16, 16, 16), (17, 16, 32)])
+def test_an_epoch_is_rounded_up_to_whole_batches(samples, batch, expected):
+    assert whole_batches(samples, batch) == expected

@@ -1,0 +1,116 @@
+"""The settings of a training run: the file that documents them is true, and nothing wrong slips through."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from litemed.runtime.errors import UsageError
+from litemed.train.config import Config, as_tables, differences, parse_setting, read_toml, updated
+
+DEFAULTS = Path(__file__).parent.parent / "train" / "default.toml"
+
+
+def test_the_documented_defaults_are_the_defaults():
+    assert tomllib.loads(DEFAULTS.read_text("utf-8")) == as_tables(Config())
+
+
+def test_the_defaults_are_those_of_the_paper():
+    config = Config()
+    assert (config.run.batch_size, config.run.size, config.run.epochs) == (16, 256, 20)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.kind) == (
+        5e-5,
+        0.01,
+        "plateau",
+    )
+    assert (config.loss.focal_gamma, config.loss.focal_alpha, config.loss.dice, config.loss.focal) == (
+        2,
+        0.25,
+        1,
+        1,
+    )
+    assert (config.sampling.weights, config.sampling.others) == ({"CT": 40, "MR": 10}, 50)
+    assert (config.prompts.jitter_pixels, config.lora.rank, config.run.tune) == (5, 4, "lora+decoder")
+    strong = {k: v for k, v in vars(config.augmentation).items() if not k.startswith("flip")}
+    assert {k for k, v in strong.items() if v} == {"rotation_degrees", "scale_factor", "elastic_share"}
+
+
+def test_settings_go_through_plain_tables_unchanged():
+    config = updated(
+        Config(), {"lora": {"targets": ["attn.q"]}, "sampling": {"weights": {"US": 1}}}, "a.toml"
+    )
+    assert config.lora.targets == ("attn.q",)
+    assert config.sampling.weights == {"US": 1.0}
+    assert updated(Config(), as_tables(config), "state") == config
+    assert differences(Config(), config) == ["sampling.weights", "lora.targets"]
+
+
+def test_hardware_does_not_make_another_run():
+    assert differences(Config(), updated(Config(), {"hardware": {"workers": 3}}, "a.toml")) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[optimiser]\nlr = 1e-4", ["table 'optimiser'", "optimizer"]),
+        ("[optimizer]\nlearning_rate = 1e-4", ["'learning_rate'", "lr"]),
+        ("lr = 1", ["'lr'"]),
+        ("run = 1", ["run", "table"]),
+        ("[optimizer]\nlr = 'fast'", ["optimizer.lr", "'fast'", "number"]),
+        ("[optimizer]\nlr = true", ["optimizer.lr", "True"]),
+        ("[optimizer]\nlr = nan", ["optimizer.lr", "nan"]),
+        ("[optimizer]\nlr = 0", ["optimizer.lr", "above 0"]),
+        ("[run]\nepochs = 2.5", ["run.epochs", "2.5", "whole"]),
+        ("[run]\nepochs = 0", ["run.epochs", "at least 1"]),
+        ("[run]\nsize = 100", ["run.size", "100", "64"]),
+        ("[run]\nsize = -64", ["run.size", "-64"]),
+        ("[run]\ntune = 'encoder'", ["run.tune", "'encoder'", "lora+decoder"]),
+        ("[sampling.weights]\nXray = 3", ["'Xray'", "XRay"]),
+        ("[sampling.weights]\nCT = -1", ["sampling.weights.CT", "-1"]),
+        ("[sampling]\nothers = 0\nweights = {CT = 0}", ["every weight is 0"]),
+        ("[augmentation]\nblur = 1.5", ["augmentation.blur", "1.5", "between 0 and 1"]),
+        ("[loss]\ndice = 0\nfocal = 0", ["dice and focal are both 0"]),
+        ("[loss]\nfocal_gamma = 0.5", ["focal_gamma", "0.5"]),
+        ("[lora]\ntargets = 'attn.q'", ["lora.targets", "list"]),
+        ("[lora]\ntargets = [1]", ["lora.targets", "1", "text"]),
+        ("[prompts]\nper_image = 0", ["prompts.per_image"]),
+        ("[hardware]\nprecision = 'half'", ["'half'", "bfloat16"]),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line_that_names_file_and_value(tmp_path, toml, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(toml)
+    with pytest.raises(UsageError) as caught:
+        updated(Config(), read_toml(path), str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in ["mine.toml", *words]:
+        assert word in message
+
+
+@pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"[run]\nseed = 1\nseed = 2"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path, content):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"mine\.toml: not valid TOML"):
+        read_toml(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"mine\.toml: cannot be read"):
+        read_toml(tmp_path / "mine.toml")
+
+
+def test_single_settings_are_toml_or_text():
+    assert parse_setting("optimizer.lr=1e-4") == {"optimizer": {"lr": 1e-4}}
+    assert parse_setting("run.tune = lora") == {"run": {"tune": "lora"}}
+    assert parse_setting("lora.targets=['attn.q', 'attn.v']") == {"lora": {"targets": ["attn.q", "attn.v"]}}
+    assert parse_setting("sampling.weights={CT=1}") == {"sampling": {"weights": {"CT": 1}}}
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "run.seed=", "run seed=1", 'run.tune=a"b'])
+def test_a_setting_without_key_or_value_is_refused(text):
+    with pytest.raises(UsageError, match=r"TABLE\.KEY=VALUE"):
+        parse_setting(text)
