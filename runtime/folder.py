@@ -9,6 +9,7 @@ Several processes may work on one folder: they share the cases.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,12 +60,12 @@ class RunObserver:
 
 
 def run_cases(
-    cases: Iterable[Path],
-    output: Path,
+    cases: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     segmenter: Segmenter,
     *,
     propagate: bool = False,
-    overlay: Path | None = None,
+    overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
@@ -88,6 +89,8 @@ def run_cases(
         OutputError: the folder or its report cannot be written.
         KeyboardInterrupt: after the report was brought up to date.
     """
+    output = Path(output)
+    overlay = None if overlay is None else Path(overlay)
     jobs = plan_jobs(list_cases(cases), output, overlay)
     make_folder(output)
     if overlay is not None:
@@ -193,7 +196,7 @@ class _Run:
             refuse_odd_target(path)
             if path.exists() and record is None and not abandoned and not self._overwrite:
                 raise OutputError(
-                    f"{path}: exists, and no earlier run wrote it; move it away or allow to overwrite it"
+                    f"{path}: exists, and no earlier run wrote it; move it away or give --overwrite"
                 )
 
     def _segment(self, job: Job, inputs: tuple[FileRecord, ...], start: float) -> CaseReport:

@@ -20,6 +20,7 @@ those before or after the turn; so is a file of several pages.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -43,7 +44,7 @@ MAX_SIDECAR_BYTES = 4 * 2**20
 MAX_IMAGE_BYTES = 2**30
 
 
-def list_cases(paths: Iterable[Path]) -> list[Path]:
+def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the case files that ``paths`` name, each once, in the order given.
 
     A folder stands for the files directly in it that have a case's suffix, in the order of their names;
@@ -53,7 +54,7 @@ def list_cases(paths: Iterable[Path]) -> list[Path]:
         UsageError: a path does not exist, is of no kind that is read, or there is no case at all.
     """
     found: dict[Path, Path] = {}
-    for path in paths:
+    for path in map(Path, paths):
         if path.is_dir():
             listed = sorted(
                 entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_file()
@@ -81,12 +82,13 @@ def case_files(path: Path) -> tuple[Path, ...]:
     return (path,) if path.suffix.lower() == ".npz" else (path, path.with_suffix(".json"))
 
 
-def read_case(path: Path) -> Case:
+def read_case(path: str | os.PathLike[str]) -> Case:
     """Read one case of any kind (see the module's description).
 
     Raises:
         InputError: the file cannot be used; the message names it.
     """
+    path = Path(path)
     if path.suffix.lower() == ".npz":
         return _read_npz(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -17,6 +17,7 @@ from litemed.runtime import report as report_module
 from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.files import FolderLock, sha256_of_file
 from litemed.runtime.folder import RunObserver, run_cases
+from litemed.runtime.readers import read_case
 from litemed.runtime.report import EFFICIENCY, REPORT, CaseReport, load_report
 from litemed.runtime.segmenter import Segmenter
 
@@ -106,6 +107,12 @@ def test_what_is_written_is_what_the_api_returns(cases: Path, out: Path, segment
         np.testing.assert_array_equal(
             labels(out / "volume.npz"), segmenter.segment(case["imgs"], case["boxes"])
         )
+
+
+def test_paths_may_be_text(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    reports = run_cases([str(cases)], str(out), segmenter, overlay=str(out / "p"))
+    assert statuses(reports) == dict.fromkeys(["colour", "picture", "volume"], "done")
+    assert read_case(str(cases / "colour.npz")).name == "colour"
 
 
 def test_the_report_says_what_was_done_and_with_what(
