@@ -18,11 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
+from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import read_case
 from litemed.train.prepare.intensity import WINDOWS
 from litemed.train.prepare.modalities import MODALITIES
+from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.readers import read_pair
+from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import SourceOptions, find_pairs
 from litemed.train.prepare.store import Slices, verify
 
@@ -258,6 +261,30 @@ def test_a_pair_that_was_repaired_is_taken_in_the_next_run(tmp_path: Path) -> No
     assert tree(out) == tree(tmp_path / "fresh")
 
 
+def test_a_changed_image_is_taken_in_the_next_run(tmp_path: Path) -> None:
+    labelled_folder(tmp_path / "in", "US", 3)
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
+    before = tree(tmp_path / "out")
+    write_png(tmp_path / "in/US/images/001.png", np.full((200, 240), 77, np.uint8))
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh").returncode == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh") != before
+
+
+def test_a_folder_that_is_being_changed_cannot_be_opened(tmp_path: Path) -> None:
+    labelled_folder(tmp_path / "in", "US", 1)
+    found = find_pairs([tmp_path / "in"], SourceOptions())
+    prepare_slices(found, tmp_path / "out", Settings())
+
+    def interrupt(done: int, pairs: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_slices(found, tmp_path / "out", Settings(), on_progress=interrupt)
+    with pytest.raises(InputError, match="to its end first"):
+        Slices.open(tmp_path / "out")
+
+
 def test_what_failed_for_want_of_a_package_is_tried_again(tmp_path: Path) -> None:
     for name in ("images", "labels"):
         (tmp_path / "in/MR" / name).mkdir(parents=True)
@@ -328,6 +355,16 @@ def test_a_folder_keeps_to_its_settings_and_input_unless_told(tmp_path: Path) ->
     )
     assert set(Slices.open(out).indices_by_modality()) == {"OCT"}
     assert not (out / "US/in-train-00000.npy").exists()
+
+
+def test_other_settings_make_all_shards_anew(tmp_path: Path) -> None:
+    labelled_folder(tmp_path / "in", "US", 2)
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
+    other = ("--min-area", 7000, "--overwrite")
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out", *other).returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh", *other).returncode == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert Slices.open(tmp_path / "out").objects.tolist() == [1, 1]
 
 
 def test_parallel_and_serial_give_the_same_bytes(tmp_path: Path) -> None:

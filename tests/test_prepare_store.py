@@ -73,6 +73,22 @@ def test_labels_lie_where_the_image_shows_them(height: int, width: int, data: st
     assert (small[image == 0] == 0).all()
 
 
+@settings(deadline=None)
+@given(st.integers(1, 4000), st.floats(0, 1), st.booleans())
+def test_the_edge_of_an_object_is_where_half_of_a_pixel_is_covered(
+    length: int, share: float, upright: bool
+) -> None:
+    labels = np.zeros((length, 40), np.uint8)
+    labels[: round(share * length)] = 1
+    labels = labels if upright else labels.T.copy()
+    covered = resize_image(labels * np.uint8(255)) / 255
+    small = resize_labels(labels)
+    # The centre may lie anywhere within one pixel of the original.
+    tolerance = 0.5 * min(1, 256 / max(length, 40)) + 0.01
+    assert (small[covered > 0.5 + tolerance] == 1).all()
+    assert (small[covered < 0.5 - tolerance] == 0).all()
+
+
 @given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_resizing_labels_invents_none(labels: np.ndarray) -> None:
     small = resize_labels(labels)
@@ -200,10 +216,15 @@ def test_a_damaged_shard_is_refused_when_opened(prepared: Path, suffix: str, har
     assert len(Slices.open(prepared, modalities=["US"])) == 2
 
 
-def test_a_shard_cut_short_after_opening_is_no_crash(prepared: Path) -> None:
+@pytest.mark.parametrize("harm", ["truncated", "longer", "other type"])
+def test_a_shard_changed_after_opening_is_no_crash(prepared: Path, harm: str) -> None:
     slices = Slices.open(prepared)
     path = prepared / "CT/a-train-00000.npy"
-    path.write_bytes(path.read_bytes()[:1000])
+    data = np.load(path)
+    if harm == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        np.save(path, np.append(data, data) if harm == "longer" else data.astype(np.int16))
     with pytest.raises(InputError, match="a-train-00000"):
         slices[0]
 
