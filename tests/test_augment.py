@@ -68,19 +68,19 @@ def test_labels_stay_on_what_they_label(seed, colour, names, sides):
     assert np.mean(np.abs(inner_grey.astype(int) - inner_labels.astype(int) * 60) <= 2) > 0.99
 
 
-@given(seed=st.integers(0, 10**6), degrees=st.floats(-180, 180), scale=st.floats(0.7, 1.4))
-@settings(max_examples=40, deadline=None)
-def test_image_and_labels_move_by_the_same_fraction_of_a_pixel(seed, degrees, scale):
-    """A disc's middle, found in the interpolated image, is that of its label."""
+def test_image_and_labels_move_by_the_same_fraction_of_a_pixel():
+    """A disc's middle, found in the interpolated image, is that of its label; half a pixel would be seen."""
     y, x = np.mgrid[0:90, 0:80]
-    random = np.random.default_rng(seed)
-    disc = np.hypot(y - random.uniform(40, 50), x - random.uniform(35, 45)) < 20
-    labels, image = disc.astype(np.uint8), (disc * 200).astype(np.uint8)
-    position = turn(shift(positions(labels.shape), 0.01, random), degrees, scale)
-    moved_image, moved = sample_at(image, labels, position)
-    for axis in (y, x):
-        in_image = np.average(axis, weights=moved_image)
-        assert in_image == pytest.approx(np.average(axis, weights=moved), abs=0.2)
+    apart = []
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        disc = np.hypot(y - random.uniform(40, 50), x - random.uniform(35, 45)) < 20
+        labels, image = disc.astype(np.uint8), (disc * 200).astype(np.uint8)
+        position = shift(positions(labels.shape), 0.01, random)
+        position = turn(position, random.uniform(-180, 180), random.uniform(0.7, 1.4))
+        moved_image, moved = sample_at(image, labels, position)
+        apart += [np.average(axis, weights=moved_image) - np.average(axis, weights=moved) for axis in (y, x)]
+    assert np.abs(apart).mean() < 0.1
 
 
 @given(seed=st.integers(0, 10**6), horizontal=st.booleans())

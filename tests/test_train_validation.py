@@ -1,0 +1,131 @@
+"""Validation scores label maps as the runtime makes them, by the definition that the evaluation has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch.nn import functional as F
+
+from litemed.benchmarks.evaluate.metrics import dsc
+from litemed.benchmarks.phantoms import draw_image
+from litemed.export.checkpoint import untrained_checkpoint
+from litemed.train.distributed import Processes
+from litemed.train.network import TrainedNetwork
+from litemed.train.prepare.store import SliceInfo
+from litemed.train.validation import (
+    BOXES_AT_ONCE,
+    dice_by_label,
+    label_maps,
+    make_item,
+    validate,
+    validation_slices,
+)
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+class Pictures:
+    """Slices in memory: drawn images, alternately of CT and US; number 3, of US, has no object."""
+
+    def __init__(self, count: int) -> None:
+        self._drawn = [draw_image(48, 64, 2, seed=seed) for seed in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._drawn[i].image, self._drawn[i].labels * (i != 3)
+
+    def info(self, i: int) -> SliceInfo:
+        return SliceInfo(["CT", "US"][i % 2], "drawn", "val", f"picture{i}", 0, 2)
+
+    def indices_by_modality(self) -> dict[str, np.ndarray]:
+        return {"CT": np.arange(0, len(self), 2), "US": np.arange(1, len(self), 2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On busy cores several threads of PyTorch wait for one another far longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def network() -> TrainedNetwork:
+    return TrainedNetwork(untrained_checkpoint().model(64), "all").eval()
+
+
+LABELS = hnp.arrays(np.uint8, st.just((5, 6)), elements=st.integers(0, 4))
+
+
+@given(prediction=LABELS, truth=LABELS)
+@settings(max_examples=60, deadline=None)
+def test_dice_is_that_of_the_evaluation(prediction, truth):
+    expected = [dsc(prediction == label, truth == label) for label in range(1, truth.max() + 1)]
+    assert np.allclose(dice_by_label(prediction, truth), expected, equal_nan=True)
+
+
+def test_label_maps_equal_the_argmax_over_full_planes(network):
+    """By PyTorch's own interpolation and argmax; colour and grey, one and several chunks of boxes."""
+    random = np.random.default_rng(0)
+    crowd = np.zeros((100, 64), np.uint16)
+    for number in range(1, BOXES_AT_ONCE + 6):
+        y, x = random.integers(0, 90), random.integers(0, 56)
+        crowd[y : y + 8, x : x + 7] = number
+    images = random.integers(0, 256, (100, 64)).astype(np.uint8), draw_image(48, 64, 2, seed=3)
+    items = [make_item("CT", images[0], crowd, 64), make_item("US", images[1].image, images[1].labels, 64)]
+    found = label_maps(network, items, torch.device("cpu"))
+    for item, labels in zip(items, found, strict=True):
+        with torch.inference_mode():
+            logits, _ = network.model(torch.from_numpy(item.image)[None], torch.from_numpy(item.boxes))
+        cropped = logits[:, :, : item.frame.scaled_height, : item.frame.scaled_width]
+        planes = F.interpolate(cropped, item.truth.shape, mode="bilinear", align_corners=False)[:, 0]
+        planes = torch.cat([planes, torch.zeros(1, *item.truth.shape)])
+        expected = (planes.argmax(0) + 1) % len(planes)
+        assert np.mean(labels == expected.numpy()) > 0.999
+        assert labels.max() > 0
+
+
+def test_labels_with_gaps_are_numbered_as_the_boxes_are(network):
+    labels = np.zeros((64, 64), np.uint16)
+    labels[3:20, 5:30] = 2
+    labels[40:50, 5:30] = 9
+    item = make_item("CT", labels.astype(np.uint8), labels, 64)
+    assert item.boxes.tolist() == [[5, 3, 29, 19], [5, 40, 29, 49]]
+    assert np.array_equal(item.truth, (labels == 2) + 2 * (labels == 9))
+
+
+def test_scores_are_means_over_objects_then_slices_then_modalities(network):
+    source = Pictures(4)
+    scores = validate(network, source, 64, 0, 2, 0, ALONE)
+    assert dict(scores.slices) == {"CT": 2, "US": 1}
+    assert scores.skipped == 1
+    for name, indices in {"CT": (0, 2), "US": (1,)}.items():
+        items = [make_item(name, *source[i], 64) for i in indices]
+        maps = label_maps(network, items, torch.device("cpu"))
+        dice = [dice_by_label(labels, item.truth).mean() for labels, item in zip(maps, items, strict=True)]
+        assert scores.dsc[name] == pytest.approx(np.mean(dice))
+    assert scores.macro == pytest.approx((scores.dsc["CT"] + scores.dsc["US"]) / 2)
+
+
+@pytest.mark.parametrize(("per_modality", "expected"), [(0, 10), (2, 4), (100, 10), (1, 2)])
+def test_the_slices_scored_are_spread_over_what_there_is(per_modality, expected):
+    chosen = validation_slices(Pictures(10), per_modality)
+    assert len(chosen) == len(set(chosen.tolist())) == expected
+    if per_modality == 2:
+        assert chosen.tolist() == [0, 8, 1, 9]
+
+
+def test_nothing_to_score_gives_no_score(network):
+    class Nothing(Pictures):
+        def indices_by_modality(self) -> dict[str, np.ndarray]:
+            return {}
+
+    scores = validate(network, Nothing(0), 64, 5, 2, 0, ALONE)
+    assert scores.macro is None
