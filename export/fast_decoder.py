@@ -8,11 +8,11 @@ What is computed differently, and why it is the same:
 
 - The first block sees the same image tokens for every box: its keys and values are computed once.
 - There are only H T = 56 rows per box against 128 projected channels. Where image tokens differ
-  between boxes their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and
+  between boxes, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and
   context = (A_h X) W_v,h^T, and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
 - What is the same for all keys of a softmax cancels in it: key biases. What is the same for all
   values passes through it, since its rows sum to one: value and output biases.
-- Heads are not split: a row per head and token, zero outside its head's channels (`_per_head`),
+- Heads are not split: one row per head and token, zero outside the head's channels (`PerHead`),
   makes every product a plain matrix product.
 - Only mask token 0 and the IoU token are used at the end: the last attention asks for these two,
   and one hypernetwork and one column of the IoU head remain.
@@ -33,16 +33,237 @@ from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from litemed.models.transformer import DIM, HEADS, Attention
 
 TOKENS = 7  # IoU, four masks, two corners
+USED = 2  # of them after the last attention: IoU and mask 0
 INNER = DIM // 2  # width of the projections between tokens and image
 
 
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """Return a layer x W^T + b with copies of a weight (out, in) and a bias (out,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
 class SelfAttention(nn.Module):
-    """Attention among the tokens of one box: (N, T, 256) queries and values to (N, T, 256)."""
+    """Attention among the tokens of one box: q (N, T, 256) and v (N, T, 256) to (N, T, 256)."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         scale = (DIM // HEADS) ** -0.5
-        self.q_weight, self.q_bias = _buffers(self, "q", attention.q_proj, scale)
-        self.k_weight, _ = _buffers(self, "k", attention.k_proj)
-        self.v_weight, self.v_bias = _buffers(self, "v", attention.v_proj)
-        self.out_weight, self.out_bias = _buffers(self, "out", attention.out_proj)
+        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.k = linear(attention.k_proj.weight)
+        self.v = attention.v_proj
+        self.out = attention.out_proj
+
+    def forward(self, q: Tensor, v: Tensor) -> Tensor:
+        scores = self._heads(self.q(q)) @ self._heads(self.k(q)).transpose(-2, -1)
+        context = scores.softmax(dim=-1) @ self._heads(self.v(v))
+        return self.out(context.transpose(1, 2).reshape(-1, TOKENS, DIM))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, TOKENS, HEADS, DIM // HEADS).transpose(1, 2)
+
+
+class PerHead(nn.Module):
+    """Rows per head: (N, T, 128) to (N, H T, 128), row h T + t being token t with only head h's channels."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = torch.arange(INNER) // (INNER // HEADS)
+        self.register_buffer("mask", (heads == torch.arange(HEADS)[:, None]).float()[:, None])  # (H, 1, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.unsqueeze(1) * self.mask).reshape(-1, HEADS * x.shape[1], INNER)
+
+    def gather(self, x: Tensor, tokens: int) -> Tensor:
+        """Take head h's channels from row h T + t, for all h: (N, H T, 128) to (N, T, 128)."""
+        return (x.reshape(-1, HEADS, tokens, INNER) * self.mask).sum(dim=1)
+
+
+class TokensToImage(nn.Module):
+    """Attention from the tokens of each box to that box's image tokens, projections absorbed.
+
+    q (N, t, 256), keys and values (N, L, 256) to (N, t, 256).
+
+    Args:
+        attention: the published layer.
+        tokens: t.
+    """
+
+    def __init__(self, attention: Attention, tokens: int) -> None:
+        super().__init__()
+        scale = (INNER // HEADS) ** -0.5
+        self.tokens = tokens
+        self.per_head = PerHead()
+        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.k = linear(attention.k_proj.weight.T)
+        self.v = linear(attention.v_proj.weight)
+        out = attention.out_proj
+        self.out = linear(out.weight, out.bias + out.weight @ attention.v_proj.bias)
+
+    def forward(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        scores = self.k(self.per_head(self.q(q))) @ keys.transpose(1, 2)  # (N, H t, L)
+        context = self.v(scores.softmax(dim=-1) @ values)  # (N, H t, 128)
+        return self.out(self.per_head.gather(context, self.tokens))
+
+
+class TokensToSharedImage(nn.Module):
+    """Attention from the tokens of all boxes to one image's tokens, which are projected once.
+
+    Args:
+        attention: the published layer.
+        offset: what is added to the image tokens, (256,).
+        positions: what is added to the keys besides, (256, L).
+    """
+
+    key_offset: Tensor
+
+    def __init__(self, attention: Attention, offset: Tensor, positions: Tensor) -> None:
+        super().__init__()
+        scale = (INNER // HEADS) ** -0.5
+        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.key_weight = nn.Parameter(attention.k_proj.weight.detach().clone(), requires_grad=False)
+        self.value_weight = nn.Parameter(attention.v_proj.weight.detach().clone(), requires_grad=False)
+        offset_key = attention.k_proj.weight @ (positions + offset[:, None])
+        self.register_buffer("key_offset", offset_key.detach())
+        value = attention.v_proj.weight @ offset + attention.v_proj.bias
+        out = attention.out_proj
+        self.out = linear(out.weight, out.bias + out.weight @ value)
+
+    def forward(self, q: Tensor, image: Tensor) -> Tensor:
+        """Map q (N, T, 256) and image (256, L) to (N, T, 256)."""
+        keys = (self.key_weight @ image + self.key_offset).reshape(HEADS, INNER // HEADS, -1)
+        values = (self.value_weight @ image).reshape(HEADS, INNER // HEADS, -1)
+        rows = self.q(q).reshape(-1, HEADS, INNER // HEADS).transpose(0, 1)  # (H, N T, 16)
+        context = (rows @ keys).softmax(dim=-1) @ values.transpose(1, 2)
+        return self.out(context.transpose(0, 1).reshape(-1, TOKENS, INNER))
+
+
+class ImageToTokens(nn.Module):
+    """Attention from image tokens to the tokens of each box, projections absorbed.
+
+    Image tokens with positions (N or 1, L, 256), keys and values (N, T, 256) to the update of the
+    image tokens (N, L, 256).
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        scale = (INNER // HEADS) ** -0.5
+        self.per_head = PerHead()
+        self.k = linear(attention.k_proj.weight)
+        self.q = linear(attention.q_proj.weight.T * scale)
+        self.query_bias = linear(attention.q_proj.bias[None] * scale)
+        self.v = attention.v_proj
+        # every head's rows sum to one, so that an eighth of the bias on each row gives the bias
+        self.out = linear(attention.out_proj.weight, attention.out_proj.bias / HEADS)
+
+    def forward(self, image: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys = self.per_head(self.k(k))  # (N, H T, 128)
+        scores = image @ self.q(keys).transpose(1, 2) + self.query_bias(keys).transpose(1, 2)
+        weights = scores.reshape(-1, image.shape[1], HEADS, TOKENS).softmax(dim=-1)
+        return weights.reshape(-1, image.shape[1], HEADS * TOKENS) @ self.out(self.per_head(self.v(v)))
+
+
+class Upscaling(nn.Module):
+    """Image tokens (N, L, 256) and mask weights (N, 32) to logits (N, 4s, 4s).
+
+    A token becomes 2 x 2 sub-tokens of 64 channels, each of these 2 x 2 pixels of 32 channels.
+    """
+
+    def __init__(self, upscaling: nn.Sequential, side: int) -> None:
+        super().__init__()
+        first, norm, _, second, _ = upscaling
+        self.side = side
+        self.first = _unrolled(first)
+        self.norm = nn.LayerNorm(norm.weight.shape[0], norm.eps)
+        self.norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+        self.second = _unrolled(second)
+        self.register_buffer("pixels", torch.eye(4).reshape(1, 4, 1, 4))
+
+    def forward(self, image: Tensor, weights: Tensor) -> Tensor:
+        side, channels = self.side, weights.shape[1]
+        x = self.first(image).reshape(-1, 4 * side * side, self.norm.normalized_shape[0])
+        x = F.gelu(self.second(F.gelu(self.norm(x))))  # (N, 4 L, 4 * 32)
+        spread = (weights.reshape(-1, 1, channels, 1) * self.pixels).reshape(-1, 4 * channels, 4)
+        logits = (x @ spread).reshape(-1, side, side, 2, 2, 2, 2)  # y, x, then dy, dx twice
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
+
+
+def _unrolled(convolution: nn.ConvTranspose2d) -> nn.Linear:
+    """A transposed convolution of stride = kernel = 2 as a layer from C to 2 * 2 * C' (dy, dx, C')."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return linear(weight, convolution.bias.repeat(4))
+
+
+class FastDecoderGraph(nn.Module):
+    """Boxes and an image embedding to logits and predicted IoU, see the module.
+
+    Args:
+        model: the published network; its tensors are not changed.
+    """
+
+    prefix: Tensor
+    positions: Tensor
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        prompt, decoder = model.prompt_encoder, model.mask_decoder
+        side = model.size // 4
+        self.size = model.size
+        self.register_buffer("gaussian", prompt.pe_layer.positional_encoding_gaussian_matrix)
+        rows = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+        rows += [prompt.point_embeddings[i].weight for i in (TOP_LEFT, BOTTOM_RIGHT)]
+        self.register_buffer("prefix", torch.cat(rows).detach())
+        positions = prompt.image_positions().detach().flatten(2)[0]  # (256, L)
+        offset = prompt.no_mask_embed.weight.detach()[0]
+        self.register_buffer("offset", offset)
+        self.register_buffer("positions", positions.T.contiguous())
+
+        first, second = decoder.transformer.layers
+        self.shared = TokensToSharedImage(first.cross_attn_token_to_image, offset, positions)
+        self.absorbed = TokensToImage(second.cross_attn_token_to_image, TOKENS)
+        self.last = TokensToImage(decoder.transformer.final_attn_token_to_image, USED)
+        self.self_attention = nn.ModuleList(SelfAttention(b.self_attn) for b in (first, second))
+        self.back = nn.ModuleList(ImageToTokens(b.cross_attn_image_to_token) for b in (first, second))
+        self.blocks = nn.ModuleList((first, second))
+        self.last_norm = decoder.transformer.norm_final_attn
+        self.hypernetwork = decoder.output_hypernetworks_mlps[0]
+        self.iou = decoder.iou_prediction_head
+        self.upscaling = Upscaling(decoder.output_upscaling, side)
+
+    def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.blocks
+        embedding = image_embedding.flatten(2)[0]  # (256, L)
+        image = embedding.T.unsqueeze(0) + self.offset
+        positions = self.positions
+        token_pe = self._embed(boxes)
+
+        tokens = first.norm1(self.self_attention[0](token_pe, token_pe))
+        tokens = first.norm2(tokens + self.shared(tokens + token_pe, embedding))
+        tokens = first.norm3(tokens + first.mlp(tokens))
+        update = self.back[0](image + positions, tokens + token_pe, tokens)
+        image = first.norm4(image + update)
+
+        placed = image + positions
+        q = tokens + token_pe
+        tokens = second.norm1(tokens + self.self_attention[1](q, tokens))
+        tokens = second.norm2(tokens + self.absorbed(tokens + token_pe, placed, image))
+        tokens = second.norm3(tokens + second.mlp(tokens))
+        image = second.norm4(image + self.back[1](placed, tokens + token_pe, tokens))
+
+        tokens, token_pe = tokens[:, :USED], token_pe[:, :USED]
+        tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + positions, image))
+        logits = self.upscaling(image, self.hypernetwork(tokens[:, 1]))
+        return logits, self.iou(tokens[:, 0])[:, 0]
+
+    def _embed(self, boxes: Tensor) -> Tensor:
+        """Box corners as tokens behind the learnt ones: (N, 4) to (N, T, 256)."""
+        corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
+        phase = (2 * math.pi) * ((2 * corners - 1) @ self.gaussian)
+        corners = torch.cat([phase.sin(), phase.cos()], dim=-1)
+        return F.pad(corners, (0, 0, TOKENS - 2, 0)) + self.prefix

@@ -8,6 +8,8 @@ before anything is judged, so that a failure lists all that is wrong.
 
 from __future__ import annotations
 
+import copy
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ BOX_COUNTS = (1, 2, 17, 241)
 QUICK_BOX_COUNTS = (1, 2)
 MANY = 32  # more boxes than this are decoded on the first image only: they cost minutes
 MAX_ABS_DIFF = 1e-4  # of embeddings and logits, relative to the largest value where that exceeds 1
+# Trained weights can be badly conditioned at a few positions: PyTorch's own float32 was then seen 1e-3 away
+# from float64, and an engine 3e-3. So a difference is also let pass that is of the order of that rounding.
+MAX_ROUNDINGS = 10.0
 MIN_MASK_IOU = 0.999
 CHUNK = 16  # boxes that PyTorch decodes at once; 241 would take 7 GB
 
@@ -40,12 +45,13 @@ class Parity:
     """One comparison with PyTorch.
 
     Attributes:
-        graph: "encoder" or "decoder".
+        graph: "encoder", "decoder" (on PyTorch's embedding) or "both" (on the engine's own).
         stage: "exported" (as torch wrote it) or "simplified" (as it is shipped).
         engine: "onnxruntime" or "openvino".
         boxes: how many were decoded at once; None for the encoder.
         max_abs_diff: largest absolute difference of the embedding or the logits over all images.
         largest: largest absolute value of the reference.
+        rounding: how far PyTorch's float32 is from its float64, for the encoder; 0 where not measured.
         mask_iou: intersection over union of all masks (logits > 0) together; None for the encoder.
     """
 
@@ -55,6 +61,7 @@ class Parity:
     boxes: int | None
     max_abs_diff: float
     largest: float
+    rounding: float
     mask_iou: float | None
 
     def fault(self) -> str | None:
@@ -62,7 +69,9 @@ class Parity:
         where = f"{self.stage} {self.graph} on {self.engine}" + (
             f", {self.boxes} boxes" if self.boxes else ""
         )
-        allowed = MAX_ABS_DIFF * max(1.0, self.largest)
+        allowed = max(MAX_ABS_DIFF * max(1.0, self.largest), MAX_ROUNDINGS * self.rounding)
+        if self.graph == "both" and math.isfinite(self.max_abs_diff):
+            allowed = math.inf  # the decoder magnifies the encoder's rounding; the masks decide
         if not self.max_abs_diff <= allowed:  # also true of NaN
             return f"{where}: differs by {self.max_abs_diff:.2g}, more than {allowed:.2g}"
         if self.mask_iou is not None and self.mask_iou < MIN_MASK_IOU:
@@ -77,6 +86,7 @@ class Reference:
     Attributes:
         image: (1, 3, S, S).
         embedding: (1, 256, S/4, S/4).
+        rounding: largest absolute difference of that embedding from PyTorch's in float64.
         boxes: (N, 4) in input pixels, for the largest count.
         logits: (N, S, S).
         iou: (N,).
@@ -84,6 +94,7 @@ class Reference:
 
     image: Float
     embedding: Float
+    rounding: float
     boxes: Float
     logits: Float
     iou: Float
@@ -120,6 +131,7 @@ def references(
 ) -> Iterator[Reference]:
     """Run PyTorch on images with `count` random boxes each, at most `MANY` on all but the first."""
     rng = np.random.default_rng(seed)
+    exact = copy.deepcopy(model.image_encoder).double()
     for i, raw in enumerate(images):
         if i:
             count = min(count, MANY)
@@ -130,10 +142,11 @@ def references(
         boxes = np.concatenate([corner, far], axis=1).astype(np.float32)
         with torch.inference_mode():
             embedding = model.encode(torch.from_numpy(image))
+            rounding = float((exact(torch.from_numpy(image).double()) - embedding).abs().max())
             parts = [model.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
         logits = torch.cat([p[0][:, 0] for p in parts]).numpy()
         iou = torch.cat([p[1][:, 0] for p in parts]).numpy()
-        yield Reference(image, embedding.numpy(), boxes, logits, iou)
+        yield Reference(image, embedding.numpy(), rounding, boxes, logits, iou)
 
 
 def measure(
@@ -165,13 +178,15 @@ def measure(
             engine = open_engine(name, bundle)
             embeddings = [engine.encode(r.image) for r in expected]
             pairs = [(e, r.embedding) for e, r in zip(embeddings, expected, strict=True)]
-            found.append(_compare("encoder", stage, name, None, pairs))
+            rounding = max(r.rounding for r in expected)
+            found.append(_compare("encoder", stage, name, None, pairs, rounding=rounding))
             for count in counts:
                 able = [r for r in expected if len(r.boxes) >= count]
                 decoded = [engine.decode(r.embedding, r.boxes[:count]) for r in able]
-                pairs = [(d[0], r.logits[:count]) for d, r in zip(decoded, able, strict=True)]
-                ious = [(d[1], r.iou[:count]) for d, r in zip(decoded, able, strict=True)]
-                found.append(_compare("decoder", stage, name, count, pairs, ious))
+                found.append(_compare_decoded("decoder", stage, name, count, decoded, able))
+            count = max(n for n in counts if n <= MANY)
+            decoded = [engine.decode(e, r.boxes[:count]) for e, r in zip(embeddings, expected, strict=True)]
+            found.append(_compare_decoded("both", stage, name, count, decoded, expected))
         except EngineError as error:
             raise VerificationError(f"{stage} graphs on {name}: {error}") from error
     return found
@@ -190,6 +205,19 @@ def judge(found: Sequence[Parity]) -> None:
         )
 
 
+def _compare_decoded(
+    graph: str,
+    stage: str,
+    engine: str,
+    boxes: int,
+    decoded: Sequence[tuple[Float, Float]],
+    expected: Sequence[Reference],
+) -> Parity:
+    pairs = [(logits, r.logits[:boxes]) for (logits, _), r in zip(decoded, expected, strict=True)]
+    ious = [(iou, r.iou[:boxes]) for (_, iou), r in zip(decoded, expected, strict=True)]
+    return _compare(graph, stage, engine, boxes, pairs, ious)
+
+
 def _compare(
     graph: str,
     stage: str,
@@ -197,6 +225,7 @@ def _compare(
     boxes: int | None,
     pairs: Sequence[tuple[Float, Float]],
     ious: Sequence[tuple[Float, Float]] = (),
+    rounding: float = 0.0,
 ) -> Parity:
     wrong = [f"{a.shape} instead of {b.shape}" for a, b in (*pairs, *ious) if a.shape != b.shape]
     if wrong:
@@ -205,7 +234,7 @@ def _compare(
     diff = float(np.max([np.abs(a - b).max() for a, b in (*pairs, *ious)]))
     largest = float(max(np.abs(b).max() for _, b in pairs))
     if boxes is None:
-        return Parity(graph, stage, engine, None, diff, largest, None)
+        return Parity(graph, stage, engine, None, diff, largest, rounding, None)
     both = sum(int(((a > 0) & (b > 0)).sum()) for a, b in pairs)
     either = sum(int(((a > 0) | (b > 0)).sum()) for a, b in pairs)
-    return Parity(graph, stage, engine, boxes, diff, largest, both / either if either else 1.0)
+    return Parity(graph, stage, engine, boxes, diff, largest, rounding, both / either if either else 1.0)
