@@ -157,7 +157,9 @@ def _boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
     """Return the tight boxes of labels 1 to count, x y (z) first corners then last."""
     boxes = []
     for label in range(1, count + 1):
-        found = [np.flatnonzero((labels == label).any(axis=_others(labels.ndim, a))) for a in range(labels.ndim)]
+        found = [
+            np.flatnonzero((labels == label).any(axis=_others(labels.ndim, a))) for a in range(labels.ndim)
+        ]
         low = [int(f[0]) for f in found][::-1]  # z y x to x y z
         high = [int(f[-1]) for f in found][::-1]
         boxes.append(low + high)

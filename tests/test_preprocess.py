@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
 from numpy.typing import NDArray
+
+from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
 
 SIDES = st.integers(1, 700)
 
