@@ -52,7 +52,7 @@ class _Blob:
     level: float  # grey value
 
     def outline(self, scale: float = 1.0) -> NDArray[np.int32]:
-        """Return the outline at a fraction of its radii, (P, 1, 2) x, y in 1/16 pixels, as OpenCV wants it."""
+        """Return the outline at a fraction of its radii, (P, 1, 2) x, y in 1/16 pixels as for OpenCV."""
         angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
         harmonics = np.arange(2, 2 + len(self.wobble))[:, None]
         radius = 1 + (self.wobble[:, :1] * np.cos(harmonics * angle + self.wobble[:, 1:])).sum(0)
