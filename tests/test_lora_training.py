@@ -1,0 +1,226 @@
+"""What is trained moves, nothing else does, and the result goes through the adapter file unchanged."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from litemed.benchmarks.phantoms import draw_image
+from litemed.export.adapter import decoder_path, fold_adapter
+from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint, weights_digest
+from litemed.export.errors import CheckpointError
+from litemed.runtime.errors import UsageError
+from litemed.train.config import TUNES, Augmentation, LoRA, Loss, Prompts
+from litemed.train.dataset import Batch, collate, make_sample
+from litemed.train.losses import mask_losses
+from litemed.train.network import TrainedNetwork, batch_forward, build_network, from_scratch
+from litemed.train.outputs import write_weights
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On busy cores several threads of PyTorch wait for one another far longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base() -> Checkpoint:
+    return untrained_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    samples = []
+    for seed in range(2):
+        phantom = draw_image(64, 64, 2, seed=seed)
+        random = np.random.default_rng(seed)
+        samples.append(make_sample(phantom.image, phantom.labels, SIZE, Prompts(), Augmentation(), random))
+    return collate(samples, SIZE)
+
+
+def build(base: Checkpoint | None, tune: str, lora: LoRA = LoRA()) -> TrainedNetwork:  # noqa: B008 (frozen)
+    return build_network(base, SIZE, tune, lora, seed=1)
+
+
+def step(network: TrainedNetwork, batch: Batch, steps: int = 1, lr: float = 1e-3) -> None:
+    optimizer = torch.optim.AdamW(network.tuned(), lr=lr)
+    network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits, iou = batch_forward(network, batch)
+        mask_losses(logits, iou, batch.masks, Loss()).total(Loss()).sum().backward()
+        optimizer.step()
+    network.eval()
+
+
+@torch.inference_mode()
+def answer(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    return TrainedNetwork(model, "all").eval()(batch.image, batch.boxes, batch.image_of_box)[0]
+
+
+def is_meant(name: str, tune: str) -> bool:
+    """Say in words of its own what each choice trains."""
+    parts = name.split(".")
+    if parts[0] == "mask_decoder":
+        used = parts[1] != "output_hypernetworks_mlps" or parts[2] == "0"
+        return used and tune in ("lora+decoder", "decoder", "all")
+    if parts[0] == "prompt_encoder":
+        corners = parts[1] == "point_embeddings" and parts[2] in ("2", "3")
+        return tune == "all" and (corners or parts[1] == "no_mask_embed")
+    return tune == "all" or ("lora" in tune and parts[-1] in ("lora_A", "lora_B"))
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_gradients_flow_only_where_they_should_and_nothing_else_moves(base, batch, tune):
+    network = build(base, tune)
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    step(network, batch)
+    parameters = dict(network.model.named_parameters())
+    with_gradient = {name for name, parameter in parameters.items() if parameter.grad is not None}
+    assert with_gradient == {name for name in parameters if is_meant(name, tune)}
+    assert all(bool(torch.isfinite(parameters[name].grad).all()) for name in with_gradient)
+    # The first gradient of lora_A is zero, for lora_B is; the bias of keys has none by nature.
+    exempt = {n for n in with_gradient if n.endswith(("lora_A", "k_proj.bias"))}
+    after = network.model.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    statistics = {n for n in before if n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert statistics
+    assert with_gradient - exempt <= moved
+    assert moved - with_gradient == (statistics if tune == "all" else set())
+
+
+@pytest.mark.parametrize(("tune", "expected"), [("decoder", False), ("lora", True)])
+def test_a_frozen_encoder_runs_without_a_graph(base, batch, tune, expected):
+    network = build(base, tune).train()
+    seen = []
+    network.model.image_encoder.register_forward_hook(lambda module, i, out: seen.append(out.requires_grad))
+    batch_forward(network, batch)
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("tune", ["lora", "lora+decoder"])
+def test_the_adapter_differs_from_the_base_and_folded_it_equals_what_was_trained(base, batch, tune, tmp_path):
+    network = build(base, tune)
+    assert torch.equal(answer(network.model, batch), answer(base.model(SIZE), batch))
+    step(network, batch, steps=2, lr=1e-2)
+    path = tmp_path / "best.safetensors"
+    write_weights(path, network, LoRA(), weights_digest(base.state))
+    trained = answer(network.model, batch)
+    assert (trained - answer(base.model(SIZE), batch)).abs().max() > 1e-2
+    folded = fold_adapter(base, path)
+    assert torch.allclose(answer(folded.model(SIZE), batch), trained, atol=1e-4)
+    assert decoder_path(path).exists() == (tune == "lora+decoder")
+
+
+def test_the_adapter_file_is_small_and_says_what_it_is_for(base, tmp_path):
+    path = tmp_path / "best.safetensors"
+    write_weights(path, build(base, "lora+decoder"), LoRA(rank=4), weights_digest(base.state))
+    assert path.stat().st_size < 1_000_000
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["litemed"])
+        assert len(list(file.keys())) == 2 * 4 * 10
+    assert (about["rank"], about["alpha"]) == (4, 4)
+    assert about["targets"] == list(LoRA().targets)
+    assert about["base"] == weights_digest(base.state)
+    other = untrained_checkpoint(seed=5)
+    with pytest.raises(CheckpointError, match="another base"):
+        fold_adapter(other, path)
+
+
+def test_other_ranks_and_targets_go_through(base, batch, tmp_path):
+    lora = LoRA(rank=2, alpha=6, targets=("attn.q", "attn.v"))
+    network = build(base, "lora", lora)
+    step(network, batch, steps=2, lr=1e-2)
+    path = tmp_path / "a.safetensors"
+    write_weights(path, network, lora, weights_digest(base.state))
+    folded = fold_adapter(base, path)
+    assert folded.lora is not None
+    assert (folded.lora.rank, folded.lora.alpha, folded.lora.targets) == (2, 6, ("attn.q", "attn.v"))
+    assert torch.allclose(answer(folded.model(SIZE), batch), answer(network.model, batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["decoder", "all"])
+def test_without_adapters_a_complete_checkpoint_in_the_published_layout_is_written(
+    base, batch, tune, tmp_path
+):
+    network = build(base, tune)
+    step(network, batch)
+    path = tmp_path / "best.safetensors"
+    write_weights(path, network, LoRA(), weights_digest(base.state))
+    found = read_checkpoint(path)
+    assert (found.layout, found.lora) == ("plain", None)
+    assert {str(value.dtype) for value in found.state.values()} == {"torch.float32", "torch.int64"}
+    assert torch.equal(answer(found.model(SIZE), batch), answer(network.model, batch))
+    assert weights_digest(found.state) != weights_digest(base.state)
+
+
+def test_the_same_weights_go_on_at_another_size(base):
+    for size in (64, 128):
+        network = build_network(base, size, "all", LoRA(), seed=0).eval()
+        with torch.inference_mode():
+            logits, iou = network(
+                torch.rand(1, 3, size, size), torch.tensor([[3.0, 3, 40, 50]]), torch.tensor([0])
+            )
+        assert (logits.shape, iou.shape) == ((1, size, size), (1,))
+
+
+def test_boxes_are_embedded_in_full_precision_under_autocast(base, batch):
+    network = build(base, "lora").eval()
+    seen = []
+    network.model.prompt_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    with torch.inference_mode():
+        batch_forward(network, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = batch_forward(network, batch)
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_channels_last_gives_the_same_answer_and_gradients(base, batch):
+    results = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        network = build(base, "all").eval().to(memory_format=memory)
+        logits, _ = network(batch.image.contiguous(memory_format=memory), batch.boxes, batch.image_of_box)
+        logits.square().mean().backward()
+        results.append((logits, network.model.image_encoder.patch_embed.seq[0].c.weight.grad))
+    for plain, last in zip(*results, strict=True):
+        assert torch.allclose(plain, last, atol=1e-4 * plain.detach().abs().max().item())
+
+
+def test_from_scratch_follows_the_seed_and_keeps_signals_in_bounds(batch):
+    first, again = build(None, "all"), build(None, "all")
+    assert weights_digest(first.model.state_dict()) == weights_digest(again.model.state_dict())
+    other = build_network(None, SIZE, "all", LoRA(), seed=2)
+    assert weights_digest(first.model.state_dict()) != weights_digest(other.model.state_dict())
+    logits = answer(from_scratch(SIZE), batch)
+    assert torch.isfinite(logits).all()
+    assert logits.std() > 1e-4
+
+
+def test_what_cannot_be_is_refused(base):
+    scratch = functools.partial(build, None)
+    with pytest.raises(UsageError, match="from scratch"):
+        scratch("lora")
+    with pytest.raises(UsageError, match=r"\[lora\]: LoRA rank 0"):
+        build(base, "lora", LoRA(rank=0))
+    with pytest.raises(UsageError, match=r"attn\.x"):
+        build(base, "lora", LoRA(targets=("attn.x",)))
+
+
+def test_an_adapter_on_a_base_that_holds_one_is_refused(golden_checkpoint):
+    folded = read_checkpoint(Path(golden_checkpoint("loralib")))
+    with pytest.raises(UsageError, match="already holds a LoRA"):
+        build(folded, "lora")
+    assert build(folded, "all").tune == "all"

@@ -1,0 +1,401 @@
+"""A run from prepared data to weights: it learns, stops and resumes exactly, alone or as two processes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from litemed.benchmarks.phantoms import draw_image
+from litemed.export.adapter import decoder_path, fold_adapter
+from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint, weights_digest
+from litemed.runtime.errors import LitemedError, UsageError
+from litemed.train.cli import main
+from litemed.train.errors import TrainingError
+from litemed.train.prepare.pipeline import prepare_slices
+from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.sources import Found, Pair
+from litemed.train.progress import Reporter
+from litemed.train.run import Request, stop_signal, train
+from litemed.train.state import FILE, read_state
+
+TINY: dict[str, Any] = {
+    "run": {"size": 64, "epochs": 2, "batch_size": 2, "samples_per_epoch": 4},
+    "prompts": {"per_image": 2},
+    "optimizer": {"lr": 1e-3},
+    "validation": {"slices_per_modality": 1},
+    "hardware": {"workers": 0, "device": "cpu"},
+}
+SILENT = Reporter(None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepare(folder: Path, modalities: tuple[str, ...], too_small: int = 0) -> Path:
+    """Prepare drawn pictures, six to train on and two to score on; `too_small` more vanish at 64 pixels."""
+    folder.mkdir()
+    pairs = []
+    for number in range(8 + too_small):
+        phantom = draw_image(96, 96, 2, seed=number)
+        labels = phantom.labels
+        if number >= 8:
+            labels = np.zeros_like(labels)
+            labels[40:42, 40:42] = 1
+        path = folder / f"picture{number}.npz"
+        np.savez(path, imgs=phantom.image, gts=labels)
+        modality = modalities[number % len(modalities)]
+        split = "val" if number in (6, 7) else "train"
+        pairs.append(Pair(modality, "drawn", path.stem, split, "instance", path, None))
+    pairs.sort(key=lambda pair: (pair.modality, pair.split))
+    made = prepare_slices(Found(tuple(pairs)), folder / "data", Settings())
+    assert not made.failed
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_file(untrained_checkpoint().state, path)
+    return path
+
+
+def changed(**tables: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    return [(TINY, "tiny"), (tables, "test")]
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, base, tmp_path_factory) -> Path:
+    """Return a run of the default kind (adapters and decoder) that was not stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(Request(data, folder, base, changed()), SILENT)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(folder: Path) -> list[dict[str, str]]:
+    times = ("seconds", "samples_per_second", "wait_share")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows(folder)]
+
+
+def test_a_run_leaves_what_it_promises(whole_run, base):
+    names = {path.name for path in whole_run.iterdir()}
+    weights = {f"{kind}{part}.safetensors" for kind in ("best", "last") for part in ("", ".decoder")}
+    assert names == weights | {"log.csv", "loss.png", "run.json", FILE}
+    assert (whole_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("best", "last"):
+        adapter = whole_run / f"{name}.safetensors"
+        assert adapter.stat().st_size < 1_000_000
+        folded = fold_adapter(read_checkpoint(base), adapter)
+        assert weights_digest(folded.state) != weights_digest(read_checkpoint(base).state)
+
+
+def test_the_log_has_a_row_for_each_epoch_and_a_column_for_each_modality(whole_run):
+    found = rows(whole_run)
+    assert [row["epoch"] for row in found] == ["1", "2"]
+    for row in found:
+        assert row["samples"] == "4"
+        parts = float(row["dice"]) + float(row["focal"]) + float(row["iou"])
+        assert float(row["loss"]) == pytest.approx(parts, rel=1e-4)
+        macro = (float(row["dsc_CT"]) + float(row["dsc_US"])) / 2
+        assert float(row["dsc"]) == pytest.approx(macro, abs=1e-5)
+
+
+def test_the_report_says_what_was_done_with_what(whole_run, base, data):
+    report = json.loads((whole_run / "run.json").read_text())
+    assert (report["status"], report["epochs_done"], report["skipped_slices"]) == ("finished", 2, 0)
+    assert report["config"]["optimizer"]["lr"] == 1e-3
+    assert report["base"]["sha256"] == read_checkpoint(base).sha256
+    assert report["data"]["folder"] == str(data)
+    assert report["versions"]["torch"] == torch.__version__
+    assert set(report["files"]) >= {"best.safetensors", "last.decoder.safetensors", "log.csv"}
+
+
+def test_stopped_after_every_step_and_resumed_equals_not_stopped(whole_run, data, base, tmp_path):
+    folder = tmp_path / "stopped"
+    request = Request(data, folder, base, changed(), stop_after_s=0.0)
+    finished = train(request, SILENT)
+    stops = 0
+    while not finished:
+        stops += 1
+        assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+        finished = train(dataclasses.replace(request, resume=True, changes=[]), SILENT)
+    assert stops >= 3  # within epochs, and between them
+    for name in ("best", "last"):
+        for part in (Path(f"{name}.safetensors"), decoder_path(Path(f"{name}.safetensors"))):
+            assert (folder / part).read_bytes() == (whole_run / part).read_bytes()
+    assert without_times(folder) == without_times(whole_run)
+    one, other = read_state(folder), read_state(whole_run)
+    assert one.schedule == other.schedule
+    for number, moments in one.optimizer["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(value, other.optimizer["state"][number][key])
+    assert torch.equal(one.random["torch"], other.random["torch"])
+
+
+def test_a_run_goes_on_for_more_epochs(whole_run, data, base, tmp_path):
+    short = Request(data, tmp_path / "run", base, changed(run={"epochs": 1}))
+    assert train(short, SILENT)
+    longer = dataclasses.replace(short, resume=True, changes=[({"run": {"epochs": 2}}, "test")])
+    assert train(longer, SILENT)
+    assert (tmp_path / "run/last.safetensors").read_bytes() == (whole_run / "last.safetensors").read_bytes()
+
+
+def test_loader_processes_change_nothing(whole_run, data, base, tmp_path):
+    assert train(Request(data, tmp_path / "run", base, changed(hardware={"workers": 2})), SILENT)
+    assert (tmp_path / "run/last.safetensors").read_bytes() == (whole_run / "last.safetensors").read_bytes()
+    assert without_times(tmp_path / "run") == without_times(whole_run)
+
+
+@pytest.mark.slow
+def test_a_short_run_from_scratch_lowers_the_loss_and_raises_the_dsc(data, tmp_path):
+    longer = {"samples_per_epoch": 12, "epochs": 2}
+    assert train(Request(data, tmp_path / "run", None, changed(run=longer)), SILENT)
+    first, last = rows(tmp_path / "run")
+    assert float(last["loss"]) < 0.85 * float(first["loss"])
+    assert float(last["dsc"]) > float(first["dsc"]) + 0.1
+    assert read_checkpoint(tmp_path / "run/best.safetensors").layout == "plain"
+
+
+def test_a_run_goes_on_from_its_weights_at_another_size(whole_run, data, tmp_path):
+    small = tmp_path / "small.safetensors"
+    save_file(untrained_checkpoint(3).state, small)
+    one_step = {"run": {"size": 128, "tune": "all", "epochs": 1, "samples_per_epoch": 1, "batch_size": 1}}
+    assert train(Request(data, tmp_path / "run", small, changed(**one_step)), SILENT)
+    before, after = load_file(small), load_file(tmp_path / "run/last.safetensors")
+    assert before.keys() == after.keys()
+    learnt = [name for name in before if "bn." not in name]
+    distance = max(float((before[name] - after[name]).abs().max()) for name in learnt)
+    assert 0 < distance < 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(base, tmp_path):
+    """Through torchrun, on data with slices that cannot be used, so that the shares are uneven."""
+    folder = prepare(tmp_path / "data", ("US",), too_small=4)
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        "run = {size = 64, epochs = 1, batch_size = 4, samples_per_epoch = 8}\nprompts = {per_image = 2}\n"
+        "optimizer = {lr = 1e-3}\nhardware = {workers = 0, device = 'cpu'}\n"
+    )
+    arguments = [str(folder), "--base", str(base), "--config", str(config)]
+    module = ["-m", "litemed.train.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    commands = {"one": module, "two": [*launcher, *module]}
+    for name, command in commands.items():
+        command = [sys.executable, *command, "-o", str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    (one,), (two,) = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert 0 < int(one["skipped"]) < 8
+    for key in ("samples", "skipped"):
+        assert one[key] == two[key]
+    for key in ("loss", "dice", "focal", "iou", "dsc"):
+        assert float(one[key]) == pytest.approx(float(two[key]), rel=2e-3, abs=1e-4)
+    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
+    start = untrained_checkpoint().state
+    for part in ("last.safetensors", "last.decoder.safetensors"):
+        single, double = load_file(tmp_path / "one" / part), load_file(tmp_path / "two" / part)
+        names = [name for name in single if not name.endswith("lora_A")]
+        moved = {name: single[name] - start.get(name, torch.zeros(1)) for name in names}
+        apart = sum(float((single[name] - double[name]).square().sum()) for name in names)
+        assert apart < 1e-3 * sum(float(value.square().sum()) for value in moved.values())
+
+
+def test_slices_that_cannot_be_used_are_counted_and_named(base, tmp_path):
+    folder = prepare(tmp_path / "data", ("US",), too_small=4)
+    request = Request(folder, tmp_path / "run", base, changed(run={"samples_per_epoch": 6, "epochs": 1}))
+    with (tmp_path / "log").open("w") as log:
+        assert train(request, Reporter(log))
+    said = (tmp_path / "log").read_text()
+    assert "warning: skipped US/drawn/picture" in said
+    assert "no object of at least 4 pixels at size 64" in said
+    (row,) = rows(tmp_path / "run")
+    assert int(row["skipped"]) > 0
+    assert int(row["samples"]) + int(row["skipped"]) == 6
+    assert f"skipped {row['skipped']} slices" in said
+    report = json.loads((tmp_path / "run/run.json").read_text())
+    assert report["skipped_slices"] == int(row["skipped"])
+
+
+def test_absent_modalities_are_warned_of(data, base, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        train(Request(data, tmp_path / "run", base, changed(), stop_after_s=0.0), Reporter(log))
+    said = (tmp_path / "log").read_text()
+    assert "warning: no training slices of MR, PET, XRay" in said
+    assert "drawn instead: CT 87.8%, US 12.2%" in said
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_line(data, base, tmp_path):
+    request = Request(data, tmp_path / "run", base, changed(optimizer={"lr": 1e25}, run={"epochs": 5}))
+    with pytest.raises(TrainingError, match=r"not finite: lower optimizer\.lr"):
+        train(request, SILENT)
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
+
+
+def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_signal(None) as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_resumed_run_keeps_settings_base_and_data(whole_run, data, base, tmp_path):
+    def resume(**changes: Any) -> None:
+        request = Request(data, whole_run, base, resume=True)
+        train(dataclasses.replace(request, **changes), SILENT)
+
+    with pytest.raises(UsageError, match=r"optimizer\.lr differ"):
+        resume(changes=[({"optimizer": {"lr": 1.0}}, "test")])
+    other = tmp_path / "other.safetensors"
+    save_file(untrained_checkpoint(9).state, other)
+    with pytest.raises(UsageError, match="not the weights"):
+        resume(base=other)
+    with pytest.raises(UsageError, match="--base"):
+        resume(base=None)
+    with pytest.raises(UsageError, match="not the data"):
+        resume(data=prepare(tmp_path / "more", ("US", "CT")))
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_trains_stops_and_says_what_to_do_next(data, base, tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text("[run]\nsize = 64\nepochs = 1\nbatch_size = 2\n[hardware]\nworkers = 0\n")
+    first = call(
+        data, "--base", base, "-o", tmp_path / "run", "--config", config, "--set", "run.samples_per_epoch=4",
+        "--tune", "decoder", "--stop-after", 0,
+    )  # fmt: skip
+    assert (first.exit_code, "stopped; go on with --resume" in first.stdout) == (0, True)
+    second = call(data, "--base", base, "-o", tmp_path / "run", "--resume")
+    assert second.exit_code == 0
+    assert "run/best.safetensors" in second.stdout
+    assert "epoch 1/1 loss" in second.stderr
+    assert read_checkpoint(tmp_path / "run/best.safetensors").layout == "plain"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["DATA"], 2, ["-o"]),
+        (["DATA", "-o", "NEW"], 2, ["--base", "--from-scratch"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--from-scratch"], 2, ["--from-scratch"]),
+        (["DATA", "-o", "NEW", "--from-scratch", "--tune", "lora"], 2, ["--tune"]),
+        (["DATA", "-o", "RUN", "--base", "BASE"], 2, ["RUN", "--resume", "--overwrite"]),
+        (["DATA", "-o", "RUN", "--base", "BASE", "--resume", "--overwrite"], 2, ["choose one"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--resume"], 1, ["state.pt", "no run to resume"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--size", "100"], 2, ["run.size", "100"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--set", "run.speed=1"], 2, ["'speed'", "run.speed=1"]),
+        (
+            ["DATA", "-o", "NEW", "--base", "BASE", "--set", "sampling={weights={MR=1}, others=0}"],
+            2,
+            ["draws only MR", "of CT, US"],
+        ),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--set", "lora.rank=0"], 2, ["rank 0"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--config", "missing.toml"], 2, ["missing.toml"]),
+        (["DATA", "-o", "NEW", "--base", "DATA/manifest.json"], 1, ["manifest.json", "safetensors"]),
+        (["DATA", "-o", "NEW", "--base", "missing.pth"], 1, ["missing.pth"]),
+        (["EMPTY", "-o", "NEW", "--base", "BASE"], 1, ["EMPTY", "litemed-prepare"]),
+        (["DATA", "-o", "NEW", "--base", "BASE", "--device", "cuda"], 2, ["cuda", "0 GPUs"]),
+        (["DATA", "-o", "BASE", "--base", "BASE"], 1, ["BASE"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_on_stderr(arguments, code, words, data, base, whole_run, tmp_path):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    (tmp_path / "empty").mkdir()
+    places = {
+        "DATA": data,
+        "BASE": base,
+        "RUN": whole_run,
+        "NEW": tmp_path / "new",
+        "EMPTY": tmp_path / "empty",
+    }
+
+    def placed(text: str) -> str:
+        for name, path in places.items():
+            text = text.replace(name, str(path))
+        return text
+
+    before = {path.name: path.stat().st_mtime_ns for path in whole_run.iterdir()}
+    result = call(*map(placed, arguments))
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert placed(word) in result.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in whole_run.iterdir()} == before
+
+
+def test_data_without_training_slices_are_refused(base, tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    phantom = draw_image(96, 96, 2, seed=1)
+    np.savez(folder / "a.npz", imgs=phantom.image, gts=phantom.labels)
+    pair = Pair("US", "drawn", "a", "val", "instance", folder / "a.npz", None)
+    prepare_slices(Found((pair,)), folder / "data", Settings())
+    with pytest.raises(LitemedError, match="no training slices"):
+        train(Request(folder / "data", tmp_path / "run", base, changed()), SILENT)
+
+
+def test_a_cut_shard_is_refused_before_anything_is_written(base, tmp_path):
+    folder = prepare(tmp_path / "raw", ("US",))
+    shard = next(path for path in folder.rglob("*.npy") if not path.name.endswith(".index.npy"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(LitemedError, match=shard.name):
+        train(Request(folder, tmp_path / "run", base, changed()), SILENT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_are_printed_with_their_meaning():
+    result = call("--print-config")
+    assert result.exit_code == 0
+    assert "jitter_pixels = 5" in result.stdout
+
+
+def test_help_and_version_load_no_framework():
+    code = (
+        "import sys\n"
+        "from litemed.train.cli import main\n"
+        "for option in ('--help', '--version', '--print-config'):\n"
+        "    main([option], standalone_mode=False)\n"
+        "assert not {'torch', 'cv2', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "litemed-train data --base lite_medsam.pth -o run" in done.stdout

@@ -1,0 +1,128 @@
+"""The state of a run: exact, whole or not there, and never executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from litemed.train.config import Config, Schedule, as_tables
+from litemed.train.errors import TrainingError
+from litemed.train.schedule import LearningRate
+from litemed.train.state import FILE, State, random_state, read_state, set_random_state, write_state
+
+
+def a_state() -> State:
+    return State(
+        config=as_tables(Config()),
+        base="digest",
+        data="digest",
+        model={"weight": torch.randn(3, 2)},
+        optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        schedule={"best": float("inf")},
+        progress={"epoch": 3, "best": None, "history": [{"loss": 0.25, "dsc": None}]},
+        random=random_state(),
+    )
+
+
+def draws() -> list[float]:
+    return [random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.rand(()).item()]  # noqa: NPY002
+
+
+def test_a_state_comes_back_as_it_went(tmp_path):
+    state = a_state()
+    write_state(tmp_path, state)
+    found = read_state(tmp_path)
+    assert torch.equal(found.model["weight"], state.model["weight"])
+    assert (found.config, found.progress, found.schedule) == (state.config, state.progress, state.schedule)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    draws()
+    write_state(tmp_path, a_state())
+    expected = draws()
+    assert draws() != expected
+    set_random_state(read_state(tmp_path).random)
+    assert draws() == expected
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def damaged(path: Path, how: str) -> None:
+    if how == "pickle":
+        torch.save({"format": "litemed-state-1", "model": Payload()}, path)
+    elif how == "bare pickle":
+        path.write_bytes(pickle.dumps(Payload()))
+    elif how == "truncated":
+        write_state(path.parent, a_state())
+        path.write_bytes(path.read_bytes()[:-200])
+    elif how == "other":
+        torch.save({"model": {}}, path)
+    elif how == "incomplete":
+        torch.save({"format": "litemed-state-1", "model": {}}, path)
+    else:
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("how", ["pickle", "bare pickle", "truncated", "other", "incomplete", "empty"])
+def test_a_damaged_state_is_refused_in_one_line_and_not_run(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    damaged(tmp_path / FILE, how)
+    with pytest.raises(TrainingError, match=r"state\.pt: .*--overwrite") as caught:
+        read_state(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_without_a_state_there_is_nothing_to_resume(tmp_path):
+    with pytest.raises(TrainingError, match="no run to resume"):
+        read_state(tmp_path)
+
+
+def rates(settings: Schedule, losses: list[float], steps: int = 2) -> list[float]:
+    """Return the rate at each step of epochs with those losses, at a highest rate of 1."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = LearningRate(optimizer, settings, steps * len(losses))
+    found = []
+    for epoch, loss in enumerate(losses):
+        for step in range(steps):
+            schedule.before_step(epoch * steps + step)
+            found.append(schedule.value)
+        schedule.after_epoch(loss)
+    return found
+
+
+def test_the_plateau_lowers_the_rate_when_the_loss_has_stayed_for_longer_than_the_patience():
+    settings = Schedule(factor=0.5, patience_epochs=1)
+    assert rates(settings, [1, 0.9, 0.9, 0.9, 0.9, 0.8], steps=1) == [1, 1, 1, 1, 0.5, 0.5]
+
+
+def test_the_cosine_falls_to_nothing_and_warming_up_rises_to_it():
+    cosine = rates(Schedule(kind="cosine"), [1.0] * 10)
+    assert cosine[0] == 1
+    assert cosine[10] == pytest.approx(0.5)
+    assert cosine[-1] < 0.01
+    warm = rates(Schedule(kind="constant", warmup_steps=4), [1.0] * 4)
+    assert warm == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    assert rates(Schedule(warmup_steps=2), [1.0] * 2) == pytest.approx([0.5, 1, 1, 1])
+
+
+def test_a_plateau_goes_on_where_it_was():
+    settings = Schedule(factor=0.5, patience_epochs=1)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = LearningRate(optimizer, settings, 10)
+    for loss in (1.0, 1.0):
+        schedule.after_epoch(loss)
+    again = LearningRate(optimizer, settings, 10)
+    again.load_state_dict(schedule.state_dict())
+    again.after_epoch(1.0)
+    assert again.value == 0.5
