@@ -50,7 +50,7 @@ def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
     assert not names & FORBIDDEN
 
 
-def test_the_base_install_segments(base_environment, golden_bundle, tmp_path):
+def test_the_base_install_segments(base_environment, box_bundle, tmp_path):
     phantom = draw_image(120, 160, 3)
     cases = tmp_path / "cases"
     cases.mkdir()
@@ -69,7 +69,7 @@ def test_the_base_install_segments(base_environment, golden_bundle, tmp_path):
             "--overlay",
             tmp_path / "png",
             "--model",
-            golden_bundle("plain"),
+            box_bundle,
             "--engine",
             "onnxruntime",
         ],
