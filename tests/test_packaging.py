@@ -55,24 +55,9 @@ def test_the_base_install_segments(base_environment, box_bundle, tmp_path):
     cases = tmp_path / "cases"
     cases.mkdir()
     np.savez_compressed(cases / "2DBox_US_a.npz", imgs=phantom.image, boxes=phantom.boxes)
-    command = [
-        base_environment / "litemed-run",
-        cases,
-        "-o",
-        tmp_path / "segs",
-        "--overlay",
-        tmp_path / "png",
-    ]
+    folders = [cases, "-o", tmp_path / "segs", "--overlay", tmp_path / "png", "--model", box_bundle]
     done = subprocess.run(
-        [
-            *command,
-            "--overlay",
-            tmp_path / "png",
-            "--model",
-            box_bundle,
-            "--engine",
-            "onnxruntime",
-        ],
+        [base_environment / "litemed-run", *folders, "--engine", "onnxruntime"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
