@@ -15,12 +15,13 @@ ENGINES = ("onnxruntime", "openvino")
 _MAX_THREADS = 1024
 
 
-def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
+def open_engine(name: str, bundle: Bundle, threads: int | None = None, *, wait: bool = True) -> Engine:
     """Load a bundle's float32 graphs into an engine.
 
     `name` is "onnxruntime", "openvino" or "auto": OpenVINO where it is installed, for it is the faster one,
     else ONNX Runtime. `threads` is how many it computes with; None takes all that the process may use (see
-    `available_threads`).
+    `available_threads`). With `wait` False the graphs are still being loaded when this returns: that they are
+    refused is then raised by the engine's `ready`.
 
     Raises UsageError for an unknown name or number of threads, EngineError if the engine is not installed or
     does not accept the graphs.
@@ -32,10 +33,17 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     if name == "auto":
         name = "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
     count = available_threads() if threads is None else threads
+    engine = _begin(name, bundle, count)
+    if wait:
+        engine.ready()
+    return engine
+
+
+def _begin(name: str, bundle: Bundle, threads: int) -> Engine:
     if name == "openvino":
         from litemed.runtime.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(bundle, count)
+        return OpenVinoEngine(bundle, threads)
     from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, count)
+    return OnnxRuntimeEngine(bundle, threads)

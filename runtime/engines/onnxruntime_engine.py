@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
@@ -19,7 +20,7 @@ class OnnxRuntimeEngine:
     name = NAME
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        """Load the graphs of a bundle. Raises EngineError if ONNX Runtime is missing or refuses them."""
+        """Begin to load the graphs of a bundle. Raises EngineError if ONNX Runtime is missing."""
         silence_onnxruntime()
         try:
             import onnxruntime
@@ -29,13 +30,18 @@ class OnnxRuntimeEngine:
         onnxruntime.disable_telemetry_events()
         self.version = str(onnxruntime.__version__)
         self.threads = threads
-        precision = bundle.manifest.precisions["float32"]
-        self._encoder = self._session(onnxruntime, bundle.graph_bytes(precision.encoder))
-        self._decoder = self._session(onnxruntime, bundle.graph_bytes(precision.decoder))
+        self._sessions = LoadingGraphs(
+            lambda key: self._session(onnxruntime, bundle.graph_bytes(key)),
+            bundle.manifest.precisions["float32"],
+        )
+
+    def ready(self) -> None:
+        """Return once the graphs are loaded. Raises EngineError if ONNX Runtime refuses them."""
+        self._sessions.wait()
 
     def encode(self, image: Float) -> Float:
         """Return the embedding of a network input."""
-        (embedding,) = self._run(self._encoder, ["image_embedding"], {"image": image})
+        (embedding,) = self._run(self._sessions.encoder, ["image_embedding"], {"image": image})
         return embedding
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
@@ -44,7 +50,7 @@ class OnnxRuntimeEngine:
 
     def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         inputs = {"image_embedding": embedding, "boxes": boxes}
-        logits, iou = self._run(self._decoder, ["logits", "iou"], inputs)
+        logits, iou = self._run(self._sessions.decoder, ["logits", "iou"], inputs)
         return logits, iou
 
     def _session(self, onnxruntime: Any, graph: bytes) -> Any:

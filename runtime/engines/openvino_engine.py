@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silent_openvino_import
@@ -18,7 +19,7 @@ class OpenVinoEngine:
     name = NAME
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        """Compile the graphs of a bundle. Raises EngineError if OpenVINO is missing or refuses them."""
+        """Begin to compile the graphs of a bundle. Raises EngineError if OpenVINO is missing."""
         try:
             with silent_openvino_import():
                 import openvino
@@ -28,14 +29,18 @@ class OpenVinoEngine:
             ) from error
         self.version = str(openvino.__version__)
         self.threads = threads
-        precision = bundle.manifest.precisions["float32"]
         self._core = openvino.Core()
-        self._encoder = self._compile(bundle.graph_bytes(precision.encoder))
-        self._decoder = self._compile(bundle.graph_bytes(precision.decoder))
+        self._requests = LoadingGraphs(
+            lambda key: self._compile(bundle.graph_bytes(key)), bundle.manifest.precisions["float32"]
+        )
+
+    def ready(self) -> None:
+        """Return once the graphs are compiled. Raises EngineError if OpenVINO refuses them."""
+        self._requests.wait()
 
     def encode(self, image: Float) -> Float:
         """Return the embedding of a network input."""
-        (embedding,) = self._infer(self._encoder, ["image_embedding"], {"image": image})
+        (embedding,) = self._infer(self._requests.encoder, ["image_embedding"], {"image": image})
         return embedding
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
@@ -44,7 +49,7 @@ class OpenVinoEngine:
 
     def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         inputs = {"image_embedding": embedding, "boxes": boxes}
-        logits, iou = self._infer(self._decoder, ["logits", "iou"], inputs)
+        logits, iou = self._infer(self._requests.decoder, ["logits", "iou"], inputs)
         return logits, iou
 
     def _compile(self, graph: bytes) -> Any:

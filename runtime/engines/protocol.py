@@ -36,6 +36,12 @@ class Engine(Protocol):
     def threads(self) -> int:
         """How many threads it computes with."""
 
+    def ready(self) -> None:
+        """Return once the graphs are loaded, which goes on behind the scenes until then.
+
+        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs.
+        """
+
     def encode(self, image: Float) -> Float:
         """Return the embedding (1, 256, S/4, S/4) float32 of a network input (1, 3, S, S) float32 in [0, 1].
 
