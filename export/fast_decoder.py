@@ -7,7 +7,7 @@ H = 8 heads, L = s * s image tokens.
 What is computed differently, and why it is the same:
 
 - The first block sees the same image tokens for every box: its keys and values are computed once.
-- There are only H T = 56 rows per box against 128 projected channels. Where image tokens differ
+- There are only T H = 56 rows per box against 128 projected channels. Where image tokens differ
   between boxes, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and
   context = (A_h X) W_v,h^T, and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
 - What is the same for all keys of a softmax cancels in it: key biases. What is the same for all
@@ -68,21 +68,21 @@ class SelfAttention(nn.Module):
 
 
 class PerHead(nn.Module):
-    """Rows per head: (N, T, 128) to (N, H T, 128), row h T + t being token t with only head h's channels."""
+    """Rows per head: (N, T, 128) to (N, T H, 128), row t H + h being token t with only head h's channels."""
 
     mask: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         heads = torch.arange(INNER) // (INNER // HEADS)
-        self.register_buffer("mask", (heads == torch.arange(HEADS)[:, None]).float()[:, None])  # (H, 1, 128)
+        self.register_buffer("mask", (heads == torch.arange(HEADS)[:, None]).float())  # (H, 128)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.unsqueeze(1) * self.mask).reshape(-1, HEADS * x.shape[1], INNER)
+        return (x.unsqueeze(2) * self.mask).reshape(-1, x.shape[1] * HEADS, INNER)
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:
-        """Take head h's channels from row h T + t, for all h: (N, H T, 128) to (N, T, 128)."""
-        return (x.reshape(-1, HEADS, tokens, INNER) * self.mask).sum(dim=1)
+        """Take head h's channels from row t H + h, for all h: (N, T H, 128) to (N, T, 128)."""
+        return (x.reshape(-1, tokens, HEADS, INNER) * self.mask).sum(dim=2)
 
 
 class TokensToImage(nn.Module):
@@ -163,9 +163,9 @@ class ImageToTokens(nn.Module):
         self.out = linear(attention.out_proj.weight, attention.out_proj.bias / HEADS)
 
     def forward(self, image: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys = self.per_head(self.k(k))  # (N, H T, 128)
+        keys = self.per_head(self.k(k))  # (N, T H, 128)
         scores = image @ self.q(keys).transpose(1, 2) + self.query_bias(keys).transpose(1, 2)
-        weights = scores.reshape(-1, image.shape[1], HEADS, TOKENS).softmax(dim=-1)
+        weights = scores.reshape(-1, image.shape[1], TOKENS, HEADS).softmax(dim=-2)
         return weights.reshape(-1, image.shape[1], HEADS * TOKENS) @ self.out(self.per_head(self.v(v)))
 
 
@@ -183,14 +183,12 @@ class Upscaling(nn.Module):
         self.norm = nn.LayerNorm(norm.weight.shape[0], norm.eps)
         self.norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
         self.second = _unrolled(second)
-        self.register_buffer("pixels", torch.eye(4).reshape(1, 4, 1, 4))
 
     def forward(self, image: Tensor, weights: Tensor) -> Tensor:
         side, channels = self.side, weights.shape[1]
         x = self.first(image).reshape(-1, 4 * side * side, self.norm.normalized_shape[0])
-        x = F.gelu(self.second(F.gelu(self.norm(x))))  # (N, 4 L, 4 * 32)
-        spread = (weights.reshape(-1, 1, channels, 1) * self.pixels).reshape(-1, 4 * channels, 4)
-        logits = (x @ spread).reshape(-1, side, side, 2, 2, 2, 2)  # y, x, then dy, dx twice
+        x = F.gelu(self.second(F.gelu(self.norm(x)))).reshape(-1, 16 * side * side, channels)
+        logits = (x @ weights.unsqueeze(-1)).reshape(-1, side, side, 2, 2, 2, 2)  # y, x, then dy, dx twice
         return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
 
