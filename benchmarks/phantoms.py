@@ -22,6 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.files import atomic_write
+from litemed.runtime.npz import write_npz
+
 Image = NDArray[np.uint8]
 
 
@@ -132,7 +135,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.fl
     fine = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1)
     small = rng.normal(0, 1, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
     coarse = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    return 18 * fine / max(float(fine.std()), 1e-6) * 0.5 + 9 * coarse
+    return np.asarray(9 * fine / max(float(fine.std()), 1e-6) + 9 * coarse, np.float32)
 
 
 def _slice(
@@ -140,7 +143,7 @@ def _slice(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     """Draw one slice: grey values (H, W) and labels, each object at a fraction of its radii."""
     height, width = texture.shape
-    grey = np.full((height, width), 18, np.float32)
+    grey: NDArray[np.float32] = np.full((height, width), 18, np.float32)
     centre, axes = (width // 2, height // 2), (int(width * 0.49), int(height * 0.49))
     cv2.ellipse(grey, centre, axes, 0, 0, 360, 88.0, -1)
     labels = np.zeros((height, width), np.uint16)
@@ -149,8 +152,8 @@ def _slice(
             outline = blob.outline(section)
             cv2.fillPoly(grey, [outline], blob.level, shift=4)
             cv2.fillPoly(labels, [outline], label, shift=4)
-    grey = cv2.GaussianBlur(grey, (0, 0), max(0.8, min(height, width) / 400))  # soft boundaries
-    return grey + texture, labels
+    soft = cv2.GaussianBlur(grey, (0, 0), max(0.8, min(height, width) / 400))
+    return np.asarray(soft + texture, np.float32), labels
 
 
 def _boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
@@ -183,8 +186,12 @@ def main(out: pathlib.Path) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, phantom in phantoms.items():
         spacing = {} if phantom.spacing is None else {"spacing": np.array(phantom.spacing)}
-        np.savez_compressed(out / "cases" / f"{name}.npz", imgs=phantom.image, boxes=phantom.boxes, **spacing)
-        np.savez_compressed(out / "gts" / f"{name}.npz", gts=phantom.labels, **spacing)
+        for folder, arrays in (
+            ("cases", {"imgs": phantom.image, "boxes": phantom.boxes} | spacing),
+            ("gts", {"gts": phantom.labels} | spacing),
+        ):
+            with atomic_write(out / folder / f"{name}.npz") as file:
+                write_npz(file, arrays)
         click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
 
 

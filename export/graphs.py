@@ -104,7 +104,7 @@ def to_onnx(spec: GraphSpec, opset: int = OPSET) -> onnx.ModelProto:
             torch.onnx.export(
                 spec.module.eval(),
                 spec.example(),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # the tracer does take a buffer
                 opset_version=opset,
                 dynamo=False,
                 input_names=list(spec.inputs),

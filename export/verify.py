@@ -121,8 +121,8 @@ def sample_images(folder: pathlib.Path | None = None, limit: int = 2) -> list[ND
             axes = tuple(int(v) for v in rng.integers(15, 90, 2))
             colour = rng.uniform(0, 255, 3).tolist()
             cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
-        image += rng.normal(0, 8, image.shape)
-        images.append(np.clip(image, 0, 255).astype(np.uint8))
+        noisy = image + rng.normal(0, 8, image.shape)
+        images.append(np.clip(noisy, 0, 255).astype(np.uint8))
     return images
 
 

@@ -70,7 +70,7 @@ class PromptEncoder(nn.Module):
     def embed_boxes(self, boxes: Tensor) -> Tensor:
         """Embed boxes (N, 4) x0, y0, x1, y1 in input pixels as tokens (N, 2, dim)."""
         corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
-        kind = torch.stack([self.point_embeddings[k].weight[0] for k in (TOP_LEFT, BOTTOM_RIGHT)])
+        kind = torch.cat([self._point_embedding(k) for k in (TOP_LEFT, BOTTOM_RIGHT)])
         return self.pe_layer(corners) + kind
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
@@ -82,8 +82,11 @@ class PromptEncoder(nn.Module):
         tokens = self.pe_layer((points + 0.5) / self.size)
         tokens = torch.where(labels == NOT_A_POINT, self.not_a_point_embed.weight, tokens)
         for kind in (BACKGROUND, FOREGROUND):
-            tokens = tokens + (labels == kind) * self.point_embeddings[kind].weight
+            tokens = tokens + (labels == kind) * self._point_embedding(kind)
         return tokens
+
+    def _point_embedding(self, kind: int) -> Tensor:
+        return self.point_embeddings.get_parameter(f"{kind}.weight")  # (1, dim)
 
     def embed_masks(self, masks: Tensor | None) -> Tensor:
         """Embed mask logits (N, 1, size, size) as (N, dim, size/4, size/4).

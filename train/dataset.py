@@ -147,7 +147,7 @@ def resize_slice(
     image: NDArray[np.uint8], labels: NDArray[Any], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """Return both with the longest side at `size`: the image as the runtime resizes it, nearest labels."""
-    frame = Frame.of(*labels.shape, size)
+    frame = Frame.of(labels.shape[0], labels.shape[1], size)
     target = (frame.scaled_width, frame.scaled_height)
     narrow = labels.astype(np.uint16)
     if target == labels.shape[::-1]:

@@ -113,7 +113,9 @@ def _largest(objects: Objects, count: int | None) -> Objects:
 
 def write_case(case: ChallengeCase, out: Path) -> None:
     """Write `case` to OUT/cases and its ground truth to OUT/gts."""
-    spacing = {} if case.spacing_zyx is None else {"spacing": np.array(case.spacing_zyx)}
+    spacing: dict[str, NDArray[Any]] = (
+        {} if case.spacing_zyx is None else {"spacing": np.array(case.spacing_zyx)}
+    )
     for folder, arrays in (
         ("gts", {"gts": case.labels, **spacing}),
         ("cases", {"imgs": case.image, "boxes": case.boxes, **spacing}),

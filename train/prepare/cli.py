@@ -152,10 +152,10 @@ def _run(
     if modality is not None and find_modality(modality) is None:
         raise UsageError(f"--modality {modality}: unknown; use one of {', '.join(MODALITIES)}")
     case_only = {"max_slices": max_slices, "max_boxes": max_boxes, "jitter": jitter, "seed": seed}
-    given = {name: value for name, value in case_only.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in case_only.items() if value is not None}
     if given and not cases:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --cases")
-    common = {
+    common: dict[str, Any] = {
         "window": parse_window(window),
         "components": components,
         "min_volume_voxels": min_volume,
