@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, SliceSource, TrainingSet, collate
@@ -28,7 +28,7 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Return the loader of a run: each iteration yields what `batches` is set to."""
     run = config.run
-    dataset = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
+    dataset: Dataset[Batch] = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
     return DataLoader(
         dataset,  # its items become a Batch in `collate`
         batch_sampler=batches,  # of draws, not of numbers
