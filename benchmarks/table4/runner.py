@@ -1,0 +1,256 @@
+"""Time every contender on every row, contenders interleaved, and keep what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from litemed.benchmarks.table4.agreement import compare_files
+from litemed.benchmarks.table4.contenders import PROPOSED, Contender
+from litemed.benchmarks.table4.machine import load_average
+from litemed.benchmarks.table4.processes import ContenderError, Run, Worker, run_process
+from litemed.benchmarks.table4.rows import Prepared, workload, write_case
+from litemed.benchmarks.table4.stages import read_timing
+from litemed.benchmarks.table4.store import Agreement, Clock, Extrapolated, Measurement, Store
+from litemed.benchmarks.table4.trim import extrapolate, trimmed_boxes
+from litemed.runtime.errors import InputError
+from litemed.runtime.files import make_folder
+from litemed.runtime.readers import read_case
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement to be made."""
+
+    contender: Contender
+    prepared: Prepared
+    clock: Clock
+    repeat: int
+    baseline_limit: int | None
+
+    @property
+    def limit(self) -> int | None:
+        """How many boxes (each slice's counted) are measured, if not all."""
+        if self.contender.kind == "baseline" and self.baseline_limit is not None:
+            return self.baseline_limit if self.prepared.prompts > self.baseline_limit else None
+        return None
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the measurement."""
+        return _hash(
+            self.contender.title,
+            self.contender.identity,
+            self.prepared.sha256,
+            self.clock,
+            self.repeat,
+            self.limit,
+        )
+
+
+class Observer:
+    """Is told how the run goes on; override what is of interest."""
+
+    def measured(self, task: Task, measurement: Measurement, remaining: Sequence[Task]) -> None:
+        """A measurement was made; `remaining` are still to come."""
+
+    def failed(self, task: Task, error: ContenderError) -> None:
+        """A contender failed on a row; the rest of the row goes on without it."""
+
+
+def plan(
+    rows: Sequence[Prepared],
+    contenders: Sequence[Contender],
+    clocks: Sequence[Clock],
+    repeats: int,
+    baseline_limit: int | None = None,
+) -> list[Task]:
+    """Return all measurements in the order in which they are made.
+
+    Row by row; within a row repeat by repeat, and within a repeat contender by contender, beginning with
+    another one each time: so a machine that grows slower or faster does so for all alike.
+    """
+    tasks = []
+    for prepared in rows:
+        for repeat in range(repeats):
+            shift = repeat % len(contenders)
+            for contender in (*contenders[shift:], *contenders[:shift]):
+                for clock in clocks:
+                    if clock == "process" or contender.has_warm_clock:
+                        tasks.append(Task(contender, prepared, clock, repeat, baseline_limit))
+    return tasks
+
+
+def run(tasks: Sequence[Task], store: Store, folder: Path, observer: Observer) -> set[tuple[str, str]]:
+    """Make the measurements that the store lacks, and compare the label maps.
+
+    Args:
+        tasks: from `plan`.
+        store: takes the measurements.
+        folder: where label maps are kept for the comparison.
+        observer: is told how it goes.
+
+    Returns:
+        Pairs of contender and row that failed.
+    """
+    failed: set[tuple[str, str]] = set()
+    pending = [task for task in tasks if task.key not in store.measurements]
+    rows = list(dict.fromkeys(task.prepared for task in tasks))
+    for prepared in rows:
+        here = [task for task in pending if task.prepared == prepared]
+        with _Row(prepared, folder) as row:
+            for task in here:
+                name = (task.contender.title, prepared.row.name)
+                pending.remove(task)
+                if name in failed:
+                    continue
+                try:
+                    measurement = row.measure(task)
+                except ContenderError as error:
+                    failed.add(name)
+                    observer.failed(task, error)
+                    continue
+                store.add(measurement)
+                observer.measured(task, measurement, pending)
+            for agreement in row.agreements([task for task in tasks if task.prepared == prepared], store):
+                store.add(agreement)
+    return failed
+
+
+class _Row:
+    """Works on one row: its workers stay loaded until the row is done. A context manager."""
+
+    def __init__(self, prepared: Prepared, folder: Path) -> None:
+        self._prepared = prepared
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> _Row:
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="litemed-bench-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self, task: Task) -> Measurement:
+        """Make one measurement. Raises ContenderError if the contender fails."""
+        case = self._case(task.limit)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
+            output = Path(scratch)
+            before = load_average()
+            taken = self._take(task, case, output)
+            labels = output / case.name
+            if not labels.is_file():
+                raise ContenderError(f"wrote no {case.name} into its output folder")
+            kept = self._labels(task.contender, task.limit)
+            if not kept.exists():
+                make_folder(kept.parent)
+                shutil.copyfile(labels, kept)
+        seconds, timing, extrapolated = taken.seconds, taken.timing, None
+        if task.limit is not None and timing is not None:
+            measured = timing
+            # The published procedure encodes an image once and a volume's slice for every box.
+            encoded = self._prepared.prompts if self._prepared.row.is_volume else 1
+            seconds, timing = extrapolate(taken.seconds, measured, encoded, self._prepared.prompts)
+            extrapolated = Extrapolated(measured.boxes, taken.seconds)
+        return Measurement(
+            key=task.key,
+            contender=task.contender.title,
+            row=self._prepared.row.name,
+            clock=task.clock,
+            repeat=task.repeat,
+            seconds=seconds,
+            peak_mib=round(taken.peak_mib, 1),
+            stages=timing and timing.stages,
+            slices=timing and timing.slices,
+            boxes=timing and timing.boxes,
+            extrapolated=extrapolated,
+            load_average=before,
+        )
+
+    def agreements(self, tasks: Sequence[Task], store: Store) -> list[Agreement]:
+        """Compare the label maps that the store knows nothing of with those of the column Proposed."""
+        limits = {task.contender: task.limit for task in tasks}
+        proposed = next((one for one in limits if one.title == PROPOSED), None)
+        if proposed is None:
+            return []
+        found = []
+        for contender, limit in limits.items():
+            key = _agreement_key(contender, proposed, self._prepared, limit)
+            labels = self._labels(contender, limit)
+            if contender is proposed or key in store.agreements or not labels.exists():
+                continue
+            row, titles = self._prepared.row.name, (contender.title, proposed.title)
+            try:
+                reference = self._labels(proposed, limit)
+                if limit is not None and not reference.exists():
+                    self._label_trimmed(proposed, limit, reference)
+                comparison = compare_files(labels, reference)
+            except (ContenderError, InputError) as error:
+                found.append(Agreement(key, row, *titles, None, None, None, str(error)))
+                continue
+            boxes = None if limit is None else workload(read_case(self._case(limit)))[1]
+            found.append(Agreement(key, row, *titles, comparison.dice, comparison.equal, boxes))
+        return found
+
+    def _take(self, task: Task, case: Path, output: Path) -> Run:
+        contender = task.contender
+        if task.clock == "warm":
+            worker = self._workers.get(contender.title)
+            if worker is None:
+                worker = self._workers[contender.title] = self._stack.enter_context(
+                    Worker(contender.worker())
+                )
+            return worker.run(case, output)
+        taken = run_process(contender.process(case.parent, output))
+        return Run(taken.seconds, taken.peak_mib, read_timing(output, case.stem))
+
+    def _label_trimmed(self, proposed: Contender, limit: int, target: Path) -> None:
+        """Segment the trimmed case with the column Proposed, to compare with; this is not timed."""
+        case = self._case(limit)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as output:
+            run_process(proposed.process(case.parent, Path(output)))
+            make_folder(target.parent)
+            shutil.copyfile(Path(output, case.name), target)
+
+    def _case(self, limit: int | None) -> Path:
+        """Return the row's file, alone in a folder, whole or trimmed."""
+        name = self._prepared.path.name
+        path = self._scratch / f"case-{limit}" / name
+        if not path.exists():
+            case = read_case(self._prepared.path)
+            boxes = None if limit is None else trimmed_boxes(case, limit)
+            if boxes is None:
+                make_folder(path.parent)
+                shutil.copyfile(self._prepared.path, path)
+            else:
+                write_case(path, case.image, boxes, case.spacing)
+        return path
+
+    def _labels(self, contender: Contender, limit: int | None) -> Path:
+        """Return where a contender's label map is kept; the name tells what it was made of and by."""
+        made_by = _hash(contender.identity, self._prepared.sha256, limit)[:12]
+        return self._folder / contender.folder / f"{self._prepared.row.name}-{made_by}.npz"
+
+
+def agreement_keys(tasks: Sequence[Task]) -> list[str]:
+    """Return the keys of the agreements that belong to a plan."""
+    proposed = next((task.contender for task in tasks if task.contender.title == PROPOSED), None)
+    if proposed is None:
+        return []
+    keys = [_agreement_key(task.contender, proposed, task.prepared, task.limit) for task in tasks]
+    return list(dict.fromkeys(keys))
+
+
+def _agreement_key(contender: Contender, proposed: Contender, prepared: Prepared, limit: int | None) -> str:
+    return _hash("agreement", contender.title, contender.identity, proposed.identity, limit, prepared.sha256)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
