@@ -74,10 +74,8 @@ def propagate_in_volume(
 
     for position in way_up:
         embedding = inference.encode(volume[position])
-        if position in way_down:
+        if position in way_down and len(kept) < KEPT_EMBEDDINGS:
             kept[position] = embedding
-            if len(kept) > KEPT_EMBEDDINGS:
-                del kept[next(iter(kept))]  # the lowest slice: the way down needs it last
         steps.take(embedding, position, (middle <= position) & (position <= last), going_up)
         starting = middle == position
         going_down[starting] = going_up[starting]

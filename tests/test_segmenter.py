@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -230,6 +231,33 @@ def test_any_size_gives_a_map_of_that_size(
 @pytest.fixture(scope="module")
 def any_segmenter(box_bundle: pathlib.Path) -> Segmenter:
     return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
+
+
+class Small:
+    """An engine for inputs of 64 x 64 pixels: logits are the distance to the nearest edge of the box."""
+
+    name, version, threads = "small", "0", 1
+
+    def encode(self, image: Float) -> Float:
+        assert image.shape == (1, 3, 64, 64)
+        return np.zeros((1, 256, 16, 16), np.float32)
+
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        x0, y0, x1, y1 = boxes.T[:, :, None]
+        across = np.arange(64, dtype=np.float32)
+        logits = np.minimum(
+            np.minimum(across - x0, x1 - across)[:, None], np.minimum(across - y0, y1 - across)[..., None]
+        )
+        return logits, np.zeros(len(boxes), np.float32)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_a_bundle_says_the_size_of_the_input(box_bundle: pathlib.Path, propagate: bool) -> None:
+    bundle = Bundle.open(box_bundle)
+    small = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, input_size=64))
+    labels = Segmenter(small, Small()).segment(image(320, 640), [[100, 50, 300, 250]], propagate=propagate)
+    rows, columns = np.flatnonzero(labels.any(axis=1)), np.flatnonzero(labels.any(axis=0))
+    assert np.abs([columns[0] - 105, rows[0] - 55, columns[-1] - 300, rows[-1] - 250]).max() <= 6
 
 
 def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle: pathlib.Path) -> None:
