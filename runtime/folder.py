@@ -4,6 +4,10 @@ One case's failure leaves the others alone. A case is skipped if an earlier run 
 it and the hashes of its input files, of the settings (the bundle's among them) and of its result still hold;
 otherwise it is run, and its result replaced. What no run of litemed wrote is not replaced unless asked.
 Several processes may work on one folder: they share the cases.
+
+While the network is at one case the next is read and the last one's result compressed and written, one case
+ahead and one behind at most (see `litemed.runtime.pipeline`). The seconds reported of a case are those of its
+own steps, not those for which it waited while another case was at work.
 """
 
 from __future__ import annotations
@@ -11,15 +15,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from litemed.runtime.boxes import Boxes
+from litemed.runtime.case import Case
 from litemed.runtime.errors import InputError, LitemedError, OutputError
 from litemed.runtime.files import (
-    FolderLock,
-    LockedError,
     atomic_write,
     make_folder,
     refuse_odd_target,
@@ -29,6 +33,7 @@ from litemed.runtime.files import (
 from litemed.runtime.jobs import Job, plan_jobs
 from litemed.runtime.npz import write_npz
 from litemed.runtime.overlay import draw_case, encode_png
+from litemed.runtime.pipeline import Pipeline, RunObserver
 from litemed.runtime.readers import case_files, list_cases, read_case
 from litemed.runtime.report import (
     CaseReport,
@@ -41,22 +46,11 @@ from litemed.runtime.report import (
 )
 
 if TYPE_CHECKING:
-    from litemed.runtime.segmenter import Segmenter
+    from litemed.runtime.segmenter import Result, Segmenter
+
+__all__ = ["RunObserver", "run_cases"]
 
 _LISTED = 10
-
-
-class RunObserver:
-    """Is told how a run goes on; override what is of interest."""
-
-    def case_started(self, case: str, number: int, total: int) -> None:
-        """A case is begun, the ``number``-th of ``total``, counted from 1."""
-
-    def slices_done(self, done: int, total: int) -> None:
-        """Slices of the present case have been segmented."""
-
-    def case_finished(self, report: CaseReport, error: Exception | None) -> None:
-        """A case is done, skipped or failed; ``error`` is what it failed of."""
 
 
 def run_cases(
@@ -87,6 +81,7 @@ def run_cases(
     Raises:
         UsageError: there are no such cases, or a result would replace an input.
         OutputError: the folder or its report cannot be written.
+        EngineError: the engine does not accept the bundle's graphs.
         KeyboardInterrupt: after the report was brought up to date.
     """
     output = Path(output)
@@ -103,24 +98,46 @@ def run_cases(
         propagate=propagate,
     )
     report = ReportFile(output, settings, Environment.current(segmenter.engine))
-    run = _Run(segmenter, settings, report, propagate, overwrite, observer or RunObserver())
-    outcomes: dict[Job, CaseReport] = {}
-    try:
-        for wait in (False, True):  # first what no other process is at, then what is left
-            for job in [job for job in jobs if job not in outcomes]:
-                try:
-                    with FolderLock(output, job.name, wait=wait) as lock:
-                        run.observer.case_started(job.name, len(outcomes) + 1, len(jobs))
-                        outcomes[job] = run.case(job, lock.abandoned)
-                except LockedError:
-                    continue
-    finally:
-        run.write_skipped()
-    return tuple(outcomes[job] for job in jobs)
+    steps = CaseSteps(segmenter, settings, report, propagate, overwrite)
+    with Pipeline(output, steps, observer or RunObserver(), len(jobs)) as pipeline:
+        for job in jobs:  # first what no other process is at
+            pipeline.add(job, wait=False)
+        pipeline.drain()
+        for job in [job for job in jobs if job not in pipeline.outcomes]:  # then what is left
+            pipeline.add(job, wait=True)
+            pipeline.drain()
+        return tuple(pipeline.outcomes[job] for job in jobs)
 
 
-class _Run:
-    """Runs one case after the other and keeps the report."""
+@dataclass(frozen=True)
+class Begun:
+    """What came of beginning a case.
+
+    Attributes:
+        job: the case and where its results go.
+        earlier: what the report said of it.
+        inputs: its files.
+        claimed: whether what lies where the results go is ours to replace.
+        case: what was read; None if it is skipped or failed, or no longer needed.
+        warnings: about what was read.
+        outcome: skipped or failed, if that is settled already.
+        error: what it failed of.
+        seconds: how long hashing and reading took.
+    """
+
+    job: Job
+    earlier: CaseReport | None = None
+    inputs: tuple[FileRecord, ...] = ()
+    claimed: bool = False
+    case: Case | None = None
+    warnings: tuple[str, ...] = ()
+    outcome: CaseReport | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+class CaseSteps:
+    """The three steps of a case, each in its own thread, and the report that they keep."""
 
     def __init__(
         self,
@@ -129,9 +146,7 @@ class _Run:
         report: ReportFile,
         propagate: bool,
         overwrite: bool,
-        observer: RunObserver,
     ) -> None:
-        self.observer = observer
         self._segmenter = segmenter
         self._settings_sha256 = settings.sha256
         self._report = report
@@ -139,36 +154,65 @@ class _Run:
         self._overwrite = overwrite
         self._skipped: list[CaseReport] = []
 
-    def case(self, job: Job, abandoned: bool) -> CaseReport:
-        """Run one case, whose lock is held; report and return what became of it.
+    def begin(self, job: Job, abandoned: bool) -> Begun:
+        """Hash and read a case, whose lock is held, unless an earlier result holds.
 
         ``abandoned`` says that a process was killed over it: a result without a record is that one's.
         """
         start = time.perf_counter()
-        earlier = self._report.entries().get(job.name)
-        outcome, failure, claimed = None, None, False
+        begun = Begun(job)
+        try:
+            begun = dataclasses.replace(begun, earlier=self._report.entries().get(job.name))
+            if job.refusal is not None:
+                raise OutputError(job.refusal)
+            begun = dataclasses.replace(begun, inputs=_hash_inputs(job.path))
+            if begun.earlier and not self._overwrite and self._holds(job, begun.inputs, begun.earlier):
+                return dataclasses.replace(
+                    begun, outcome=dataclasses.replace(begun.earlier, status="skipped")
+                )
+            self._claim(job, begun.earlier, abandoned)
+            begun = dataclasses.replace(begun, claimed=True)
+            case = read_case(job.path)
+            seconds = time.perf_counter() - start
+            return dataclasses.replace(begun, case=case, warnings=_warnings(case.boxes), seconds=seconds)
+        # Whatever goes wrong in one case, even by a fault of ours, is told and must not cost the others.
+        except Exception as error:
+            return dataclasses.replace(begun, outcome=self._failed(begun, error), error=error)
+
+    def segment(self, begun: Begun, progress: Callable[[int, int], None]) -> tuple[Begun, Result | Exception]:
+        """Return the result of a case that was read, or what it failed of.
+
+        With it comes what is left of the case: without the image, unless a picture is to be drawn of it.
+
+        Raises:
+            EngineError: the engine accepts no case, for it does not accept the bundle's graphs.
+        """
+        self._segmenter.engine.ready()
+        rest = begun if begun.job.picture else dataclasses.replace(begun, case=None)
+        try:
+            case = cast(Case, begun.case)
+            return rest, self._segmenter.run(case, propagate=self._propagate, progress=progress)
+        except Exception as error:  # as above
+            return rest, error
+
+    def finish(self, begun: Begun, result: Result | Exception | None) -> tuple[CaseReport, Exception | None]:
+        """Write the result of a case, if there is one, and report it; return what became of it and why."""
+        outcome, error = begun.outcome, begun.error
         try:
             try:
-                if job.refusal is not None:
-                    raise OutputError(job.refusal)
-                inputs = _hash_inputs(job.path)
-                if earlier and not self._overwrite and self._holds(job, inputs, earlier):
-                    outcome = dataclasses.replace(earlier, status="skipped")
-                else:
-                    self._claim(job, earlier, abandoned)
-                    claimed = True
-                    outcome = self._segment(job, inputs, start)
-            # Whatever goes wrong in one case, even by a fault of ours, is told and must not cost the others.
-            except Exception as error:
-                failure = error
-                outcome = self._failed(job, earlier, claimed, _line(error, job.path))
+                if isinstance(result, Exception):
+                    raise result
+                if result is not None:
+                    outcome = self._write(begun, result)
+            except Exception as raised:  # as above
+                outcome, error = self._failed(begun, raised), raised
+            outcome = outcome or self._failed(begun, None)
             self._put(outcome)
         except KeyboardInterrupt:
             # What lies in the folder must be on record, or the next run takes it for somebody else's.
-            self._put(outcome or self._failed(job, earlier, claimed, f"{job.path}: interrupted"))
+            self._put(outcome or self._failed(begun, None))
             raise
-        self.observer.case_finished(outcome, failure)
-        return outcome
+        return outcome, error
 
     def write_skipped(self) -> None:
         """Report the cases skipped since the last writing."""
@@ -199,37 +243,30 @@ class _Run:
                     f"{path}: exists, and no earlier run wrote it; move it away or give --overwrite"
                 )
 
-    def _segment(self, job: Job, inputs: tuple[FileRecord, ...], start: float) -> CaseReport:
-        """Read, segment and write; ``start`` is when work on the case began."""
-        case = read_case(job.path)
-        read = time.perf_counter()
-        result = self._segmenter.run(case, propagate=self._propagate, progress=self.observer.slices_done)
-        segmented = time.perf_counter()
+    def _write(self, begun: Begun, result: Result) -> CaseReport:
+        start = time.perf_counter()
+        job = begun.job
         with atomic_write(job.target) as file:
             write_npz(file, {"segs": result.labels})
         overlay = None
         if job.picture is not None:
             with atomic_write(job.picture, durable=False) as file:
-                file.write(encode_png(draw_case(case, result.labels)))
+                file.write(encode_png(draw_case(cast(Case, begun.case), result.labels)))
             overlay = _record(job.picture)
         output = _record(job.target)
-        end = time.perf_counter()
+        seconds = {
+            "read": begun.seconds,
+            **dataclasses.asdict(result.timings),
+            "write": time.perf_counter() - start,
+        }
         return CaseReport(
             case=job.name,
             status="done",
-            warnings=_warnings(case.boxes),
-            seconds=Seconds(
-                read=read - start,
-                preprocess=result.timings.preprocess,
-                encode=result.timings.encode,
-                decode=result.timings.decode,
-                merge=result.timings.merge,
-                write=end - segmented,
-                total=end - start,
-            ),
+            warnings=begun.warnings,
+            seconds=Seconds(**seconds, total=sum(seconds.values())),
             slices=result.slices_encoded,
             boxes=result.boxes_decoded,
-            inputs=inputs,
+            inputs=begun.inputs,
             settings_sha256=self._settings_sha256,
             output=output,
             overlay=overlay,
@@ -245,16 +282,17 @@ class _Run:
             and (job.picture is None or _is(job.picture, earlier.overlay))
         )
 
-    def _failed(self, job: Job, earlier: CaseReport | None, claimed: bool, line: str) -> CaseReport:
-        """Report a failure, and what of ours lies where the results go, be it an earlier run's."""
+    def _failed(self, begun: Begun, error: Exception | None) -> CaseReport:
+        """Report a failure, or an interruption, and what of ours lies where the results go."""
+        job, earlier = begun.job, begun.earlier
         output, overlay = (earlier.output, earlier.overlay) if earlier else (None, None)
-        if claimed:
+        if begun.claimed:
             output = _record(job.target) if job.target.exists() else None
             overlay = _record(job.picture) if job.picture and job.picture.exists() else overlay
         return CaseReport(
             case=job.name,
             status="failed",
-            error=line,
+            error=f"{job.path}: interrupted" if error is None else _line(error, job.path),
             settings_sha256=self._settings_sha256,
             output=output,
             overlay=overlay,

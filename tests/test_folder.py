@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 import litemed.runtime
 from litemed.runtime import report as report_module
-from litemed.runtime.errors import OutputError, UsageError
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.case import Case
+from litemed.runtime.engines import open_engine
+from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.files import FolderLock, sha256_of_file
 from litemed.runtime.folder import RunObserver, run_cases
+from litemed.runtime.npz import write_npz
 from litemed.runtime.readers import read_case
 from litemed.runtime.report import EFFICIENCY, REPORT, CaseReport, load_report
-from litemed.runtime.segmenter import Segmenter
+from litemed.runtime.segmenter import Result, Segmenter
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 60, 80, 3), np.uint8)
 
@@ -42,6 +50,17 @@ def cases(tmp_path: Path) -> Path:
     cv2.imwrite(str(folder / "picture.png"), NOISE[1])
     (folder / "picture.json").write_text('{"boxes": [[10, 10, 40, 50]]}')
     return folder
+
+
+def leave_abandoned(out: Path, name: str) -> None:
+    """Leave in ``out`` what a process does that is killed between writing a result and reporting it."""
+    out.mkdir()
+    (out / f"{name}.npz").write_bytes(b"written, not yet in the report")
+    with FolderLock(out, name):
+        (lock,) = out.glob(".*")
+        shutil.copy(lock, lock.with_suffix(".kept"))
+    # The system lets go of a killed process's lock; its file stays.
+    lock.with_suffix(".kept").rename(lock)
 
 
 class Recorder(RunObserver):
@@ -293,6 +312,185 @@ def test_an_interrupt_while_the_report_is_written_loses_no_case(
     assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"skipped"}
 
 
+# Overlap
+
+ORDER = ["colour", "picture", "volume"]
+
+
+class Watched:
+    """A segmenter that calls back with a case's name before it segments it."""
+
+    def __init__(self, segmenter: Segmenter, before: Callable[[str], object]) -> None:
+        self.bundle, self.engine, self._segmenter, self._before = (
+            segmenter.bundle,
+            segmenter.engine,
+            segmenter,
+            before,
+        )
+
+    def run(self, case: Case, **options: Any) -> Result:
+        self._before(case.name)
+        return self._segmenter.run(case, **options)
+
+
+class Read:
+    """Takes the place of ``read_case`` and tells which cases were read; others can wait for one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self._changed = threading.Condition()
+        monkeypatch.setattr("litemed.runtime.folder.read_case", self)
+
+    def __call__(self, path: Path) -> Case:
+        case = read_case(path)
+        with self._changed:
+            self.names.append(case.name)
+            self._changed.notify_all()
+        return case
+
+    def wait_for(self, name: str) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: name in self.names, timeout=60)
+
+
+def test_one_case_is_read_ahead_and_no_more(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(cases / "colour.npz", cases / "zz.npz")
+    read, at, order = Read(monkeypatch), [], [*ORDER, "zz"]
+
+    def before(name: str) -> None:
+        following = order[order.index(name) + 1 :][:1]
+        assert all(map(read.wait_for, following))  # while this one is not even segmented
+        at.append(list(read.names))
+
+    reports = run_cases([cases], out, Watched(segmenter, before))
+    assert statuses(reports) == dict.fromkeys(order, "done")
+    assert at == [order[:2], order[:3], order, order]
+
+
+class Slow:
+    """Takes the place of ``write_npz`` and writes the first result only once it is let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.go_on = threading.Event()
+        self._error: Exception | None = error
+        self._first = True
+        monkeypatch.setattr("litemed.runtime.folder.write_npz", self)
+
+    def __call__(self, file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+        if self._first:
+            self._first = False
+            assert self.go_on.wait(60)
+            if self._error:
+                raise self._error
+        write_npz(file, arrays)
+
+
+def test_a_result_is_written_while_the_next_case_is_segmented_and_told_of_in_order(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cases / "picture.png").unlink()
+    slow, observer, told = Slow(monkeypatch), Recorder(), []
+
+    class LettingGo(Watched):
+        def run(self, case: Case, **options: Any) -> Result:
+            result = super().run(case, **options)
+            if case.name == "volume":
+                told.extend(observer.calls)
+                slow.go_on.set()
+            return result
+
+    run_cases([cases], out, LettingGo(segmenter, len), observer=observer)
+    assert told == [("started", "colour", 1, 2), ("slices", 1, 1)]
+    assert observer.calls == [
+        *told,
+        ("finished", "colour", "done", None),
+        ("started", "volume", 2, 2),
+        *(("slices", done, 5) for done in range(1, 6)),
+        ("finished", "volume", "done", None),
+    ]
+
+
+def test_no_third_case_is_begun_while_a_result_is_not_written(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, begun = Slow(monkeypatch), []
+
+    def before(name: str) -> None:
+        begun.append((name, slow.go_on.is_set()))
+        if name == "picture":
+            threading.Timer(0.3, slow.go_on.set).start()
+
+    assert len(run_cases([cases], out, Watched(segmenter, before))) == 3
+    assert begun == [("colour", False), ("picture", False), ("volume", True)]
+
+
+def test_a_late_failure_to_write_is_its_own_case_s(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = OSError(28, "No space left on device")
+    slow, observer = Slow(monkeypatch, error), Recorder()
+    watched = Watched(segmenter, lambda name: name == "picture" and slow.go_on.set())
+    reports = run_cases([cases], out, watched, observer=observer)
+    assert statuses(reports) == {"colour": "failed", "picture": "done", "volume": "done"}
+    assert "colour.npz: cannot be written: No space left" in str(reports[0].error)
+    assert [call[1:3] for call in observer.calls if call[0] == "finished"] == [*statuses(reports).items()]
+    assert {path.name for path in out.glob("*.npz")} == {"picture.npz", "volume.npz"}
+
+
+def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_read_ahead(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, read = Slow(monkeypatch), Read(monkeypatch)
+
+    def before(name: str) -> None:
+        if name == "picture":
+            assert read.wait_for("volume")
+            threading.Timer(0.3, slow.go_on.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases([cases], out, Watched(segmenter, before))
+    assert statuses(load_report(out / REPORT).cases) == {"colour": "done", "picture": "failed"}
+    assert {path.name for path in out.iterdir()} == {"colour.npz", REPORT, EFFICIENCY}
+    after = run_cases([cases], out, segmenter)
+    assert statuses(after) == {"colour": "skipped", "picture": "done", "volume": "done"}
+
+
+def test_an_interrupt_does_not_forget_who_was_killed_over_the_case_read_ahead(
+    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Read(monkeypatch)
+    leave_abandoned(out, "picture")
+
+    def before(name: str) -> None:
+        assert read.wait_for("picture")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases([cases], out, Watched(segmenter, before))
+    assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"done"}
+
+
+def test_an_engine_that_refuses_the_graphs_ends_the_run_and_fails_no_case(
+    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
+    model = onnx.load(folder / "decoder.onnx")
+    model.graph.node[0].op_type = "Sqeeze"
+    data = model.SerializeToString()
+    (folder / "decoder.onnx").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"]["decoder"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    bundle = Bundle.open(folder)
+    broken = Segmenter(bundle, open_engine("onnxruntime", bundle, 1, wait=False))
+    with pytest.raises(EngineError, match="failed"):
+        run_cases([cases], out, broken)
+    assert list(out.iterdir()) == []
+
+
 # Resuming
 
 
@@ -541,12 +739,6 @@ def test_a_case_that_another_process_finished_meanwhile_is_skipped(
 def test_a_result_of_a_process_that_was_killed_before_it_reported_is_replaced(
     cases: Path, out: Path, segmenter: Segmenter
 ) -> None:
-    out.mkdir()
-    (out / "colour.npz").write_bytes(b"written, not yet in the report")
-    with FolderLock(out, "colour"):
-        (lock,) = out.glob(".*")
-        shutil.copy(lock, lock.with_suffix(".kept"))
-    # The system lets go of a killed process's lock; its file stays.
-    lock.with_suffix(".kept").rename(lock)
+    leave_abandoned(out, "colour")
     assert statuses(run_cases([cases], out, segmenter))["colour"] == "done"
     assert labels(out / "colour.npz").max() == 2
