@@ -25,7 +25,7 @@ def markdown(table: Table, notes: list[str]) -> str:
     if any(one.stand_in for one in table.rows):
         parts.append(
             f"- {STAND_IN} A drawn stand-in of the same size and number of objects; the challenge's own "
-            f"case was not at hand. In volumes each object spans {table.coverage:.0%} of the slices (assumed)."
+            f"case was not at hand. In volumes, each object spans {table.coverage:.0%} of the slices."
         )
     if any(cell.measured_boxes is not None for cell in table.cells.values()):
         parts.append(
