@@ -112,16 +112,25 @@ def _run(
     quiet: bool,
 ) -> int:
     """Run the cases and return the exit code."""
+    from litemed.runtime.bundle import Bundle
+    from litemed.runtime.engines import open_engine
+
+    # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
+    # engine comes first: while it compiles, the rest is imported and the first case read.
+    bundle = Bundle.open(model)
+    loading = open_engine(engine, bundle, threads, wait=False)
+
     import cv2
 
-    import litemed.runtime
     from litemed.runtime.console import Console
     from litemed.runtime.folder import run_cases
     from litemed.runtime.report import REPORT
+    from litemed.runtime.segmenter import Segmenter
 
     # What OpenCV says of a damaged image on its own account would stand beside our one line.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    segmenter = litemed.runtime.load(model, engine=engine, threads=threads)
+    segmenter = Segmenter(bundle, loading)
+    del bundle  # with the graphs' bytes
     if not segmenter.bundle.manifest.weights.trained:
         click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
     with Console(debug=debug, quiet=quiet) as observer:
