@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,9 @@ def test_a_run_goes_on_for_more_epochs(whole_run, data, base, tmp_path):
 
 
 def test_loader_processes_change_nothing(whole_run, data, base, tmp_path):
+    # OpenCV's threads at work before the processes are forked once made these wait for ever.
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
     assert train(Request(data, tmp_path / "run", base, changed(hardware={"workers": 2})), SILENT)
     assert (tmp_path / "run/last.safetensors").read_bytes() == (whole_run / "last.safetensors").read_bytes()
     assert without_times(tmp_path / "run") == without_times(whole_run)
@@ -271,6 +276,31 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, base, tmp_path):
+    """To the whole group of processes, as a terminal sends it, loader processes included."""
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        "run = {size = 64, epochs = 1, batch_size = 1, samples_per_epoch = 300}\nhardware = {workers = 1}\n"
+    )
+    command = [sys.executable, "-m", "litemed.train.cli", data, "--base", base, "-o", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*map(str, command), "--config", str(config), "--set", "run.state_every_steps=1"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / FILE).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted: go on from the last state with --resume"
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "stopped"
+    assert 0 < read_state(tmp_path / "run").progress["step"] < 300
 
 
 def test_a_resumed_run_keeps_settings_base_and_data(whole_run, data, base, tmp_path):

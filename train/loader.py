@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 
@@ -28,6 +29,7 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Return the loader of a run: each iteration yields what `batches` is set to."""
     run = config.run
+    before_forking()
     dataset: Dataset[Batch] = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
     return DataLoader(
         dataset,  # its items become a Batch in `collate`
@@ -54,5 +56,14 @@ def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def start_worker(_: int) -> None:
-    """Keep a loader process to one thread: there is one for each core already."""
+    """Let a loader process leave Ctrl-C to the process that trains, and end when it is told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def before_forking() -> None:
+    """Keep OpenCV to one thread in this process and in the loader processes forked from it.
+
+    Not in the loader processes: they inherit a pool without its threads, and any change of it waits for ever.
+    """
     cv2.setNumThreads(1)

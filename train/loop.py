@@ -53,6 +53,8 @@ class Data:
 class Trainer:
     """One run: its network, optimizer, loader and progress.
 
+    `loader` yields what `batches` is set to; `step` learns from one batch; `run` does everything.
+
     Args:
         config: all settings.
         base: the weights to start from; None draws them at random.
@@ -90,16 +92,16 @@ class Trainer:
         if device.type == "cuda":
             self.network.to(memory_format=torch.channels_last)
         self._forward = processes.wrap(self.network.train())
-        self._batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
+        self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(config.hardware.workers, processes.world)
-        self._loader = training_loader(config, data.training, self._batches, self._workers, device)
+        self.loader = training_loader(config, data.training, self.batches, self._workers, device)
         self._optimizer = torch.optim.AdamW(
             self.network.tuned(),
             lr=config.optimizer.lr,
             weight_decay=config.optimizer.weight_decay,
             fused=device.type == "cuda",
         )
-        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self._batches.per_epoch)
+        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def _sampler(self) -> ModalitySampler:
@@ -152,18 +154,18 @@ class Trainer:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
         progress = self.progress
         self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
-        self._batches.start_at(progress.epoch, progress.step)
+        self.batches.start_at(progress.epoch, progress.step)
         self.network.train()
         began, seconds_before = time.monotonic(), progress.seconds
-        for batch, waited in timed(self._loader):
+        for batch, waited in timed(self.loader):
             self._note_skipped(batch)
-            self._step(batch.to(self._processes.device))
+            self.step(batch.to(self._processes.device))
             progress.step += 1
             progress.waited_s += waited
             progress.seconds = seconds_before + time.monotonic() - began
             if self._reporter.is_due():
                 self._reporter.status(self._status())
-            if progress.step == self._batches.per_epoch:
+            if progress.step == self.batches.per_epoch:
                 break
             if self._stops():
                 return False
@@ -171,8 +173,9 @@ class Trainer:
                 self._save_state()
         return True
 
-    def _step(self, batch: Batch) -> None:
-        step = self.progress.epoch * self._batches.per_epoch + self.progress.step
+    def step(self, batch: Batch) -> None:
+        """Take one optimizer step on a batch that is on the device already."""
+        step = self.progress.epoch * self.batches.per_epoch + self.progress.step
         self._rate.before_step(step)
         device = self._processes.device
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
@@ -274,7 +277,7 @@ class Trainer:
         self._reasons_left -= min(self._reasons_left, len(batch.skipped))
 
     def _status(self) -> str:
-        progress, steps = self.progress, self._batches.per_epoch
+        progress, steps = self.progress, self.batches.per_epoch
         total, images = self._sums[3:].tolist()
         rate = progress.step * self.config.run.batch_size / progress.seconds
         return (

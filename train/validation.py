@@ -20,7 +20,7 @@ from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
 from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
 from litemed.train.dataset import Skipped, SliceSource, check_slice
 from litemed.train.distributed import Processes
-from litemed.train.loader import start_worker
+from litemed.train.loader import before_forking, start_worker
 from litemed.train.network import TrainedNetwork
 from litemed.train.prompts import find_boxes
 
@@ -152,6 +152,7 @@ def validate(
     """
     names = sorted(source.indices_by_modality())
     indices = validation_slices(source, per_modality)[processes.rank :: processes.world]
+    before_forking()
     loader = DataLoader(
         ValidationSet(source, indices, size),
         batch_size=batch_size,
