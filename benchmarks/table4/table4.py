@@ -78,7 +78,7 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
             "notes": settings.notes,
             "published": settings.published,
         },
-        "contenders": [dataclasses.asdict(contender) for contender in settings.contenders],
+        "contenders": [_described(contender) for contender in settings.contenders],
         "rows": [
             dataclasses.asdict(one.row)
             | {
@@ -114,6 +114,12 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
         with atomic_write(output / name, durable=False) as file:
             file.write(content)
     return text, not failed
+
+
+def _described(contender: Contender) -> dict[str, object]:
+    """Return a contender's fields; of a file its name alone, since where it lay is nobody's business."""
+    name = contender.model if contender.kind == "command" else Path(contender.model).name
+    return dataclasses.asdict(contender) | {"model": name}
 
 
 def _notes(settings: Settings, machine: Machine, loads: list[float]) -> list[str]:
