@@ -90,6 +90,7 @@ def test_untrained_weights_are_marked(tmp_path, checkpoint, bundle):
 
 def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr(verify, "MAX_ABS_DIFF", 0.0)
+    monkeypatch.setattr(verify, "MAX_ROUNDINGS", 0.0)
     with pytest.raises(VerificationError) as error:
         write_bundle(checkpoint, tmp_path / "bundle", QUICK)
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from litemed.benchmarks.phantoms import draw_image
 from litemed.export.adapter import decoder_path, fold_adapter
 from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint, weights_digest
 from litemed.export.errors import CheckpointError
+from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNES, Augmentation, LoRA, Loss, Prompts
 from litemed.train.dataset import Batch, collate, make_sample
@@ -66,8 +67,9 @@ def step(network: TrainedNetwork, batch: Batch, steps: int = 1, lr: float = 1e-3
 
 
 @torch.inference_mode()
-def answer(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    return TrainedNetwork(model, "all").eval()(batch.image, batch.boxes, batch.image_of_box)[0]
+def answer(model: LiteMedSAM, batch: Batch) -> torch.Tensor:
+    model.eval()  # not through TrainedNetwork, which would choose anew what is trained
+    return model.decode(model.encode(batch.image)[batch.image_of_box], batch.boxes)[0]
 
 
 def is_meant(name: str, tune: str) -> bool:
