@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import click
 import cv2
@@ -185,11 +186,13 @@ def main(out: pathlib.Path) -> None:
     for folder in ("cases", "gts"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, phantom in phantoms.items():
-        spacing = {} if phantom.spacing is None else {"spacing": np.array(phantom.spacing)}
-        for folder, arrays in (
-            ("cases", {"imgs": phantom.image, "boxes": phantom.boxes} | spacing),
-            ("gts", {"gts": phantom.labels} | spacing),
-        ):
+        files: dict[str, dict[str, NDArray[Any]]] = {
+            "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
+            "gts": {"gts": phantom.labels},
+        }
+        for folder, arrays in files.items():
+            if phantom.spacing is not None:
+                arrays["spacing"] = np.array(phantom.spacing)
             with atomic_write(out / folder / f"{name}.npz") as file:
                 write_npz(file, arrays)
         click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")

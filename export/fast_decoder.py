@@ -23,6 +23,7 @@ What is computed differently, and why it is the same:
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
-from litemed.models.transformer import DIM, HEADS, Attention
+from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
 
 TOKENS = 7  # IoU, four masks, two corners
 USED = 2  # of them after the last attention: IoU and mask 0
@@ -177,7 +178,7 @@ class Upscaling(nn.Module):
 
     def __init__(self, upscaling: nn.Sequential, side: int) -> None:
         super().__init__()
-        first, norm, _, second, _ = upscaling
+        first, norm, _, second, _ = cast(Any, upscaling)
         self.side = side
         self.first = _unrolled(first)
         self.norm = nn.LayerNorm(norm.weight.shape[0], norm.eps)
@@ -195,7 +196,7 @@ class Upscaling(nn.Module):
 def _unrolled(convolution: nn.ConvTranspose2d) -> nn.Linear:
     """A transposed convolution of stride = kernel = 2 as a layer from C to 2 * 2 * C' (dy, dx, C')."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return linear(weight, convolution.bias.repeat(4))
+    return linear(weight, None if convolution.bias is None else convolution.bias.repeat(4))
 
 
 class FastDecoderGraph(nn.Module):
@@ -205,6 +206,8 @@ class FastDecoderGraph(nn.Module):
         model: the published network; its tensors are not changed.
     """
 
+    gaussian: Tensor
+    offset: Tensor
     prefix: Tensor
     positions: Tensor
 
@@ -214,28 +217,28 @@ class FastDecoderGraph(nn.Module):
         side = model.size // 4
         self.size = model.size
         self.register_buffer("gaussian", prompt.pe_layer.positional_encoding_gaussian_matrix)
-        rows = [decoder.iou_token.weight, decoder.mask_tokens.weight]
-        rows += [prompt.point_embeddings[i].weight for i in (TOP_LEFT, BOTTOM_RIGHT)]
+        rows: list[Tensor] = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+        rows += [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in (TOP_LEFT, BOTTOM_RIGHT)]
         self.register_buffer("prefix", torch.cat(rows).detach())
         positions = prompt.image_positions().detach().flatten(2)[0]  # (256, L)
         offset = prompt.no_mask_embed.weight.detach()[0]
         self.register_buffer("offset", offset)
         self.register_buffer("positions", positions.T.contiguous())
 
-        first, second = decoder.transformer.layers
+        first, second = (cast(TwoWayBlock, block) for block in decoder.transformer.layers)
         self.shared = TokensToSharedImage(first.cross_attn_token_to_image, offset, positions)
         self.absorbed = TokensToImage(second.cross_attn_token_to_image, TOKENS)
         self.last = TokensToImage(decoder.transformer.final_attn_token_to_image, USED)
         self.self_attention = nn.ModuleList(SelfAttention(b.self_attn) for b in (first, second))
         self.back = nn.ModuleList(ImageToTokens(b.cross_attn_image_to_token) for b in (first, second))
-        self.blocks = nn.ModuleList((first, second))
+        self.first, self.second = first, second
         self.last_norm = decoder.transformer.norm_final_attn
         self.hypernetwork = decoder.output_hypernetworks_mlps[0]
         self.iou = decoder.iou_prediction_head
         self.upscaling = Upscaling(decoder.output_upscaling, side)
 
     def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = self.blocks
+        first, second = self.first, self.second
         embedding = image_embedding.flatten(2)[0]  # (256, L)
         image = embedding.T.unsqueeze(0) + self.offset
         positions = self.positions

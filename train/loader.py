@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import cv2
 import torch
@@ -30,7 +31,7 @@ def training_loader(
     """Return the loader of a run: each iteration yields what `batches` is set to."""
     run = config.run
     before_forking()
-    dataset: Dataset[Batch] = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
+    dataset: Dataset[Any] = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
     return DataLoader(
         dataset,  # its items become a Batch in `collate`
         batch_sampler=batches,  # of draws, not of numbers

@@ -53,7 +53,7 @@ class Baseline:
     def segment(self, case: Case, clock: StageClock) -> Labels:
         """Return a case's label map, (H, W) or (D, H, W), telling `clock` what was done."""
         labels = np.zeros(case.shape, label_dtype(len(case.boxes)))
-        frame = Frame.of(*case.shape[-2:], self.model.size)
+        frame = Frame.of(case.shape[-2], case.shape[-1], self.model.size)
         prompts = scale_boxes(case.boxes.xyxy, frame)
         with torch.no_grad():
             if case.boxes.z is None:

@@ -167,9 +167,9 @@ class _Row:
             repeat=task.repeat,
             seconds=seconds,
             peak_mib=round(taken.peak_mib, 1),
-            stages=timing and timing.stages,
-            slices=timing and timing.slices,
-            boxes=timing and timing.boxes,
+            stages=None if timing is None else timing.stages,
+            slices=None if timing is None else timing.slices,
+            boxes=None if timing is None else timing.boxes,
             extrapolated=extrapolated,
             load_average=before,
         )

@@ -116,10 +116,11 @@ def write_case(case: ChallengeCase, out: Path) -> None:
     spacing: dict[str, NDArray[Any]] = (
         {} if case.spacing_zyx is None else {"spacing": np.array(case.spacing_zyx)}
     )
-    for folder, arrays in (
-        ("gts", {"gts": case.labels, **spacing}),
-        ("cases", {"imgs": case.image, "boxes": case.boxes, **spacing}),
-    ):
+    files: dict[str, dict[str, NDArray[Any]]] = {
+        "gts": {"gts": case.labels, **spacing},
+        "cases": {"imgs": case.image, "boxes": case.boxes, **spacing},
+    }
+    for folder, arrays in files.items():
         make_folder(out / folder)
         path = output_path(out / folder, case.name, ".npz")
         remove_leftovers(path)
