@@ -1,9 +1,9 @@
 """What a run writes about its course: a CSV log, a picture of it, and TensorBoard's events where installed.
 
-A row of the history, one an epoch: `epoch` (from 1), `samples` (images that counted), `lr`, the mean losses
-`loss`, `dice`, `focal`, `iou`, `dsc` (the macro mean on the validation slices, empty when not measured),
-`skipped` slices, `seconds`, `samples_per_second`, `wait_share` (of the time, spent waiting for the loader)
-and `dsc_MODALITY` for each modality.
+A row of the history, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images
+that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `dsc` (the macro mean on the validation
+slices, empty when not measured), `skipped` slices, `seconds`, `samples_per_second`, `wait_share` (of the
+time, spent waiting for the loader) and `dsc_MODALITY` for each modality.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from litemed.runtime.files import atomic_write
+from litemed.train.validation import ValidationScores
 
 LOG = "log.csv"
+_FIRST = (
+    *("epoch", "samples", "lr", "loss", "dice", "focal", "iou", "dsc"),
+    *("skipped", "seconds", "samples_per_second", "wait_share"),
+)
 CURVE = "loss.png"
 Row = dict[str, Any]
 
@@ -34,7 +39,7 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
 
 def write_log(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV; a column for every key that occurs."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys([*_FIRST, *sorted({name for row in rows for name in row})]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
@@ -97,6 +102,26 @@ def _plot(axes: Axes, rows: Sequence[Row], column: str, label: str, bold: bool =
     values = [math.nan if row.get(column) is None else row[column] for row in rows]
     style = {"color": "black", "linewidth": 2} if bold else {"linewidth": 1}
     axes.plot([row["epoch"] for row in rows], values, marker=".", label=label, **style)
+
+
+def untrained_row(scores: ValidationScores) -> Row:
+    """Return row 0: the scores of the weights that a run starts from, and no losses."""
+    missing = dict.fromkeys(("loss", "dice", "focal", "iou"))
+    return {
+        "epoch": 0,
+        "samples": 0,
+        "lr": None,
+        **missing,
+        **score_columns(scores),
+        "skipped": scores.skipped,
+    }
+
+
+def score_columns(scores: ValidationScores | None) -> Row:
+    """Return the columns of validation scores; `dsc` alone, empty, where there was none."""
+    if scores is None:
+        return {"dsc": None}
+    return {"dsc": scores.macro, **{f"dsc_{name}": value for name, value in scores.dsc.items()}}
 
 
 def summary(row: Row, epochs: int, is_best: bool) -> str:

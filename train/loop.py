@@ -17,7 +17,7 @@ from litemed.train.config import Config, as_tables
 from litemed.train.dataset import Batch, SliceSource
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
-from litemed.train.history import EventLog, summary, write_history
+from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader
 from litemed.train.losses import mask_losses
 from litemed.train.network import batch_forward, build_network
@@ -90,7 +90,7 @@ class Trainer:
         device, run = processes.device, config.run
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
         if device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._forward = processes.wrap(self.network.train())
         self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(config.hardware.workers, processes.world)
@@ -136,6 +136,8 @@ class Trainer:
         """
         events = EventLog(self._folder) if self._processes.is_first else None
         try:
+            if self._base_digest is not None and len(self._data.validation) and self.progress.is_new:
+                self._score_base()
             while self.progress.epoch < self.config.run.epochs:
                 if not self._train_epoch():
                     self._save_state()
@@ -149,6 +151,13 @@ class Trainer:
         finally:
             if events is not None:
                 events.close()
+
+    def _score_base(self) -> None:
+        """Score the weights that the run starts from, for comparison: row 0 of the history."""
+        scores = self._validate()
+        self.progress.history.append(untrained_row(scores))
+        if scores.macro is not None:
+            self._reporter.line(f"before training: DSC {scores.macro:.4f}")
 
     def _train_epoch(self) -> bool:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
@@ -223,16 +232,19 @@ class Trainer:
         dice, focal, iou, total, images = self._processes.sum(self._sums.clone()).tolist()
         if not images:
             raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss of epoch {self.progress.epoch + 1} is not finite: lower optimizer.lr, or use "
-                'hardware.precision = "float32"; the state of the epoch before can be resumed'
-            )
+        self._check_finite(total)
         means = {"loss": total, "dice": dice, "focal": focal, "iou": iou}
         return {"samples": images, **{name: value / images for name, value in means.items()}}
 
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of epoch {self.progress.epoch + 1} is not finite: lower optimizer.lr, or use "
+                'hardware.precision = "float32"; the last state, of before, can be resumed'
+            )
+
     def _validate(self) -> ValidationScores:
-        self._reporter.status(f"epoch {self.progress.epoch + 1}: validating")
+        self._reporter.status("validating")
         config = self.config
         return validate(
             self.network,
@@ -254,12 +266,11 @@ class Trainer:
             "samples": int(losses["samples"]),
             "lr": self._rate.value,
             **{name: losses[name] for name in ("loss", "dice", "focal", "iou")},
-            "dsc": None if scores is None else scores.macro,
             "skipped": int(skipped) + (scores.skipped if scores else 0),
             "seconds": seconds,
             "samples_per_second": losses["samples"] / seconds,
             "wait_share": waited / self._processes.world / seconds,
-            **{f"dsc_{name}": value for name, value in (scores.dsc if scores else {}).items()},
+            **score_columns(scores),
         }
 
     def _stops(self) -> bool:
@@ -290,6 +301,7 @@ class Trainer:
         progress = dataclasses.asdict(self.progress)
         if self.progress.step:
             progress["losses"] = self._processes.sum(self._sums.clone()).tolist()
+            self._check_finite(progress["losses"][3])
             counts = torch.tensor([self.progress.skipped, self.progress.waited_s], dtype=torch.float64)
             skipped, progress["waited_s"] = self._processes.sum(counts).tolist()
             progress["skipped"] = int(skipped)

@@ -31,6 +31,11 @@ class Progress:
     waited_s: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been done yet."""
+        return not (self.epoch or self.step or self.history)
+
     def next_epoch(self) -> None:
         """Count the epoch as done and clear what is counted within one."""
         self.epoch += 1
