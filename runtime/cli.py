@@ -16,6 +16,7 @@ Examples:
   litemed-run cases -o segs --model bundle
   litemed-run scan.npz photo.png -o segs --model bundle --overlay pictures
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
+  litemed-run scan.npz -o segs --model bundle --cache ~/.cache/litemed
 
 \b
 Cases:
@@ -63,7 +64,20 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
     help="Inference engine; auto takes OpenVINO where it is installed.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with; all by default."
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to compute with; by default as many as the process may use: the CPUs of its affinity, cut "
+    "to its container's CPU quota.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    envvar="LITEMED_CACHE",
+    show_envvar=True,
+    help="Folder of your own that keeps what OpenVINO compiled, for a quicker start the next time. What it "
+    "holds is trusted, so nobody else may be able to write into it. Without it nothing is kept.",
 )
 @click.option(
     "--propagate",
@@ -105,6 +119,7 @@ def _run(
     model: Path,
     engine: str,
     threads: int | None,
+    cache: Path | None,
     propagate: bool,
     overlay: Path | None,
     overwrite: bool,
@@ -113,12 +128,13 @@ def _run(
 ) -> int:
     """Run the cases and return the exit code."""
     from litemed.runtime.bundle import Bundle
-    from litemed.runtime.engines import open_engine
+    from litemed.runtime.engines import Cache, open_engine
 
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
+    kept = None if cache is None else Cache(cache)
     bundle = Bundle.open(model)
-    loading = open_engine(engine, bundle, threads, wait=False)
+    loading = open_engine(engine, bundle, threads, cache=kept, wait=False)
 
     import cv2
 

@@ -243,8 +243,9 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         file: a seekable binary file opened for writing.
         arrays: arrays by name; those that are C-contiguous are streamed, not copied.
     """
-    # Level 3: on a label map of 287 x 512 x 512 as fast as level 1 and a fifth smaller, four times faster
-    # than the default of 6 (measured once, 2 cores).
+    # Milliseconds of CPU time and KB at levels 1 / 3 / 6: 287 x 512 x 512 labels 282 / 193 / 844 and
+    # 1357 / 1173 / 483, 1920 x 2560 with 241 objects 20 / 21 / 75 and 177 / 143 / 78 (zlib 1.2.13, AMD EPYC;
+    # uint16). Stored, they would be 150 and 10 MB to put on the disk and hash.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         for name, array in arrays.items():
             # Opened by name, a member gets the constant date 1980-01-01.

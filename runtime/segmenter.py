@@ -12,7 +12,7 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
-from litemed.runtime.engines import open_engine
+from litemed.runtime.engines import Cache, open_engine
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine, Float
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference, Timings
@@ -52,11 +52,17 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, engine: str = "auto", threads: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
         """Open a bundle folder and load it; see `Bundle.open` and `open_engine` for the errors."""
+        kept = None if cache is None else Cache(cache)
         bundle = Bundle.open(path)
-        return cls(bundle, open_engine(engine, bundle, threads))
+        return cls(bundle, open_engine(engine, bundle, threads, cache=kept))
 
     def segment(
         self,

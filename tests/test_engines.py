@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -16,7 +17,14 @@ import pytest
 from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Engine, available_threads, open_engine
+from litemed.runtime.engines import (
+    BOXES_PER_CALL,
+    ENGINES,
+    Cache,
+    Engine,
+    available_threads,
+    open_engine,
+)
 from litemed.runtime.engines.protocol import decode_in_chunks
 from litemed.runtime.engines.threads import cpu_quota
 from litemed.runtime.errors import EngineError, UsageError
@@ -181,6 +189,157 @@ def test_threads_default_to_what_the_process_may_use(box_bundle: pathlib.Path) -
         "from litemed.runtime.engines import available_threads; print(available_threads())"
     )
     assert in_subprocess(code).stdout == "1\n"
+
+
+# What is kept between runs
+
+
+@pytest.fixture
+def kept(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "parent" / "cache"
+
+
+def test_an_entry_is_found_by_just_what_it_depends_on(kept: pathlib.Path) -> None:
+    cache = Cache(kept)
+    assert cache.load("a", "b") is None
+    cache.store(b"content", "a", "b")
+    assert Cache(kept).load("a", "b") == b"content"
+    for other in [("a",), ("ab",), ("b", "a"), ("a", "b", ""), ("a,b",)]:
+        assert cache.load(*other) is None
+    cache.store(b"newer", "a", "b")
+    assert cache.load("a", "b") == b"newer"
+    (entry,) = kept.iterdir()
+    assert (kept.stat().st_mode & 0o777, entry.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def flip(entry: pathlib.Path) -> None:
+    data = bytearray(entry.read_bytes())
+    data[-1] ^= 1
+    entry.write_bytes(data)
+
+
+def link(entry: pathlib.Path) -> None:
+    entry.rename(entry.parent.parent / "elsewhere")
+    entry.symlink_to(entry.parent.parent / "elsewhere")
+
+
+def give_away(entry: pathlib.Path) -> None:
+    try:
+        os.chown(entry, 12345, -1)
+    except PermissionError:
+        pytest.skip("only root can give files away")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        flip,
+        link,
+        give_away,
+        lambda entry: entry.chmod(0o620),
+        lambda entry: entry.chmod(0o602),
+        lambda entry: entry.write_bytes(b""),
+        lambda entry: (entry.unlink(), entry.mkdir()),
+        lambda entry: (entry.unlink(), os.mkfifo(entry)),
+    ],
+)
+def test_an_entry_that_is_damaged_or_may_be_another_s_is_not_used(
+    harm: Callable[[pathlib.Path], object], kept: pathlib.Path
+) -> None:
+    cache = Cache(kept)
+    cache.store(b"content", "a")
+    harm(*kept.iterdir())
+    assert cache.load("a") is None
+
+
+def test_an_entry_does_not_serve_under_another_s_name(kept: pathlib.Path) -> None:
+    cache = Cache(kept)
+    cache.store(b"ours", "a")
+    (ours,) = kept.iterdir()
+    cache.store(b"theirs", "b")
+    (theirs,) = set(kept.iterdir()) - {ours}
+    shutil.copy(theirs, ours)
+    assert cache.load("a") is None
+    assert cache.load("b") == b"theirs"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_cache_that_others_may_write_into_is_refused(mode: int, kept: pathlib.Path) -> None:
+    cache = Cache(kept)
+    cache.store(b"content", "a")
+    kept.chmod(mode)
+    for use in (lambda: Cache(kept), lambda: cache.load("a"), lambda: cache.store(b"", "a")):
+        with pytest.raises(UsageError, match="not yours alone"):
+            use()
+
+
+def test_a_cache_that_is_a_link_or_a_file_is_refused(kept: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    Cache(kept)
+    (tmp_path / "link").symlink_to(kept)
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(UsageError, match="is no folder"):
+            Cache(tmp_path / name)
+
+
+def test_openvino_runs_what_the_cache_holds_of_just_this_graph(
+    box_bundle: pathlib.Path, kept: pathlib.Path
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle, cache, boxes = Bundle.open(box_bundle), Cache(kept), some_boxes(3)
+    image = np.random.default_rng(0).random((1, 3, 256, 256)).astype(np.float32)
+    plain = open_engine("openvino", bundle, 1).encode(image)
+
+    def entries() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in kept.iterdir()}
+
+    open_engine("openvino", bundle, 1, cache=cache)
+    first = entries()
+    assert len(first) == 2
+    again = open_engine("openvino", bundle, 1, cache=cache)
+    assert entries() == first
+    np.testing.assert_array_equal(again.encode(image), plain)
+    np.testing.assert_array_equal(again.decode(plain, boxes)[0], distances(boxes))
+    open_engine("openvino", bundle, 2, cache=cache)  # other options, other entries
+    assert len(entries()) == 4
+
+
+def test_a_damaged_entry_is_compiled_anew(box_bundle: pathlib.Path, kept: pathlib.Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle, cache, boxes = Bundle.open(box_bundle), Cache(kept), some_boxes(3)
+    open_engine("openvino", bundle, 1, cache=cache)
+    harmed = {}
+    for entry in kept.iterdir():
+        flip(entry)
+        harmed[entry] = entry.read_bytes()
+    engine = open_engine("openvino", bundle, 1, cache=cache)
+    logits, _ = engine.decode(np.zeros((1, 256, 64, 64), np.float32), boxes)
+    np.testing.assert_array_equal(logits, distances(boxes))
+    assert all(entry.read_bytes() != content for entry, content in harmed.items())
+
+
+def test_the_cache_is_read_and_not_only_written(box_bundle: pathlib.Path, kept: pathlib.Path) -> None:
+    """With another graph in the place of its own, which only its owner can put there, that one is run."""
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    model = onnx.load(box_bundle / "encoder.onnx")
+    (weight,) = model.graph.initializer
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((256, 3, 1, 1), 2, np.float32), weight.name))
+    core = openvino.Core()
+    other = core.compile_model(core.read_model(model.SerializeToString()), "CPU").export_model().getvalue()
+
+    class Recording(Cache):
+        """Remembers what was stored under what."""
+
+        def store(self, data: bytes, *depends_on: str) -> None:
+            super().store(data, *depends_on)
+            stored[depends_on[0]] = depends_on
+
+    stored: dict[str, tuple[str, ...]] = {}
+    bundle, image = Bundle.open(box_bundle), np.ones((1, 3, 256, 256), np.float32)
+    cache = Recording(kept)
+    assert open_engine("openvino", bundle, 1, cache=cache).encode(image).max() == 3
+    Cache(kept).store(other, *stored[bundle.manifest.graphs["encoder"].sha256])
+    assert open_engine("openvino", bundle, 1, cache=cache).encode(image).max() == 6
 
 
 def write(path: pathlib.Path, text: str) -> None:

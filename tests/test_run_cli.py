@@ -191,6 +191,35 @@ def test_labels_are_stored_in_the_smallest_type_that_holds_them(
         np.testing.assert_array_equal(np.unique(file["segs"]), np.arange(count + 1))
 
 
+def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(
+    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    kept = tmp_path / "kept"
+    arguments = command(cases, "-o", out, "--model", box_bundle, "--engine", "openvino", "--overwrite")
+    environment = os.environ | {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+
+    def segment(*options: object, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*arguments, *map(str, options)], capture_output=True, text=True, env=environment | more
+        )
+
+    assert segment().returncode == 0
+    results = [path.read_bytes() for path in sorted(out.glob("*.npz"))]
+    assert not kept.exists()
+    for done in (segment("--cache", kept), segment(LITEMED_CACHE=str(kept))):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(list(kept.iterdir())) == 2
+        assert [path.read_bytes() for path in sorted(out.glob("*.npz"))] == results
+    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "xdg").exists()
+    kept.chmod(0o777)
+    refused = segment("--cache", kept)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {kept}: is not yours alone to write")
+    assert len(refused.stderr.splitlines()) == 1
+
+
 # Wrong use
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.cache import Cache, cpu_identity
 from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
-from litemed.runtime.errors import EngineError
+from litemed.runtime.errors import EngineError, LitemedError
 from litemed.runtime.network import silent_openvino_import
 
 NAME = "openvino"
@@ -18,8 +21,11 @@ class OpenVinoEngine:
 
     name = NAME
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        """Begin to compile the graphs of a bundle. Raises EngineError if OpenVINO is missing."""
+    def __init__(self, bundle: Bundle, threads: int, cache: Cache | None = None) -> None:
+        """Begin to compile the graphs of a bundle, or take them from `cache` if it has them.
+
+        Raises EngineError if OpenVINO is missing.
+        """
         try:
             with silent_openvino_import():
                 import openvino
@@ -30,8 +36,9 @@ class OpenVinoEngine:
         self.version = str(openvino.__version__)
         self.threads = threads
         self._core = openvino.Core()
+        self._cache = cache
         self._requests = LoadingGraphs(
-            lambda key: self._compile(bundle.graph_bytes(key)), bundle.manifest.precisions["float32"]
+            lambda key: self._load(bundle, key), bundle.manifest.precisions["float32"]
         )
 
     def ready(self) -> None:
@@ -52,20 +59,37 @@ class OpenVinoEngine:
         logits, iou = self._infer(self._requests.decoder, ["logits", "iou"], inputs)
         return logits, iou
 
-    def _compile(self, graph: bytes) -> Any:
-        """Return an inference request of one compiled graph; no cache of compiled models is written."""
-        options = {
+    def _load(self, bundle: Bundle, key: str) -> Any:
+        """Return an inference request of one graph; OpenVINO's own cache of compiled models stays off."""
+        options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 where the CPU has it
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
         }
+        graph = bundle.graph_bytes(key)  # verified, whether the cache has it or not
         try:
-            return self._core.compile_model(
-                self._core.read_model(graph), "CPU", options
-            ).create_infer_request()
+            if self._cache is None:
+                model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
+            else:
+                depends_on = (bundle.manifest.graphs[key].sha256, NAME, self.version, cpu_identity())
+                model = self._cached(self._cache, graph, options, (*depends_on, json.dumps(options)))
+            return model.create_infer_request()
+        except LitemedError:
+            raise
         except Exception as error:  # RuntimeError, TypeError or others, by the place in its C++ code
             raise failure("OpenVINO", error) from error
+
+    def _cached(
+        self, cache: Cache, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]
+    ) -> Any:
+        """Return a compiled graph from the cache; compile and keep it if it is not there."""
+        kept = cache.load(*depends_on)
+        if kept is not None:
+            return self._core.import_model(io.BytesIO(kept), "CPU", options)
+        model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
+        cache.store(model.export_model().getvalue(), *depends_on)
+        return model
 
     def _infer(self, request: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         try:

@@ -1,0 +1,112 @@
+"""A folder that keeps what an engine compiled, so that the next process need not.
+
+Nothing is kept unless the user names a folder. What it holds is trusted as the program itself is: a compiled
+graph is run without a look inside. So that nobody but the user (and root, who could replace litemed as well)
+can have put it there, the folder must belong to the user and must not be writable for group or others, the
+same holds for every entry, and no link is followed. An entry is named by the sha256 of everything it depends
+on: the graph's own verified hash, the engine and its version, its options, the CPU. A changed or swapped
+graph therefore never meets an entry made of another one; the bundle is verified as ever before the cache is
+asked. An entry begins with a sha256 of its name and content, so that one which is damaged, or moved to
+another's name, is not used but made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+from litemed.runtime.errors import OutputError, UsageError
+from litemed.runtime.files import atomic_write, make_folder
+
+MAX_BYTES = 1 << 31
+"""The most that an entry may take."""
+
+_DIGEST_BYTES = 32
+
+
+class Cache:
+    """Entries by what they depend on, in a folder of the user's own.
+
+    Args:
+        folder: made, for the user only, if it does not exist.
+
+    Raises:
+        UsageError: the folder belongs to somebody else, or others may write into it.
+        OutputError: it cannot be made or read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Check the folder."""
+        self._folder = Path(folder)
+        if not self._folder.exists():
+            make_folder(self._folder.parent)
+            try:
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        self._check()
+
+    def load(self, *depends_on: str) -> bytes | None:
+        """Return the entry that depends on just this; None if there is none that may be used."""
+        self._check()
+        name = _name(depends_on)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            with open(os.open(self._folder / name, flags), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or _foreign(status) or status.st_size > MAX_BYTES:
+                    return None
+                digest, data = file.read(_DIGEST_BYTES), file.read()
+        except OSError:
+            return None
+        return data if digest == _digest(name, data) else None
+
+    def store(self, data: bytes, *depends_on: str) -> None:
+        """Keep an entry; replaces what has its name. Raises OutputError if it cannot be written."""
+        self._check()
+        name = _name(depends_on)
+        with atomic_write(self._folder / name, durable=False) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(_digest(name, data))
+            file.write(data)
+
+    def _check(self) -> None:
+        try:
+            status = os.lstat(self._folder)
+        except OSError as error:
+            raise OutputError(f"{self._folder}: cannot be read: {error.strerror or error}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{self._folder}: is no folder; name a folder of your own for the cache")
+        if _foreign(status):
+            raise UsageError(
+                f"{self._folder}: is not yours alone to write, so what it holds cannot be trusted; "
+                "chmod go-w it or name another folder for the cache"
+            )
+
+
+def cpu_identity() -> str:
+    """Return a text that differs between CPUs for which compiled graphs may differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    first = {key: next((line for line in lines if line.startswith(key)), "") for key in wanted}
+    return hashlib.sha256(json.dumps([os.uname().machine, first]).encode()).hexdigest()
+
+
+def _foreign(status: os.stat_result) -> bool:
+    return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _name(depends_on: tuple[str, ...]) -> str:
+    return f"{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.bin"
+
+
+def _digest(name: str, data: bytes) -> bytes:
+    digest = hashlib.sha256(name.encode())
+    digest.update(data)
+    return digest.digest()
