@@ -1,8 +1,8 @@
 """The prompt encoder and mask decoder for boxes, rewritten for speed, equal up to rounding.
 
-Same inputs and outputs as `litemed.export.graphs.DecoderGraph`: embedding (1, 256, s, s) and boxes
-(N, 4) in input pixels to logits (N, 4s, 4s) and predicted IoU (N,). N boxes, T = 7 tokens per box,
-H = 8 heads, L = s * s image tokens.
+What `litemed.models.litemedsam.LiteMedSAM.decode` gives, its single-mask output: embedding
+(1, 256, s, s) and boxes (N, 4) in input pixels to logits (N, 4s, 4s) and predicted IoU (N,). N boxes,
+T = 7 tokens per box, H = 8 heads, L = s * s image tokens.
 
 What is computed differently, and why it is the same:
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from litemed.export.folding import linear
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
@@ -36,16 +37,6 @@ from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
 TOKENS = 7  # IoU, four masks, two corners
 USED = 2  # of them after the last attention: IoU and mask 0
 INNER = DIM // 2  # width of the projections between tokens and image
-
-
-def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """Return a layer x W^T + b with copies of a weight (out, in) and a bias (out,)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer.requires_grad_(False)
 
 
 class SelfAttention(nn.Module):

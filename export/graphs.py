@@ -1,4 +1,4 @@
-"""The two ONNX graphs of a bundle, as adapter modules around the PyTorch model.
+"""The two ONNX graphs of a bundle, written from rewrites of the PyTorch model that are equal up to rounding.
 
 encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
 decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
@@ -16,33 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from litemed.export.errors import ExportError
+from litemed.export.fast_decoder import FastDecoderGraph
+from litemed.export.fast_encoder import FastEncoderGraph
 from litemed.models.litemedsam import LiteMedSAM
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 BOXES_AXIS = "N"
-
-
-class EncoderGraph(nn.Module):
-    """The image encoder by itself."""
-
-    def __init__(self, model: LiteMedSAM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model.encode(image)
-
-
-class DecoderGraph(nn.Module):
-    """Prompt encoder and mask decoder for boxes, the single-mask output only."""
-
-    def __init__(self, model: LiteMedSAM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        logits, iou = self.model.decode(image_embedding, boxes)
-        return logits[:, 0], iou[:, 0]
 
 
 @dataclass(frozen=True)
@@ -76,11 +55,11 @@ def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     size = model.size
     embedding = (1, 256, size // 4, size // 4)
     encoder = GraphSpec(
-        "encoder", EncoderGraph(model), {"image": (1, 3, size, size)}, {"image_embedding": embedding}
+        "encoder", FastEncoderGraph(model), {"image": (1, 3, size, size)}, {"image_embedding": embedding}
     )
     decoder = GraphSpec(
         "decoder",
-        DecoderGraph(model),
+        FastDecoderGraph(model),
         {"image_embedding": embedding, "boxes": (BOXES_AXIS, 4)},
         {"logits": (BOXES_AXIS, size, size), "iou": (BOXES_AXIS,)},
     )

@@ -1,0 +1,74 @@
+"""The encoder and the decoder rewritten for speed compute what the published ones compute."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint
+from litemed.export.fast_decoder import FastDecoderGraph
+from litemed.export.fast_encoder import FastEncoderGraph
+
+
+def boxes(count: int, size: int) -> torch.Tensor:
+    torch.manual_seed(count)
+    corner = torch.randint(0, size // 2, (count, 2))
+    return torch.cat([corner, corner + torch.randint(3, size // 2, (count, 2))], dim=1).float()
+
+
+@pytest.fixture(scope="module")
+def perturbed():
+    """Weights drawn at random, with no bias, norm or running average left at its neutral first value."""
+    model = untrained_checkpoint().model(64)
+    torch.manual_seed(0)
+    state = model.state_dict()
+    for name, value in state.items():
+        if value.dtype.is_floating_point and value.dim() == 1:
+            offset = 0.1 * torch.randn(value.shape)
+            state[name] = value + (offset.abs() if name.endswith("running_var") else offset)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("size", [64, 128, 192])
+@torch.inference_mode()
+def test_encoder_at_sizes_that_windows_do_not_divide(perturbed, size):
+    image = torch.rand(1, 3, size, size)
+    model = copy.deepcopy(perturbed)
+    model.size = size
+    expected = model.encode(image)
+    found = FastEncoderGraph(model)(image)
+    assert found.shape == expected.shape == (1, 256, size // 4, size // 4)
+    assert (found - expected).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_encoder_with_trial_weights(shared):
+    model = read_checkpoint(shared("weights/trial-64px.safetensors")).model(128)
+    image = torch.rand(1, 3, 128, 128)
+    found, eager = FastEncoderGraph(model)(image), model.encode(image)
+    exact = model.double().encode(image.double())
+    rounding = (eager - exact).abs().max()  # of the published graph; these weights magnify it
+    assert (found - exact).abs().max() < max(1e-4, 3 * rounding)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+@torch.inference_mode()
+def test_decoder(perturbed, count):
+    embedding = torch.randn(1, 256, 16, 16)
+    expected = perturbed.decode(embedding, boxes(count, 64))
+    found = FastDecoderGraph(perturbed)(embedding, boxes(count, 64))
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b[:, 0].shape
+        assert (a - b[:, 0]).abs().max() < 2e-5
+
+
+@torch.inference_mode()
+def test_decoder_with_trial_weights(shared):
+    model = read_checkpoint(shared("weights/trial-64px.safetensors")).model(128)
+    embedding = model.encode(torch.rand(1, 3, 128, 128))
+    expected, _ = model.decode(embedding, boxes(5, 128))
+    found, _ = FastDecoderGraph(model)(embedding, boxes(5, 128))
+    assert (found - expected[:, 0]).abs().max() < 2e-5 * max(1.0, float(expected.abs().max()))
