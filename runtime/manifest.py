@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from litemed.runtime.onnx_header import Value
+from litemed.runtime.precision import Precision, read_precisions
 from litemed.runtime.strict_json import Section, load_json, shown
 
 SCHEMA = 1
@@ -53,14 +54,6 @@ class Graph:
     opset: int
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The graphs, by key, that make up one precision."""
-
-    encoder: str
-    decoder: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         created=top.text("created"),
         input_size=size,
         graphs=MappingProxyType({key: _graph(graphs.section(key)) for key in graphs.names()}),
-        precisions=MappingProxyType({key: _precision(precisions.section(key)) for key in precisions.names()}),
+        precisions=read_precisions(precisions),
         weights=_weights(top.section("weights")),
         parity=tuple(_parity(entry) for entry in top.sections("parity")),
         tools=MappingProxyType({key: tools.text(key) for key in tools.names()}),
@@ -192,12 +185,6 @@ def _value(section: Section) -> Value:
     return Value(name, dtype, tuple(shape))
 
 
-def _precision(section: Section) -> Precision:
-    precision = Precision(encoder=section.text("encoder"), decoder=section.text("decoder"))
-    section.nothing_else()
-    return precision
-
-
 def _weights(section: Section) -> Weights:
     lora = None if section.take("lora") is None else section.section("lora")
     return Weights(
@@ -229,8 +216,6 @@ def _parity(section: Section) -> Parity:
 
 def _check_roles(manifest: Manifest, top: Section) -> None:
     """Check that precisions and graphs fit each other, and each graph the role that it plays."""
-    if "float32" not in manifest.precisions:
-        top.refuse("has no precision float32; export the bundle again")
     used = set()
     for name, precision in manifest.precisions.items():
         for role in ROLES:

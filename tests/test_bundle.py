@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -223,7 +224,6 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
         (lambda m: m["graphs"]["decoder"]["inputs"][1].update(shape="N4"), "shape"),
         (lambda m: m["graphs"]["decoder"]["outputs"][0].update(dtype="float16"), "'decoder'"),
         (lambda m: m.update(precisions={}), "float32"),
-        (lambda m: m["precisions"].update(int8={"encoder": "encoder8", "decoder": "decoder"}), "'encoder8'"),
         (lambda m: m["weights"].pop("trained"), "'trained'"),
         (lambda m: m["weights"].update(trained=1), "trained"),
         (lambda m: m["weights"].update(lora={"rank": 4.5}), "rank"),
@@ -238,6 +238,82 @@ def test_a_manifest_that_schema_1_does_not_allow(
 ) -> None:
     edit(folder, change)
     assert why in refused(folder)
+
+
+def with_int8(manifest: Json) -> Json:
+    """Add a sound precision int8 to a manifest and return it."""
+    modalities = {
+        "CT": {"cases": 4, "dice": 0.995, "dsc_change": -0.001},
+        "X-Ray": {"cases": 1, "dice": 0.985, "dsc_change": None},
+    }
+    engines = {name: {"macro": 0.99, "modalities": modalities} for name in ("onnxruntime", "openvino")}
+    agreement = {"images": 5, "engines": copy.deepcopy(engines)}
+    int8: Json = {"encoder": "encoder", "decoder": "decoder", "agreement": agreement}
+    manifest["precisions"]["int8"] = int8
+    return int8
+
+
+def test_precisions_and_their_agreement_are_read(folder: pathlib.Path) -> None:
+    edit(folder, with_int8)
+    precisions = Bundle.open(folder).manifest.precisions
+    assert precisions["float32"].agreement is None
+    agreement = precisions["int8"].agreement
+    assert agreement is not None
+    assert (agreement.images, agreement.engines["openvino"].macro) == (5, 0.99)
+    assert agreement.engines["openvino"].modalities["X-Ray"].dsc_change is None
+    assert agreement.engines["onnxruntime"].modalities["CT"].dsc_change == -0.001
+
+
+def measured(int8: Json) -> Json:
+    found: Json = int8["agreement"]["engines"]["openvino"]
+    return found
+
+
+def of_ct(int8: Json) -> Json:
+    found: Json = measured(int8)["modalities"]["CT"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda p: p.update(encoder="encoder8"), "'encoder8'"),
+        (lambda p: p.update(encoder="decoder"), "'decoder'"),
+        (lambda p: p.update(hint="f16"), "'hint'"),
+        (lambda p: p.pop("agreement"), "'agreement'"),
+        (lambda p: p.update(agreement=None), "agreement"),
+        (lambda p: p["agreement"].update(images=0), "images is 0"),
+        (lambda p: p["agreement"].update(images=4.5), "images"),
+        (lambda p: p["agreement"].update(passes=True), "'passes'"),
+        (lambda p: p["agreement"]["engines"].update(tensorrt=measured(p)), "'tensorrt'"),
+        (lambda p: measured(p).update(macro=1.0), "mean of the modalities' dice"),
+        (lambda p: measured(p).update(macro="0.99"), "macro"),
+        (lambda p: measured(p).update(modalities={}), "no modality"),
+        (lambda p: measured(p).update(note="x"), "'note'"),
+        (lambda p: of_ct(p).update(cases=0), "cases is 0"),
+        (lambda p: of_ct(p).update(cases=True), "cases"),
+        (lambda p: of_ct(p).update(dice=1.5), "dice is 1.5"),
+        (lambda p: of_ct(p).update(dice=-0.1), "dice is -0.1"),
+        (lambda p: of_ct(p).update(dice=None), "dice"),
+        (lambda p: of_ct(p).update(dsc_change=-1.5), "dsc_change is -1.5"),
+        (lambda p: of_ct(p).update(dsc_change="0"), "dsc_change"),
+        (lambda p: of_ct(p).pop("dsc_change"), "'dsc_change'"),
+        (lambda p: of_ct(p).update(nsd=1.0), "'nsd'"),
+    ],
+)
+def test_a_precision_that_schema_1_does_not_allow(
+    folder: pathlib.Path, change: Callable[[Json], object], why: str
+) -> None:
+    edit(folder, lambda manifest: change(with_int8(manifest)))
+    assert why in refused(folder)
+
+
+def test_float32_agrees_with_itself_and_other_names_are_not_known(folder: pathlib.Path) -> None:
+    edit(folder, lambda m: m["precisions"]["float32"].update(agreement=with_int8(m)["agreement"]))
+    assert "'agreement'" in refused(folder)
+    edit(folder, lambda m: m["precisions"]["float32"].pop("agreement"))
+    edit(folder, lambda m: m["precisions"].update(fp16=m["precisions"]["int8"]))
+    assert "'fp16' is not one of float32, bf16, int8" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +364,7 @@ def test_any_other_value_anywhere_opens_or_ends_in_one_line(
     path = folder / "manifest.json"
     sound = path.read_text()
     manifest = json.loads(sound)
+    with_int8(manifest)
     container, key = data.draw(st.sampled_from(places(manifest)))
     container[key] = data.draw(JSON)
     path.write_text(json.dumps(manifest))

@@ -7,12 +7,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 from litemed.runtime import onnx_header
@@ -77,6 +78,36 @@ def test_reads_the_graphs_of_a_bundle(box_bundle: pathlib.Path) -> None:
                 for end in ends
             ]
             assert {value.dtype for value in values} == {"float32"}
+
+
+def test_reads_quantised_graphs_and_none_that_need_other_operators(box_bundle: pathlib.Path) -> None:
+    """QDQ form: standard operators round float32 ones, scales and zero points as initializers."""
+    sound = onnx.load(box_bundle / "encoder.onnx")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["bytes"]),
+        helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["weight8", "scales", "zeros"], ["weight"], axis=0),
+    ]
+    quantised = onnx.ModelProto()
+    quantised.CopyFrom(sound)
+    main = quantised.graph
+    main.node[0].input[0] = "rounded"
+    kept = list(main.node)
+    del main.node[:], main.initializer[:]
+    main.node.extend([*nodes, *kept])
+    for name, values in {
+        "scale": np.array(1 / 255, np.float32),
+        "zero": np.array(0, np.uint8),
+        "weight8": np.full((256, 3, 1, 1), 100, np.int8),
+        "scales": np.full(256, 0.01, np.float32),
+        "zeros": np.zeros(256, np.int8),
+    }.items():
+        main.initializer.append(numpy_helper.from_array(values, name))
+    onnx.checker.check_model(quantised, full_check=True)
+    assert read_onnx_header(quantised.SerializeToString()) == read_onnx_header(sound.SerializeToString())
+    quantised.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(BundleError, match=r"operators of 'com\.microsoft'"):
+        read_onnx_header(quantised.SerializeToString())
 
 
 EXTERNAL: dict[str, Callable[[], onnx.ModelProto]] = {

@@ -1,0 +1,160 @@
+"""The precisions that a bundle offers, and which of them agree so well with float32 that they need no asking.
+
+float32 is the reference and is in every bundle. The others are faster on some CPUs and give masks that differ
+a little; by how much was measured on real images when the bundle was made and stands in its manifest, for
+each engine apart. Whether that is good enough is judged here, from those numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from litemed.runtime.strict_json import Section
+
+REFERENCE = "float32"
+PRECISIONS = (REFERENCE, "bf16", "int8")
+"""float32; bf16: an engine's own rounding of a float32 graph, on a CPU that computes in it; int8: quantised
+graphs, with float32 between the quantised operators."""
+
+ENGINES = ("onnxruntime", "openvino")
+
+MIN_MACRO = 0.99
+"""The least mean Dice, over modalities, of a precision's label maps with those of float32."""
+
+MAX_DSC_LOSS = 0.005
+"""The most that a modality's DSC against the ground truth may fall below float32's."""
+
+_ROUNDING = 0.001
+
+
+@dataclass(frozen=True)
+class ModalityAgreement:
+    """How a precision did on the `cases` of one modality.
+
+    `dice` is the mean Dice of its label maps with float32's; `dsc_change` is its mean DSC against the ground
+    truth minus float32's, None where there is no ground truth.
+    """
+
+    cases: int
+    dice: float
+    dsc_change: float | None
+
+
+@dataclass(frozen=True)
+class EngineAgreement:
+    """How a precision did on one engine; `macro` is the mean of `dice` over the modalities."""
+
+    macro: float
+    modalities: Mapping[str, ModalityAgreement]
+
+    def shortcoming(self) -> str | None:
+        """Return what keeps it from being used unasked, for a message; None if nothing does."""
+        if self.macro < MIN_MACRO:
+            return f"its masks agree with those of {REFERENCE} to {self.macro:.4f}, under {MIN_MACRO}"
+        for name, modality in self.modalities.items():
+            if modality.dsc_change is not None and modality.dsc_change < -MAX_DSC_LOSS:
+                return f"it lowers the DSC of {name} by {-modality.dsc_change:.4f}, over {MAX_DSC_LOSS}"
+        return None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a precision did on `images` real images, by engine."""
+
+    images: int
+    engines: Mapping[str, EngineAgreement]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The graphs, by key, that make up one precision; `agreement` is None for float32 alone."""
+
+    encoder: str
+    decoder: str
+    agreement: Agreement | None = None
+
+    def shortcoming(self, engine: str) -> str | None:
+        """Return what keeps it from being used unasked on an engine, for a message; None if nothing does."""
+        if self.agreement is None:
+            return None
+        if engine not in self.agreement.engines:
+            return "how well it agrees was not measured"
+        return self.agreement.engines[engine].shortcoming()
+
+    def passes(self, engine: str) -> bool:
+        """Return whether it may be used on an engine unasked."""
+        return self.shortcoming(engine) is None
+
+
+def read_precisions(section: Section) -> Mapping[str, Precision]:
+    """Read a manifest's precisions by name. Raises BundleError for what schema 1 does not allow."""
+    for name in section.names():
+        if name not in PRECISIONS:
+            section.refuse(f"{name!r} is not one of {', '.join(PRECISIONS)}; use a newer litemed")
+    if REFERENCE not in section.names():
+        section.refuse(f"there is no {REFERENCE}; export the bundle again")
+    return MappingProxyType({name: _precision(section.section(name), name) for name in section.names()})
+
+
+def _precision(section: Section, name: str) -> Precision:
+    precision = Precision(
+        encoder=section.text("encoder"),
+        decoder=section.text("decoder"),
+        agreement=None if name == REFERENCE else _agreement(section.section("agreement")),
+    )
+    section.nothing_else()
+    return precision
+
+
+def _agreement(section: Section) -> Agreement:
+    engines = section.section("engines")
+    for name in engines.names():
+        if name not in ENGINES:
+            engines.refuse(f"{name!r} is not one of {', '.join(ENGINES)}; use a newer litemed")
+    agreement = Agreement(
+        images=_count(section, "images"),
+        engines=MappingProxyType({name: _engine(engines.section(name)) for name in engines.names()}),
+    )
+    section.nothing_else()
+    return agreement
+
+
+def _engine(section: Section) -> EngineAgreement:
+    modalities = section.section("modalities")
+    found = {name: _modality(modalities.section(name)) for name in modalities.names()}
+    if not found:
+        modalities.refuse("there is no modality; measure the agreement again")
+    macro = _within(section, "macro", 0)
+    mean = math.fsum(one.dice for one in found.values()) / len(found)
+    if abs(macro - mean) > _ROUNDING:
+        section.refuse(f"macro is {macro:.4f}, but the mean of the modalities' dice is {mean:.4f}")
+    section.nothing_else()
+    return EngineAgreement(macro, MappingProxyType(found))
+
+
+def _modality(section: Section) -> ModalityAgreement:
+    agreement = ModalityAgreement(
+        cases=_count(section, "cases"),
+        dice=_within(section, "dice", 0),
+        dsc_change=None if section.take("dsc_change") is None else _within(section, "dsc_change", -1),
+    )
+    section.nothing_else()
+    return agreement
+
+
+def _count(section: Section, key: str) -> int:
+    count = section.integer(key)
+    if count < 1:
+        section.refuse(f"{key} is {count}; nothing was measured")
+    return count
+
+
+def _within(section: Section, key: str, lowest: float) -> float:
+    """Return a number from `lowest` to 1."""
+    number = section.number(key)
+    if not lowest <= number <= 1:
+        section.refuse(f"{key} is {number}, not from {lowest} to 1")
+    return number
