@@ -19,21 +19,32 @@ def load(
     bundle_path: str | os.PathLike[str],
     *,
     engine: str = "auto",
+    precision: str = "auto",
     threads: int | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Segmenter:
     """Open a bundle folder and load its model.
 
-    `engine` is "onnxruntime", "openvino" or "auto" (OpenVINO where it is installed); `threads` is how many it
-    computes with, None all that the process may use. `cache` is a folder of the user's own that keeps what
-    OpenVINO compiled (see `litemed.runtime.engines.cache` for what is trusted); without it nothing is kept.
+    Args:
+        bundle_path: the folder that litemed-export wrote.
+        engine: "onnxruntime", "openvino" or "auto", the faster one that is installed.
+        precision: "exact": float32; "auto": the fastest of those in the bundle whose masks agree with
+            float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not.
+        threads: how many to compute with; None takes one for each core that the process has.
+        cache: a folder of the user's own that keeps what was timed of engines and precisions and what
+            OpenVINO compiled, see `litemed.runtime.engines.cache` for what is trusted. Without it nothing is
+            timed or kept, and what is the fastest is presumed.
 
-    Raises BundleError if the bundle is damaged, EngineError if the engine is not installed or fails,
-    UsageError for an unknown engine or number of threads, or a cache that others may write into.
+    What was chosen stands in the attributes `name`, `precision` and `choice` of the returned one's `engine`.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        EngineError: the engine is not installed, or fails.
+        UsageError: an unknown engine, precision or number of threads, or a cache that others may write into.
     """
     from litemed.runtime.segmenter import Segmenter
 
-    return Segmenter.load(bundle_path, engine=engine, threads=threads, cache=cache)
+    return Segmenter.load(bundle_path, engine=engine, precision=precision, threads=threads, cache=cache)
 
 
 def __getattr__(name: str) -> str:

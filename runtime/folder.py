@@ -95,6 +95,7 @@ def run_cases(
         bundle=segmenter.bundle.name,
         bundle_sha256=segmenter.bundle.digest,
         engine=segmenter.engine.name,
+        precision=segmenter.engine.precision,
         propagate=propagate,
     )
     report = ReportFile(output, settings, Environment.current(segmenter.engine))

@@ -103,6 +103,7 @@ class Settings:
         bundle: the bundle's name.
         bundle_sha256: of its manifest, which holds the hashes of all its graphs.
         engine: onnxruntime or openvino.
+        precision: that the engine computed in, one of the bundle's.
         propagate: whether volumes were segmented slice by slice from the middle.
     """
 
@@ -110,6 +111,7 @@ class Settings:
     bundle: str
     bundle_sha256: str
     engine: str
+    precision: str
     propagate: bool
 
     @property
@@ -120,9 +122,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a run took place; versions as the packages give them."""
+    """Where a run took place; versions as the packages give them.
+
+    ``choice`` says why this engine and precision were chosen, empty if they were asked for by name.
+    """
 
     engine_version: str
+    choice: str
     threads: int
     python: str
     numpy: str
@@ -135,6 +141,7 @@ class Environment:
         """Describe this process and machine, and the engine it computes with."""
         return cls(
             engine_version=engine.version,
+            choice=engine.choice,
             threads=engine.threads,
             python=platform.python_version(),
             numpy=np.__version__,

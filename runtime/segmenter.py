@@ -56,13 +56,14 @@ class Segmenter:
         path: str | os.PathLike[str],
         *,
         engine: str = "auto",
+        precision: str = "auto",
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
         """Open a bundle folder and load it; see `Bundle.open` and `open_engine` for the errors."""
         kept = None if cache is None else Cache(cache)
         bundle = Bundle.open(path)
-        return cls(bundle, open_engine(engine, bundle, threads, cache=kept))
+        return cls(bundle, open_engine(engine, bundle, threads, precision=precision, cache=kept))
 
     def segment(
         self,

@@ -32,9 +32,18 @@ from litemed.runtime.report import (
     load_report,
 )
 
-SETTINGS = Settings(litemed="0.1.0", bundle="b", bundle_sha256="0" * 64, engine="openvino", propagate=False)
+SETTINGS = Settings(
+    litemed="0.1.0", bundle="b", bundle_sha256="0" * 64, engine="openvino", precision="int8", propagate=False
+)
 ENVIRONMENT = Environment(
-    engine_version="1", threads=1, python="3", numpy="2", opencv="4", platform="Linux", cpu="some"
+    engine_version="1",
+    choice="timed",
+    threads=1,
+    python="3",
+    numpy="2",
+    opencv="4",
+    platform="Linux",
+    cpu="some",
 )
 DONE = CaseReport(
     case="a, with comma",

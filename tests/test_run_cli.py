@@ -18,6 +18,10 @@ import cv2
 import numpy as np
 import pytest
 
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import Cache
+from litemed.runtime.engines.choice import candidates
+from litemed.runtime.engines.timing import Times, keep_times
 from litemed.runtime.npz import write_npz
 from litemed.runtime.report import EFFICIENCY, REPORT, load_report
 
@@ -220,6 +224,66 @@ def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(
     assert len(refused.stderr.splitlines()) == 1
 
 
+# Engine and precision
+
+
+@pytest.fixture
+def two_precisions(box_bundle: Path, tmp_path: Path) -> Path:
+    """Return a bundle that lists its graphs a second time, as int8 that does not pass on ONNX Runtime."""
+    bundle = Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    engines = {
+        name: {"macro": dice, "modalities": {"CT": {"cases": 1, "dice": dice, "dsc_change": None}}}
+        for name, dice in (("onnxruntime", 0.9), ("openvino", 1.0))
+    }
+    agreement = {"images": 1, "engines": engines}
+    manifest["precisions"]["int8"] = manifest["precisions"]["float32"] | {"agreement": agreement}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def pretend_int8_is_fastest(bundle: Path, kept: Path) -> None:
+    """Put into a cache what timing would have, for `--precision fast` on ONNX Runtime with one thread."""
+    opened = Bundle.open(bundle)
+    found, _ = candidates(opened.manifest, "onnxruntime", "fast")
+    seconds = {candidate: 1.0 if candidate.precision == "int8" else 2.0 for candidate in found}
+    keep_times(Cache(kept), opened, found, 1, Times(seconds, {}))
+
+
+def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
+    cases: Path, out: Path, two_precisions: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    pretend_int8_is_fastest(two_precisions, kept)
+    fixed = ("-o", out, "--model", two_precisions, "--cache", kept, "--engine", "onnxruntime", "--threads", 1)
+
+    def segment(*options: object) -> tuple[str, str]:
+        done = subprocess.run(command(cases, *fixed, *options), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return "".join(done.stdout.splitlines()[-1:]).partition(";")[0], done.stderr
+
+    assert segment("--precision", "exact") == ("2 done, 0 skipped, 0 failed", "")
+    report = load_report(out / REPORT)
+    assert (report.settings.precision, report.environment.choice) == ("float32", "")
+    version = report.environment.engine_version
+    summary, noted = segment("--precision", "fast", "--verbose")
+    assert summary == "2 done, 0 skipped, 0 failed"
+    report = load_report(out / REPORT)
+    assert report.settings.precision == "int8"
+    assert report.environment.choice.startswith("timed on this CPU: onnxruntime int8 1000 ms, ")
+    notes = noted.splitlines()
+    assert len(notes) == 2
+    assert notes[0].startswith("note: int8 on onnxruntime is for those who accept other masks: ")
+    assert notes[1] == f"note: onnxruntime {version}, int8, 1 threads: {report.environment.choice}"
+    assert segment("--precision", "fast", "--quiet")[1] == ""
+    assert segment("--precision", "fast")[0] == "0 done, 2 skipped, 0 failed"
+    # Did not pass on this engine, so float32 it is by itself.
+    assert segment()[0] == "2 done, 0 skipped, 0 failed"
+    report = load_report(out / REPORT)
+    assert report.settings.precision == "float32"
+    assert "left out: onnxruntime int8 (" in report.environment.choice
+
+
 # Wrong use
 
 
@@ -232,6 +296,7 @@ def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(
         (("notes.txt",), "notes.txt: not a case"),
         (("cases", "--threads", "0"), "--threads"),
         (("cases", "--engine", "torch"), "--engine"),
+        (("cases", "--precision", "half"), "--precision"),
         (("cases", "--wrong"), "--wrong"),
         (("cases", "--overlay", "cases"), "would be replaced"),
     ],

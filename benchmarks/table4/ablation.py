@@ -28,6 +28,7 @@ class OneBoxEngine:
         """Wrap a loaded engine."""
         self._engine = engine
         self.name, self.version, self.threads = engine.name, engine.version, engine.threads
+        self.precision, self.choice = engine.precision, engine.choice
 
     def ready(self) -> None:
         """Return once the graphs are loaded; see `Engine.ready`."""

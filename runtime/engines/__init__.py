@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
+from litemed.runtime.engines.choice import (
+    EXACT,
+    FAST,
+    PRECISION_CHOICES,
+    Candidate,
+    candidates,
+    fastest,
+    first_that_begins,
+    note_on_fast,
+)
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.engines.threads import available_threads
+from litemed.runtime.engines.timing import Times, keep_times, kept_times, time_candidates
 from litemed.runtime.errors import UsageError
+from litemed.runtime.precision import ENGINES
 
-__all__ = ["BOXES_PER_CALL", "ENGINES", "Cache", "Engine", "available_threads", "open_engine"]
+__all__ = [
+    "BOXES_PER_CALL",
+    "ENGINES",
+    "PRECISION_CHOICES",
+    "Cache",
+    "Engine",
+    "available_threads",
+    "open_engine",
+]
 
-ENGINES = ("onnxruntime", "openvino")
 _MAX_THREADS = 1024
+
+Tell = Callable[[str], None]
 
 
 def open_engine(
@@ -21,41 +42,71 @@ def open_engine(
     bundle: Bundle,
     threads: int | None = None,
     *,
+    precision: str = EXACT,
     cache: Cache | None = None,
     wait: bool = True,
+    tell: Tell = lambda line: None,
 ) -> Engine:
-    """Load a bundle's float32 graphs into an engine.
+    """Load the graphs of one of a bundle's precisions into an engine.
 
-    `name` is "onnxruntime", "openvino" or "auto": OpenVINO where it is installed, for it is the faster one,
-    else ONNX Runtime. `threads` is how many it computes with; None takes all that the process may use (see
-    `available_threads`).
+    Args:
+        name: "onnxruntime", "openvino" or "auto", the faster one that is installed.
+        bundle: whose graphs.
+        threads: how many to compute with; None takes as many as the process has cores of its own, see
+            `litemed.runtime.engines.threads`.
+        precision: "exact": float32; "fast": the fastest that the bundle lists; "auto": the fastest of those
+            that passed, see `litemed.runtime.precision`; or the name of one that the bundle lists.
+        cache: keeps what was measured and what OpenVINO compiled. What is the fastest is measured if this is
+            given, see `litemed.runtime.engines.choice`; else it is presumed. (ONNX Runtime's optimised
+            graphs are not kept: loading them took 350 ms of CPU time, optimising them anew 392, once, on an
+            AMD EPYC.)
+        wait: if False, the graphs are still being loaded when this returns. That they are refused is then
+            raised by the engine's `ready`.
+        tell: is given a line about what a user may want to know of the choice.
 
-    In `cache` OpenVINO keeps what it compiled, so that the next start is quicker. For ONNX Runtime it is of
-    no use: loading the graphs that it has optimised took 350 ms of CPU time, optimising them anew 392 (once,
-    on an AMD EPYC). With `wait` False the graphs are still being loaded when this returns: that they are
-    refused is then raised by the engine's `ready`.
-
-    Raises UsageError for an unknown name or number of threads, EngineError if the engine is not installed or
-    does not accept the graphs.
+    Raises:
+        UsageError: an unknown name, precision or number of threads.
+        EngineError: the engine is not installed, or does not accept the graphs or the precision; if several
+            come into question, none of them.
     """
-    if name not in (*ENGINES, "auto"):
-        raise UsageError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}, auto")
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise UsageError(f"{threads} threads; give 1 to {_MAX_THREADS}")
-    if name == "auto":
-        name = "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
     count = available_threads() if threads is None else threads
-    engine = _begin(name, bundle, count, cache)
+    found, left_out = candidates(bundle.manifest, name, precision)
+
+    def begin(candidate: Candidate, why: str) -> Engine:
+        return _begin(candidate, bundle, count, why, cache)
+
+    if len(found) == 1 or cache is None:
+        engine = first_that_begins(found, left_out, begin)
+    else:
+        times = _times(found, bundle, count, cache, tell)
+        engine = begin(*fastest(times.seconds, {**left_out, **times.left_out}))
+    if precision == FAST and (note := note_on_fast(engine, bundle.manifest)):
+        tell(note)
     if wait:
         engine.ready()
     return engine
 
 
-def _begin(name: str, bundle: Bundle, threads: int, cache: Cache | None) -> Engine:
-    if name == "openvino":
+def _times(found: Sequence[Candidate], bundle: Bundle, threads: int, cache: Cache, tell: Tell) -> Times:
+    """Return how fast the candidates are: from the cache, or timed now and kept there."""
+    times = kept_times(cache, bundle, found, threads)
+    if times is None:
+        tell(f"timing {len(found)} ways to run {bundle.name} on this CPU, once; the cache keeps the outcome")
+        times = time_candidates(
+            found, lambda one: _begin(one, bundle, threads, "", None), bundle.manifest.input_size
+        )
+        if times.seconds:
+            keep_times(cache, bundle, found, threads, times)
+    return times
+
+
+def _begin(candidate: Candidate, bundle: Bundle, threads: int, why: str, cache: Cache | None) -> Engine:
+    if candidate.engine == "openvino":
         from litemed.runtime.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(bundle, threads, cache)
+        return OpenVinoEngine(bundle, threads, candidate.precision, why, cache)
     from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, threads)
+    return OnnxRuntimeEngine(bundle, threads, candidate.precision, why)

@@ -87,17 +87,6 @@ class Cache:
             )
 
 
-def cpu_identity() -> str:
-    """Return a text that differs between CPUs for which compiled graphs may differ."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    first = {key: next((line for line in lines if line.startswith(key)), "") for key in wanted}
-    return hashlib.sha256(json.dumps([os.uname().machine, first]).encode()).hexdigest()
-
-
 def _foreign(status: os.stat_result) -> bool:
     return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 

@@ -1,4 +1,4 @@
-"""Load a bundle's two graphs at once, each in a thread of its own, while the caller goes on."""
+"""Load a precision's two graphs at once, each in a thread of its own, while the caller goes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from litemed.runtime.manifest import Precision
+from litemed.runtime.precision import Precision
 
 Loaded = TypeVar("Loaded")
 
@@ -14,11 +14,11 @@ Loaded = TypeVar("Loaded")
 class LoadingGraphs(Generic[Loaded]):
     """Encoder and decoder on their way; whoever asks for one waits for it."""
 
-    def __init__(self, load: Callable[[str], Loaded], precision: Precision) -> None:
-        """Begin to `load` both graphs, given their keys. What `load` raises, the attributes raise."""
+    def __init__(self, load: Callable[[str, str], Loaded], precision: Precision) -> None:
+        """Begin to `load` both graphs, given role and key. What `load` raises, the attributes raise."""
         pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
-        self._encoder = pool.submit(load, precision.encoder)
-        self._decoder = pool.submit(load, precision.decoder)
+        self._encoder = pool.submit(load, "encoder", precision.encoder)
+        self._decoder = pool.submit(load, "decoder", precision.decoder)
         pool.shutdown(wait=False)
 
     @property

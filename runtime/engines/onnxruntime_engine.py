@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, in float32."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
+from litemed.runtime.precision import REFERENCE
 
 NAME = "onnxruntime"
 _FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
@@ -19,8 +20,13 @@ class OnnxRuntimeEngine:
 
     name = NAME
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        """Begin to load the graphs of a bundle. Raises EngineError if ONNX Runtime is missing."""
+    def __init__(self, bundle: Bundle, threads: int, precision: str = REFERENCE, choice: str = "") -> None:
+        """Begin to load a precision's graphs.
+
+        Raises EngineError if ONNX Runtime is missing, or does not compute in that precision.
+        """
+        if precision == "bf16":
+            raise EngineError("ONNX Runtime computes no bf16 on a CPU; choose OpenVINO")
         silence_onnxruntime()
         try:
             import onnxruntime
@@ -30,9 +36,11 @@ class OnnxRuntimeEngine:
         onnxruntime.disable_telemetry_events()
         self.version = str(onnxruntime.__version__)
         self.threads = threads
+        self.precision = precision
+        self.choice = choice
         self._sessions = LoadingGraphs(
-            lambda key: self._session(onnxruntime, bundle.graph_bytes(key)),
-            bundle.manifest.precisions["float32"],
+            lambda role, key: self._session(onnxruntime, bundle.graph_bytes(key)),
+            bundle.manifest.precisions[precision],
         )
 
     def ready(self) -> None:

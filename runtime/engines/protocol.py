@@ -36,6 +36,14 @@ class Engine(Protocol):
     def threads(self) -> int:
         """How many threads it computes with."""
 
+    @property
+    def precision(self) -> str:
+        """The name of the precision that it computes in, one of the bundle's."""
+
+    @property
+    def choice(self) -> str:
+        """Why it was chosen, and why in this precision, in one line; empty if it was asked for so."""
+
     def ready(self) -> None:
         """Return once the graphs are loaded, which goes on behind the scenes until then.
 

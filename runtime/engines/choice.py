@@ -1,0 +1,131 @@
+"""Which engine and precision to run a bundle with, where the user leaves it open.
+
+What is asked for gives the candidates, each an engine with a precision. Which of them is the fastest differs
+between CPUs and cannot be told beforehand. So it is timed, once, if the user names a folder to keep the
+outcome in (see `litemed.runtime.engines.timing`); otherwise the one is taken that is presumed the fastest:
+
+- bf16, where the CPU computes in it (OpenVINO only), before int8;
+- int8 before float32 where the CPU has instructions that multiply and add bytes, else after it;
+- OpenVINO before ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from litemed.runtime.engines.cpu import cpu_instructions
+from litemed.runtime.engines.protocol import Engine
+from litemed.runtime.errors import EngineError, UsageError
+from litemed.runtime.manifest import Manifest
+from litemed.runtime.precision import ENGINES, REFERENCE
+
+EXACT, FAST, AUTO = "exact", "fast", "auto"
+PRECISION_CHOICES = (EXACT, FAST, AUTO)
+
+_INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine with a precision."""
+
+    engine: str
+    precision: str
+
+    def __str__(self) -> str:
+        """Return both names."""
+        return f"{self.engine} {self.precision}"
+
+
+Reasons = Mapping[Candidate, str]
+Begin = Callable[[Candidate, str], Engine]
+
+
+def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[Candidate, ...], Reasons]:
+    """Return what may be run, what is presumed the fastest first, and why the rest of what is listed may not.
+
+    Args:
+        manifest: of the bundle.
+        engine: one's name or "auto".
+        precision: "exact": float32; "fast": any that the bundle lists; "auto": those of them that pass (see
+            `litemed.runtime.precision`); or the name of one.
+
+    Raises:
+        UsageError: an unknown engine or precision, or a precision that the bundle does not list.
+    """
+    if engine not in (*ENGINES, AUTO):
+        raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}, {AUTO}")
+    listed = tuple(manifest.precisions)
+    if precision not in (*PRECISION_CHOICES, *listed):
+        raise UsageError(
+            f"the bundle {manifest.name!r} has no precision {precision!r}; choose one of "
+            f"{', '.join((*PRECISION_CHOICES, *listed))}"
+        )
+    names = listed if precision in (FAST, AUTO) else (REFERENCE if precision == EXACT else precision,)
+    every = [Candidate(one, name) for name in names for one in (ENGINES if engine == AUTO else (engine,))]
+    left_out = {}
+    if precision == AUTO:
+        for candidate in every:
+            shortcoming = manifest.precisions[candidate.precision].shortcoming(candidate.engine)
+            if shortcoming is not None:
+                left_out[candidate] = shortcoming
+    found = (candidate for candidate in every if candidate not in left_out)
+    return tuple(sorted(found, key=_presumed_rank)), left_out
+
+
+def first_that_begins(found: Sequence[Candidate], left_out: Reasons, begin: Begin) -> Engine:
+    """Return the engine of the first candidate that does not fail at once.
+
+    Raises EngineError, that of the only candidate or one that tells of all.
+    """
+    reasons = dict(left_out)
+    for candidate in found:
+        try:
+            return begin(candidate, "" if len(found) + len(left_out) == 1 else _presumed(found, reasons))
+        except EngineError as error:
+            if len(found) == 1:
+                raise
+            reasons[candidate] = str(error)
+    raise EngineError(_none_left(reasons))
+
+
+def fastest(seconds: Mapping[Candidate, float], left_out: Reasons) -> tuple[Candidate, str]:
+    """Return the candidate of the least seconds, and why. Raises EngineError if there is none."""
+    if not seconds:
+        raise EngineError(_none_left(left_out))
+    ranking = sorted(seconds, key=lambda candidate: seconds[candidate])
+    times = ", ".join(f"{candidate} {1000 * seconds[candidate]:.0f} ms" for candidate in ranking)
+    return ranking[0], f"timed on this CPU: {times}" + _left_out(left_out)
+
+
+def note_on_fast(engine: Engine, manifest: Manifest) -> str | None:
+    """Return what to tell who asked for "fast" and got nothing faster, or a precision that did not pass."""
+    if engine.precision == REFERENCE:
+        return f"nothing faster than {REFERENCE} on this CPU in this bundle ({engine.choice or engine.name})"
+    shortcoming = manifest.precisions[engine.precision].shortcoming(engine.name)
+    if shortcoming is None:
+        return None
+    return f"{engine.precision} on {engine.name} is for those who accept other masks: {shortcoming}"
+
+
+def _presumed_rank(candidate: Candidate) -> tuple[int, int]:
+    int8_is_fast = cpu_instructions() & _INT8_INSTRUCTIONS
+    precisions = ("bf16", "int8", "float32") if int8_is_fast else ("bf16", "float32", "int8")
+    return precisions.index(candidate.precision), ("openvino", "onnxruntime").index(candidate.engine)
+
+
+def _presumed(found: Sequence[Candidate], left_out: Reasons) -> str:
+    if len(found) == 1:
+        return "the only one that comes into question" + _left_out(left_out)
+    return "presumed the fastest; name a cache folder to have it timed" + _left_out(left_out)
+
+
+def _left_out(reasons: Reasons) -> str:
+    if not reasons:
+        return ""
+    return "; left out: " + ", ".join(f"{candidate} ({why})" for candidate, why in reasons.items())
+
+
+def _none_left(reasons: Reasons) -> str:
+    return "nothing runs this bundle" + _left_out(reasons)

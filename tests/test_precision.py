@@ -1,0 +1,437 @@
+"""Which engine and precision run a bundle: of those that were measured to agree the fastest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+import litemed.runtime
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import ENGINES, Cache, Engine, choice, open_engine, timing
+from litemed.runtime.engines.choice import Candidate, candidates
+from litemed.runtime.engines.timing import Times, keep_times, kept_times
+from litemed.runtime.errors import EngineError, UsageError
+from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
+
+Float = NDArray[np.float32]
+Json = dict[str, Any]
+
+IMAGE = np.random.default_rng(0).random((1, 3, 256, 256), np.float32)
+BOXES = np.array([[20, 30, 120, 140], [60, 60, 200, 90]], np.float32)
+
+
+class Random(CalibrationDataReader):
+    """Three random images to calibrate on."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self._images: Iterator[Float] = iter([rng.random(IMAGE.shape, np.float32) for _ in range(3)])
+
+    def get_next(self) -> dict[str, Float] | None:
+        image = next(self._images, None)
+        return None if image is None else {"image": image}
+
+
+def agreement(dice: float = 0.995, dsc_change: float | None = -0.001, **by_engine: float) -> Json:
+    """The `agreement` of a manifest; another Dice for single engines if wanted."""
+    engines = {
+        name: {
+            "macro": by_engine.get(name, dice),
+            "modalities": {"CT": {"cases": 4, "dice": by_engine.get(name, dice), "dsc_change": dsc_change}},
+        }
+        for name in ENGINES
+    }
+    return {"images": 4, "engines": engines}
+
+
+def edit(folder: pathlib.Path, change: Callable[[Json], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def set_agreement(folder: pathlib.Path, precision: str, found: Json) -> None:
+    edit(folder, lambda manifest: manifest["precisions"][precision].update(agreement=found))
+
+
+@pytest.fixture(scope="module")
+def quantised(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """`box_bundle` with the precision int8, which passes: an encoder quantised to QDQ form."""
+    folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path_factory.mktemp("int8") / "bundle"))
+    path = folder / "encoder_int8.onnx"
+    quantize_static(
+        folder / "encoder.onnx",
+        path,
+        Random(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    data = path.read_bytes()
+
+    def add(manifest: Json) -> None:
+        sums = {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest["graphs"]["encoder_int8"] = manifest["graphs"]["encoder"] | sums
+        manifest["precisions"]["int8"] = {
+            "encoder": "encoder_int8",
+            "decoder": "decoder",
+            "agreement": agreement(),
+        }
+
+    edit(folder, add)
+    return folder
+
+
+@pytest.fixture
+def folder(quantised: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The same, to change."""
+    return pathlib.Path(shutil.copytree(quantised, tmp_path / "bundle"))
+
+
+@pytest.fixture(params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param, reason="OpenVINO is an extra")
+    return str(request.param)
+
+
+@pytest.fixture
+def cache(tmp_path: pathlib.Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+# The gate
+
+
+def judged(macro: float, changes: list[float | None]) -> Precision:
+    modalities = {str(i): ModalityAgreement(1, macro, change) for i, change in enumerate(changes)}
+    return Precision("e", "d", Agreement(1, {"openvino": EngineAgreement(macro, modalities)}))
+
+
+@pytest.mark.parametrize(
+    ("macro", "changes", "passes"),
+    [
+        (0.99, [None], True),
+        (0.99, [-0.005, 0.1], True),
+        (0.9899, [0.0], False),
+        (1.0, [0.01, -0.0051], False),
+        (1.0, [None, None], True),
+        (1.0, [None, -0.2], False),
+    ],
+)
+def test_a_precision_passes_by_its_dice_and_its_worst_modality(
+    macro: float, changes: list[float | None], passes: bool
+) -> None:
+    precision = judged(macro, changes)
+    assert precision.passes("openvino") is passes
+    assert (precision.shortcoming("openvino") is None) is passes
+
+
+@given(st.floats(0, 1), st.lists(st.none() | st.floats(-1, 1), min_size=1))
+def test_the_gate_is_just_its_two_conditions(macro: float, changes: list[float | None]) -> None:
+    known = [change for change in changes if change is not None]
+    assert judged(macro, changes).passes("openvino") == (macro >= 0.99 and min(known, default=0) >= -0.005)
+
+
+def test_what_was_not_measured_on_an_engine_does_not_pass_there() -> None:
+    assert not judged(1, [0.0]).passes("onnxruntime")
+    assert "not measured" in (judged(1, [0.0]).shortcoming("onnxruntime") or "")
+    assert Precision("e", "d").passes("onnxruntime")
+
+
+# What comes into question
+
+
+def test_each_request_has_its_candidates(folder: pathlib.Path) -> None:
+    set_agreement(folder, "int8", agreement(openvino=0.98))
+    manifest = Bundle.open(folder).manifest
+
+    def found(engine: str, precision: str) -> set[str]:
+        return {str(candidate) for candidate in candidates(manifest, engine, precision)[0]}
+
+    assert found("auto", "exact") == {"openvino float32", "onnxruntime float32"}
+    assert found("auto", "auto") == {"openvino float32", "onnxruntime float32", "onnxruntime int8"}
+    assert found("auto", "fast") == {f"{one} {two}" for one in ENGINES for two in ("float32", "int8")}
+    assert found("openvino", "auto") == {"openvino float32"}
+    assert found("openvino", "fast") == {"openvino float32", "openvino int8"}
+    assert found("openvino", "int8") == {"openvino int8"}
+    (left_out,) = candidates(manifest, "auto", "auto")[1].items()
+    assert left_out[0] == Candidate("openvino", "int8")
+    assert "0.9800, under 0.99" in left_out[1]
+
+
+def test_unknown_precisions_are_refused(box_bundle: pathlib.Path) -> None:
+    bundle = Bundle.open(box_bundle)
+    for precision in ("int8", "half", ""):
+        with pytest.raises(UsageError, match="choose one of exact, fast, auto, float32"):
+            open_engine("onnxruntime", bundle, 1, precision=precision)
+    with pytest.raises(UsageError, match="'half'"):
+        litemed.runtime.load(box_bundle, engine="onnxruntime", precision="half")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [({"avx2"}, "float32"), ({"avx2", "avx512_vnni"}, "int8"), (set(), "float32")],
+)
+def test_unless_timed_int8_is_presumed_faster_where_the_cpu_has_instructions_for_it(
+    instructions: set[str], expected: str, name: str, quantised: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "cpu_instructions", lambda: instructions)
+    bundle = Bundle.open(quantised)
+    for precision in ("auto", "fast"):
+        engine = open_engine(name, bundle, 1, precision=precision)
+        assert engine.precision == expected
+        assert engine.choice.startswith("presumed the fastest")
+    assert open_engine(name, bundle, 1).precision == "float32"
+    assert open_engine(name, bundle, 1).choice == ""
+
+
+# What is run
+
+
+def test_each_precision_runs_its_own_graphs(name: str, quantised: pathlib.Path) -> None:
+    bundle = Bundle.open(quantised)
+    exact, rounded = (open_engine(name, bundle, 1, precision=one) for one in ("exact", "int8"))
+    assert (exact.precision, rounded.precision) == ("float32", "int8")
+    embeddings = exact.encode(IMAGE), rounded.encode(IMAGE)
+    difference = np.abs(embeddings[0] - embeddings[1]).max()
+    assert 1e-4 < difference < 0.05
+    for engine, embedding in zip((exact, rounded), embeddings, strict=True):
+        logits, iou = engine.decode(embedding, BOXES)
+        assert (logits.shape, iou.shape) == ((2, 256, 256), (2,))
+
+
+def bf16_bundle(box_bundle: pathlib.Path, target: pathlib.Path) -> Bundle:
+    folder = pathlib.Path(shutil.copytree(box_bundle, target))
+    graphs = {"encoder": "encoder", "decoder": "decoder"}
+    edit(folder, lambda manifest: manifest["precisions"].update(bf16=graphs | {"agreement": agreement()}))
+    return Bundle.open(folder)
+
+
+def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(
+    box_bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle = bf16_bundle(box_bundle, tmp_path / "bundle")
+    with pytest.raises(EngineError, match="no bf16"):
+        open_engine("onnxruntime", bundle, 1, precision="bf16")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        engine = open_engine("openvino", bundle, 1, precision="bf16")
+        difference = np.abs(engine.encode(IMAGE) - open_engine("openvino", bundle, 1).encode(IMAGE)).max()
+        assert 0 < difference < 0.1
+        assert open_engine("auto", bundle, 1, precision="auto").precision == "bf16"
+    else:
+        with pytest.raises(EngineError, match="this CPU computes no bf16"):
+            open_engine("openvino", bundle, 1, precision="bf16")
+        engine = open_engine("auto", bundle, 1, precision="auto")
+        assert (engine.name, engine.precision) == ("openvino", "float32")
+        assert "left out: openvino bf16 (this CPU computes no bf16" in engine.choice
+        assert "onnxruntime bf16 (ONNX Runtime computes no bf16" in engine.choice
+
+
+class Recording(Cache):
+    """Remembers what was stored under what."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        self.stored: list[tuple[str, ...]] = []
+
+    def store(self, data: bytes, *depends_on: str) -> None:
+        super().store(data, *depends_on)
+        self.stored.append(depends_on)
+
+
+@pytest.mark.parametrize("precision", ["exact", "int8"])
+def test_openvino_is_told_its_precision_whatever_its_default(
+    precision: str, quantised: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    recording = Recording(tmp_path / "cache")
+    open_engine("openvino", Bundle.open(quantised), 1, precision=precision, cache=recording)
+    hints = [json.loads(depends_on[-1])["INFERENCE_PRECISION_HINT"] for depends_on in recording.stored]
+    assert hints == ["f32", "f32"]
+
+
+# What is the fastest
+
+
+def keep(
+    cache: Cache, bundle: Bundle, seconds: dict[str, float], precision: str, engine: str = "auto"
+) -> None:
+    """Pretend that the candidates of a request were timed."""
+    found, _ = candidates(bundle.manifest, engine, precision)
+    times = {candidate: seconds[str(candidate)] for candidate in found}
+    keep_times(cache, bundle, found, 1, Times(times, {}))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_was_timed_decides(engine: str, precision: str, quantised: pathlib.Path, cache: Cache) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle = Bundle.open(quantised)
+    seconds = {f"{one} {two}": 2.0 for one in ENGINES for two in ("float32", "int8")}
+    keep(cache, bundle, seconds | {f"{engine} {precision}": 1.0}, "auto")
+    opened = open_engine("auto", bundle, 1, precision="auto", cache=cache)
+    assert (opened.name, opened.precision) == (engine, precision)
+    assert opened.choice.startswith(f"timed on this CPU: {engine} {precision} 1000 ms, ")
+
+
+def test_candidates_are_timed_once_and_the_fastest_is_taken(quantised: pathlib.Path, cache: Cache) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle = Bundle.open(quantised)
+    told: list[str] = []
+    first = open_engine("auto", bundle, 1, precision="auto", cache=cache, tell=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("timing 4 ways to run boxes on this CPU, once")
+    found, _ = candidates(bundle.manifest, "auto", "auto")
+    times = kept_times(cache, bundle, found, 1)
+    assert times is not None
+    assert times.seconds.keys() == set(found)
+    assert not times.left_out
+    fastest = min(found, key=lambda candidate: times.seconds[candidate])
+    again = open_engine("auto", bundle, 1, precision="auto", cache=cache, tell=told.append)
+    assert len(told) == 1
+    for engine in (first, again):
+        assert Candidate(engine.name, engine.precision) == fastest
+        assert engine.choice == first.choice
+
+
+def test_what_was_timed_of_others_does_not_count(folder: pathlib.Path, cache: Cache) -> None:
+    bundle = Bundle.open(folder)
+    found, _ = candidates(bundle.manifest, "onnxruntime", "fast")
+    keep_times(cache, bundle, found, 1, Times(dict.fromkeys(found, 1.0), {}))
+    assert kept_times(cache, bundle, found, 1) is not None
+    assert kept_times(cache, bundle, found, 2) is None
+    assert kept_times(cache, bundle, found[:1], 1) is None
+    model = onnx.load(folder / "decoder.onnx")
+    model.doc_string = "another"
+    data = model.SerializeToString()
+    (folder / "decoder.onnx").write_bytes(data)
+    sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(folder, lambda manifest: manifest["graphs"]["decoder"].update(sums))
+    assert kept_times(cache, Bundle.open(folder), found, 1) is None
+
+
+def test_without_a_cache_nothing_is_timed(quantised: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> Times:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr("litemed.runtime.engines.time_candidates", refuse)
+    assert open_engine("auto", Bundle.open(quantised), 1, precision="fast").choice
+
+
+def test_no_time_is_spent_beyond_the_budget(
+    quantised: pathlib.Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
+    engine = open_engine("onnxruntime", Bundle.open(quantised), 1, precision="fast", cache=cache)
+    assert engine.choice.count(" ms") == 1
+    assert "(there was no time left to try it)" in engine.choice
+
+
+def spoil(folder: pathlib.Path, key: str) -> None:
+    """Give a graph an operator that no engine knows, honestly hashed."""
+    path = folder / f"{key}.onnx"
+    model = onnx.load(path)
+    model.graph.node[-1].op_type = "Sqeeze"
+    data = model.SerializeToString()
+    path.write_bytes(data)
+    sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(folder, lambda manifest: manifest["graphs"][key].update(sums))
+
+
+def test_a_graph_that_an_engine_refuses_is_left_out(name: str, folder: pathlib.Path, cache: Cache) -> None:
+    spoil(folder, "encoder_int8")
+    engine = open_engine(name, Bundle.open(folder), 1, precision="fast", cache=cache)
+    assert engine.precision == "float32"
+    assert f"left out: {name} int8 (" in engine.choice
+    assert "failed: " in engine.choice
+    assert len(engine.choice.splitlines()) == 1
+
+
+def test_that_nothing_runs_is_one_line_and_is_not_kept(folder: pathlib.Path, cache: Cache) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    spoil(folder, "decoder")
+    bundle = Bundle.open(folder)
+    with pytest.raises(EngineError, match="nothing runs this bundle; left out: ") as caught:
+        open_engine("auto", bundle, 1, precision="auto", cache=cache)
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(
+        str(candidate) in str(caught.value) for candidate in candidates(bundle.manifest, "auto", "auto")[0]
+    )
+    assert kept_times(cache, bundle, candidates(bundle.manifest, "auto", "auto")[0], 1) is None
+
+
+WITHOUT_OPENVINO = """
+import sys
+sys.modules["openvino"] = None
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import Cache, open_engine
+cache = Cache(sys.argv[2]) if sys.argv[2] else None
+engine = open_engine("auto", Bundle.open(sys.argv[1]), 1, precision="auto", cache=cache)
+print(engine.name, engine.choice)
+"""
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_engine_that_is_not_installed_is_left_out(
+    cached: bool, quantised: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPENVINO, str(quantised), str(tmp_path / "c") if cached else ""],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("onnxruntime "), done.stderr
+    assert "left out: openvino " in done.stdout
+    assert 'pip install "litemed[openvino]"' in done.stdout
+
+
+# What the user is told
+
+
+def told_of(
+    folder: pathlib.Path, cache: Cache, fastest: str, engine: str = "onnxruntime"
+) -> tuple[Engine, list[str]]:
+    """Open "fast" with one precision pretended to be the fastest; return what was told."""
+    bundle, told = Bundle.open(folder), list[str]()
+    seconds = {f"{engine} {one}": 1.0 + (one != fastest) for one in bundle.manifest.precisions}
+    keep(cache, bundle, seconds, "fast", engine)
+    return open_engine(engine, bundle, 1, precision="fast", cache=cache, tell=told.append), told
+
+
+def test_fast_says_if_nothing_is_faster(
+    quantised: pathlib.Path, box_bundle: pathlib.Path, cache: Cache
+) -> None:
+    engine, told = told_of(quantised, cache, "float32")
+    assert engine.precision == "float32"
+    assert told == [f"nothing faster than float32 on this CPU in this bundle ({engine.choice})"]
+    told = []
+    open_engine("onnxruntime", Bundle.open(box_bundle), 1, precision="fast", tell=told.append)
+    assert told == ["nothing faster than float32 on this CPU in this bundle (onnxruntime)"]
+
+
+def test_fast_says_what_does_not_agree(folder: pathlib.Path, cache: Cache) -> None:
+    assert told_of(folder, cache, "int8")[1] == []
+    set_agreement(folder, "int8", agreement(0.97))
+    engine, told = told_of(folder, cache, "int8")
+    assert engine.precision == "int8"
+    assert len(told) == 1
+    assert "0.9700, under 0.99" in told[0]
