@@ -230,7 +230,7 @@ class FastDecoderGraph(nn.Module):
 
     def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         first, second = self.first, self.second
-        embedding = image_embedding.flatten(2)[0]  # (256, L)
+        embedding = image_embedding.reshape(DIM, -1)  # (256, L)
         image = embedding.T.unsqueeze(0) + self.offset
         positions = self.positions
         token_pe = self._embed(boxes)
