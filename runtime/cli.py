@@ -65,11 +65,11 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 )
 @click.option(
     "--precision",
-    type=click.Choice(["exact", "fast", "auto"]),
+    metavar="exact|fast|auto|NAME",
     default="auto",
     show_default=True,
     help="exact: float32. auto: the fastest in the bundle whose masks were measured to agree with float32's. "
-    "fast: the fastest in the bundle, whatever was measured.",
+    "fast: the fastest in the bundle, whatever was measured. NAME: that one of the bundle.",
 )
 @click.option(
     "--threads",

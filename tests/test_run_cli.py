@@ -296,7 +296,7 @@ def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
         (("notes.txt",), "notes.txt: not a case"),
         (("cases", "--threads", "0"), "--threads"),
         (("cases", "--engine", "torch"), "--engine"),
-        (("cases", "--precision", "half"), "--precision"),
+        (("cases", "--precision", "half"), "no precision 'half'; choose one of exact, fast"),
         (("cases", "--wrong"), "--wrong"),
         (("cases", "--overlay", "cases"), "would be replaced"),
     ],
