@@ -384,6 +384,35 @@ def test_agreement_is_the_mean_dice_of_the_labels_present(first: np.ndarray, sec
     assert found.equal == pytest.approx((first == second).mean())
 
 
+# The ratios
+
+
+@pytest.mark.slow
+def test_ratios_to_the_published_procedure(
+    golden_checkpoint: Find, box_bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "ratios.json"
+    options = ["--part", "encoder", "--part", "process", "--repeats", 1, "--json", path]
+    run = invoke("ratios", "--model", box_bundle, "--checkpoint", golden_checkpoint("plain"), *options)
+    assert run.exit_code == 0, run.output
+    found = json.loads(path.read_text())
+    assert set(found["times"]) == {"published", "onnxruntime float32", "openvino float32"}
+    for contender, parts in found["times"].items():
+        assert list(parts) == ["encoder", "whole process, 256 x 256 image, 1 box"]
+        for part, times in parts.items():
+            assert len(times["seconds"]) == 1
+            slow = found["times"]["published"][part]["seconds"][0]
+            assert found["ratios"][contender][part] == pytest.approx(slow / times["seconds"][0])
+        assert parts["whole process, 256 x 256 image, 1 box"]["peak_mib"] > 30
+    assert f"**{found['ratios']['openvino float32']['encoder']:.1f}x**" in run.stdout
+
+
+def test_ratios_without_a_checkpoint_say_so(box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = invoke("ratios", "--model", box_bundle, "--checkpoint", tmp_path / "absent.pth")
+    assert run.exit_code == 2
+    assert "absent.pth: cannot be read" in run.stderr
+
+
 # The roofline
 
 

@@ -44,9 +44,9 @@ class OneBoxEngine:
         return np.concatenate([logits for logits, _ in decoded]), np.concatenate([iou for _, iou in decoded])
 
 
-def one_box_segmenter(bundle: Path, engine: str, threads: int | None) -> Segmenter:
+def one_box_segmenter(bundle: Path, engine: str, precision: str, threads: int | None) -> Segmenter:
     """Load a bundle so that it decodes one box at a time; see `litemed.runtime.load` for the errors."""
-    segmenter = litemed.runtime.load(bundle, engine=engine, threads=threads)
+    segmenter = litemed.runtime.load(bundle, engine=engine, precision=precision, threads=threads)
     return Segmenter(segmenter.bundle, OneBoxEngine(segmenter.engine))
 
 
@@ -55,11 +55,16 @@ def one_box_segmenter(bundle: Path, engine: str, threads: int | None) -> Segment
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle of litemed-export.")
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, openvino or auto.")
+@click.option(
+    "--precision", default="exact", show_default=True, help="exact, fast, auto or a precision's name."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with; all by default.")
-def main(input_folder: Path, output: Path, model: Path, engine: str, threads: int | None) -> None:
+def main(
+    input_folder: Path, output: Path, model: Path, engine: str, precision: str, threads: int | None
+) -> None:
     """Segment the cases in IN, one box at a time, into OUT."""
     try:
-        reports = run_cases([input_folder], output, one_box_segmenter(model, engine, threads))
+        reports = run_cases([input_folder], output, one_box_segmenter(model, engine, precision, threads))
     except LitemedError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

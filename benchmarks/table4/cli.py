@@ -28,6 +28,7 @@ Examples:
   litemed-bench table4 --model bundle -o table4 --rows 2DBox_US_0525 \\
       --columns 'ONNX Runtime=bundle@onnxruntime' \\
       --columns 'Theirs=docker run --rm -v {input}:/in -v {output}:/out theirs'
+  litemed-bench ratios --model bundle --checkpoint lite_medsam.pth
   litemed-bench roofline --model bundle
 
 \b
@@ -68,11 +69,18 @@ def main() -> None:
     "--columns",
     multiple=True,
     metavar="TITLE=WHAT",
-    help="Another column: BUNDLE, BUNDLE@ENGINE or a shell command with {input} and {output}; repeatable.",
+    help="Another column: BUNDLE, BUNDLE@ENGINE, BUNDLE@ENGINE:PRECISION or a shell command with {input} "
+    "and {output}; repeatable.",
 )
 @click.option("--clock", type=click.Choice(["process", "warm", "both"]), default="both", show_default=True)
 @click.option(
     "--engine", default="auto", show_default=True, help="Of the bundle: onnxruntime, openvino, auto."
+)
+@click.option(
+    "--precision",
+    default="exact",
+    show_default=True,
+    help="Of the bundle: exact, fast, auto or the name of one that it lists.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Of all columns but shell commands; all by default.")
 @click.option("--repeats", type=click.IntRange(1), help=f"{DEFAULT_REPEATS}, with --quick {QUICK_REPEATS}.")
@@ -133,6 +141,41 @@ def roofline(debug: bool, **options: Any) -> None:
     _guard(debug, work)
 
 
+@main.command(epilog=EPILOG)
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle of litemed-export.")
+@click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="The weights it was exported from."
+)
+@click.option("--threads", type=click.IntRange(1), help="All by default.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["encoder", "decoder", "slice", "process"]),
+    help="Only this; may be repeated.",
+)
+@_DEBUG
+def ratios(debug: bool, **options: Any) -> None:
+    """Time encoder, decoder, slices and a whole process against the published procedure.
+
+    Every engine that is installed and every precision of the bundle takes
+    turns with eager PyTorch; prints medians, their spread and ratios.
+    """
+
+    def work() -> bool:
+        if importlib.util.find_spec("torch") is None:
+            raise UsageError("ratios needs torch: pip install 'litemed[bench]'")
+        from litemed.benchmarks.ratios.ratios import report
+
+        text, complete = report(**options, tell=lambda line: click.echo(line, err=True))
+        click.echo(text, nl=False)
+        return complete
+
+    _guard(debug, work)
+
+
 def _guard(debug: bool, work: Callable[[], bool]) -> None:
     """Run a command; turn errors into one line and an exit code."""
     try:
@@ -158,6 +201,7 @@ def _table4(
     columns: tuple[str, ...],
     clock: str,
     engine: str,
+    precision: str,
     threads: int | None,
     repeats: int | None,
     baseline_limit: int | None,
@@ -174,7 +218,7 @@ def _table4(
     from litemed.benchmarks.table4.table4 import Settings, run_table4
 
     added = [parse_column(column, threads) for column in columns]
-    contenders = (*standard_contenders(checkpoint, model, engine, threads), *added)
+    contenders = (*standard_contenders(checkpoint, model, engine, threads, precision), *added)
     titles = [contender.title for contender in contenders]
     for title in titles:
         if titles.count(title) > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines import ENGINES
+from litemed.runtime.engines.choice import candidates
 from litemed.runtime.errors import UsageError
 from litemed.runtime.files import sha256_of_file
 
@@ -31,6 +31,7 @@ class Contender:
         model: checkpoint of the baseline, bundle of the next two; of a command the line itself.
         digest: sha256 of the checkpoint, of the bundle's manifest or of the command's line.
         engine: of a bundle.
+        precision: of a bundle, as `litemed.runtime.engines.open_engine` takes it.
         threads: to compute with, of a bundle or the baseline; None leaves it to them.
     """
 
@@ -40,6 +41,7 @@ class Contender:
     digest: str
     engine: str = ""
     threads: int | None = None
+    precision: str = "exact"
 
     @property
     def has_warm_clock(self) -> bool:
@@ -49,7 +51,7 @@ class Contender:
     @property
     def identity(self) -> str:
         """What decides its times and label maps, the title aside."""
-        return f"{self.kind} {self.digest} {self.engine} {self.threads}"
+        return f"{self.kind} {self.digest} {self.engine} {self.precision} {self.threads}"
 
     @property
     def folder(self) -> str:
@@ -66,21 +68,29 @@ class Contender:
         files = [str(input_folder), str(output)]
         if self.kind == "baseline":
             return [sys.executable, "-m", f"{MODULE}.baseline", *files, "--checkpoint", self.model, *threads]
+        options = ["--model", self.model, *self._engine_options, *threads]
         if self.kind == "ablation":
-            options = ["--model", self.model, "--engine", self.engine, *threads]
             return [sys.executable, "-m", f"{MODULE}.ablation", *files, *options]
-        options = ["-o", str(output), "--model", self.model, "--engine", self.engine, "--quiet", *threads]
+        options += ["-o", str(output), "--quiet"]
         return [sys.executable, "-m", "litemed.runtime.cli", str(input_folder), *options]
 
     def worker(self) -> list[str]:
         """Return the command of a process that loads the model and then takes cases, see `worker`."""
         command = [sys.executable, "-m", f"{MODULE}.worker", self.kind, self.model]
-        command += ["--engine", self.engine] if self.engine else []
+        command += self._engine_options
         return command + ([] if self.threads is None else ["--threads", str(self.threads)])
+
+    @property
+    def _engine_options(self) -> list[str]:
+        return ["--engine", self.engine, "--precision", self.precision] if self.engine else []
 
 
 def standard_contenders(
-    checkpoint: Path | None, bundle: Path, engine: str, threads: int | None
+    checkpoint: Path | None,
+    bundle: Path,
+    engine: str,
+    threads: int | None,
+    precision: str = "exact",
 ) -> tuple[Contender, ...]:
     """Return the paper's columns; without a checkpoint there is no Baseline.
 
@@ -96,8 +106,8 @@ def standard_contenders(
             raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}; give a checkpoint") from error
         columns.append(Contender(BASELINE, "baseline", str(checkpoint), digest, threads=threads))
     digest = Bundle.open(bundle).digest
-    columns.append(Contender(ABLATION, "ablation", str(bundle), digest, engine, threads))
-    columns.append(Contender(PROPOSED, "bundle", str(bundle), digest, engine, threads))
+    columns.append(Contender(ABLATION, "ablation", str(bundle), digest, engine, threads, precision))
+    columns.append(Contender(PROPOSED, "bundle", str(bundle), digest, engine, threads, precision))
     return tuple(columns)
 
 
@@ -105,8 +115,8 @@ def parse_column(text: str, threads: int | None) -> Contender:
     """Read a column that a user adds.
 
     Args:
-        text: TITLE=BUNDLE or TITLE=BUNDLE@ENGINE for a bundle, TITLE=COMMAND for a line of the shell that
-            has {input} and {output} in it, two folders.
+        text: TITLE=BUNDLE, TITLE=BUNDLE@ENGINE or TITLE=BUNDLE@ENGINE:PRECISION for a bundle,
+            TITLE=COMMAND for a line of the shell that has {input} and {output} in it, two folders.
         threads: to compute with, for a bundle.
 
     Raises:
@@ -123,7 +133,8 @@ def parse_column(text: str, threads: int | None) -> Contender:
         if "{input}" not in value or "{output}" not in value:
             raise UsageError(f"{title}: the command needs both {{input}} and {{output}}, two folders")
         return Contender(title, "command", value, hashlib.sha256(value.encode()).hexdigest())
-    path, at, engine = value.rpartition("@") if "@" in value else (value, "", "auto")
-    if at and engine not in (*ENGINES, "auto"):
-        raise UsageError(f"{title}: unknown engine {engine!r}; choose one of {', '.join(ENGINES)}, auto")
-    return Contender(title, "bundle", path, Bundle.open(path).digest, engine, threads)
+    path, _, chosen = value.rpartition("@") if "@" in value else (value, "", "auto")
+    engine, _, precision = chosen.partition(":")
+    bundle = Bundle.open(path)
+    candidates(bundle.manifest, engine, precision or "exact")  # refuses unknown names
+    return Contender(title, "bundle", path, bundle.digest, engine, threads, precision or "exact")

@@ -104,16 +104,28 @@ class Worker:
         Raises:
             ContenderError: it fails.
         """
+        answer = self.ask({"input": str(case), "output": str(output)})
+        return Run(float(answer["seconds"]), self.peak_mib, CaseTiming(**answer["timing"]))
+
+    def ask(self, request: dict[str, object]) -> dict:
+        """Send a line of JSON and return the one that comes back.
+
+        Raises:
+            ContenderError: it fails.
+        """
         if self._process.stdin is None:
             raise ContenderError("has no standard input")
         try:
-            self._process.stdin.write(json.dumps({"input": str(case), "output": str(output)}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise ContenderError(f"ended with exit code {self._process.wait()}") from error
-        answer = self._read()
-        peak = _high_water(self._process.pid)
-        return Run(float(answer["seconds"]), peak, CaseTiming(**answer["timing"]))
+        return self._read()
+
+    @property
+    def peak_mib(self) -> float:
+        """Its peak resident memory so far, in MiB."""
+        return _high_water(self._process.pid)
 
     def _read(self) -> dict:
         line = self._process.stdout.readline() if self._process.stdout else ""

@@ -1,8 +1,8 @@
 """How near each engine comes to what the machine can do.
 
-The limit of a graph is the longer of two times: its operations at the peak rate of float32 matrix products,
-and its bytes (weights, inputs and outputs, each moved once) at the rate of copying memory. What an engine
-needs beyond that goes into everything that is not matrix products, and into moving tensors in between.
+The limit of a graph is the longer of two times: its operations at the peak rate of matrix products in its
+precision, and its bytes (weights, inputs and outputs, each moved once) at the rate of copying memory. What an
+engine needs beyond that goes into everything that is not matrix products, and into moving tensors in between.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, Engine, available_threads, open_engine
 from litemed.runtime.files import atomic_write
 
-PRECISION = "float32"
-"""The precision that `open_engine` computes in."""
+PEAKS = {"float32": "float32", "bf16": "bfloat16", "int8": "int8"}
+"""Which peak a precision of a bundle is held to."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,20 @@ def report(
     # Before the engines are loaded: their threads may go on spinning for a while.
     found, missing = measure_peaks(machine, count, repeats)
     peaks = {peak.name: peak for peak in found}
-    loaded = [open_engine(name, bundle, count) for name in names]
+    loaded = []
+    for name in names:
+        for precision in bundle.manifest.precisions:
+            if PEAKS[precision] in peaks:
+                loaded.append(open_engine(name, bundle, count, precision=precision))
     seconds = _measure(loaded, bundle.manifest.input_size, list(works), repeats)
-    reached = [
-        Reached(engine, PRECISION, "decoder" if n else "encoder", n, value, limit(works[n], peaks, PRECISION))
-        for (engine, n), value in seconds.items()
-    ]
+    decoders = {name: precision.decoder for name, precision in bundle.manifest.precisions.items()}
+    reached = []
+    for (engine, precision, n), value in seconds.items():
+        # A precision that takes float32's decoder is held to float32's peak there.
+        own = n is None or precision == "bf16" or decoders[precision] != decoders["float32"]
+        peak = PEAKS[precision] if own else "float32"
+        graph = "encoder" if n is None else "decoder"
+        reached.append(Reached(engine, precision, graph, n, value, limit(works[n], peaks, peak)))
     if json_path is not None:
         content = {
             "machine": dataclasses.asdict(machine),
@@ -108,8 +116,8 @@ def _decoders(size: int, boxes: int) -> dict[int | None, Work]:
 
 def _measure(
     engines: list[Engine], size: int, graphs: list[int | None], repeats: int
-) -> dict[tuple[str, int | None], float]:
-    """Return the median seconds of each graph (None: encoder, else the boxes of the decoder) by engine.
+) -> dict[tuple[str, str, int | None], float]:
+    """Return the median seconds by engine, precision and graph (None: encoder, else the decoder's boxes).
 
     The engines take turns, so that what else the machine does falls on all of them.
     """
@@ -117,18 +125,17 @@ def _measure(
     image = rng.random((1, 3, size, size), np.float32)
     corners = rng.integers(0, size // 2, (max(n or 1 for n in graphs), 2))
     prompts = np.concatenate([corners, corners + size // 3], axis=1).astype(np.float32)
-    embeddings = {engine.name: engine.encode(image) for engine in engines}
-    seconds: dict[tuple[str, int | None], list[float]] = {}
+    embeddings = [engine.encode(image) for engine in engines]
+    seconds: dict[tuple[str, str, int | None], list[float]] = {}
     for n in graphs:
         for repeat in range(repeats + 1):
-            for engine in engines:
-                embedding = embeddings[engine.name]
+            for engine, embedding in zip(engines, embeddings, strict=True):
                 if n is None:
                     taken = _time(lambda engine=engine: engine.encode(image))  # type: ignore[misc]
                 else:
                     taken = _time(lambda e=engine, m=embedding, n=n: e.decode(m, prompts[:n]))  # type: ignore[misc]
                 if repeat:  # the first of each only warms it up
-                    seconds.setdefault((engine.name, n), []).append(taken)
+                    seconds.setdefault((engine.name, engine.precision, n), []).append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -178,6 +185,6 @@ def _markdown(
     lines += [
         "",
         "Operations are those of the published network. The bundle's decoder is an exact rewrite that needs "
-        "fewer, so its share may exceed 100 %.",
+        "fewer, so its share may exceed 100 %. In int8 the share is that of a graph wholly in int8.",
     ]
     return "\n".join(lines) + "\n"

@@ -131,10 +131,11 @@ def _notes(settings: Settings, machine: Machine, loads: list[float]) -> list[str
     for contender in settings.contenders:
         threads = "all threads" if contender.threads is None else f"{contender.threads} threads"
         digest = contender.digest[:12]
+        ran_by = f"bundle {digest}, engine {contender.engine}, precision {contender.precision}"
         what = {
             "baseline": f"the published LiteMedSAM procedure in PyTorch, checkpoint {digest}, {threads}",
-            "ablation": f"bundle {digest}, engine {contender.engine}, one box at a time, {threads}",
-            "bundle": f"litemed-run, bundle {digest}, engine {contender.engine}, {threads}",
+            "ablation": f"{ran_by}, one box at a time, {threads}",
+            "bundle": f"litemed-run, {ran_by}, {threads}",
             "command": f"`{contender.model}`",
         }[contender.kind]
         notes.append(f"{contender.title}: {what}.")

@@ -31,7 +31,7 @@ from litemed.runtime.readers import read_case
 Segment = Callable[[Path, Path], CaseTiming]
 
 
-def load(kind: str, model: Path, engine: str, threads: int | None) -> Segment:
+def load(kind: str, model: Path, engine: str, precision: str, threads: int | None) -> Segment:
     """Load a contender's model and run it once; return what segments a file into a folder."""
     blank = np.zeros((64, 64, 3), np.uint8)
     small = Case("warm-up", blank, Boxes.parse(np.array([[8, 8, 40, 40]]), blank.shape))
@@ -51,9 +51,9 @@ def load(kind: str, model: Path, engine: str, threads: int | None) -> Segment:
     from litemed.runtime.segmenter import Segmenter
 
     if kind == "ablation":
-        segmenter = one_box_segmenter(model, engine, threads)
+        segmenter = one_box_segmenter(model, engine, precision, threads)
     else:
-        segmenter = Segmenter.load(model, engine=engine, threads=threads)
+        segmenter = Segmenter.load(model, engine=engine, precision=precision, threads=threads)
     segmenter.run(small)
 
     def segment(path: Path, output: Path) -> CaseTiming:
@@ -73,8 +73,9 @@ def load(kind: str, model: Path, engine: str, threads: int | None) -> Segment:
 @click.argument("kind", type=click.Choice(["baseline", "ablation", "bundle"]))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--engine", default="auto", show_default=True)
+@click.option("--precision", default="exact", show_default=True)
 @click.option("--threads", type=click.IntRange(1))
-def main(kind: str, model: Path, engine: str, threads: int | None) -> None:
+def main(kind: str, model: Path, engine: str, precision: str, threads: int | None) -> None:
     """Load MODEL, then segment the cases that are named on the standard input."""
     # What libraries print must not get among the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -85,7 +86,7 @@ def main(kind: str, model: Path, engine: str, threads: int | None) -> None:
 
     start = time.perf_counter()
     try:
-        segment = load(kind, model, engine, threads)
+        segment = load(kind, model, engine, precision, threads)
     except LitemedError as error:
         answer({"error": str(error)})
         sys.exit(1)
