@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from litemed.runtime.errors import EngineError
 
-BOXES_PER_CALL = 8
+BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
 
-Peak memory over the loaded decoder in MiB and milliseconds a box, for 1 / 8 / 16 / 32 boxes at once (plain
-export, one thread, AMD EPYC 7003): ONNX Runtime 77 / 181 / 289 / 559 and 89 / 85 / 81 / 86, OpenVINO
-43 / 266 / 520 / 1026 and 92 / 83 / 78 / 76.
+Milliseconds a box and peak memory over the loaded decoder in MiB, for 2 / 4 / 6 / 8 / 16 boxes at once (2
+threads, AMD EPYC 7003): OpenVINO 22.0 / 20.9 / 20.6 / 20.6 / 19.8 and 93 / 161 / 222 / 293 / 561, ONNX Runtime
+(with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 390 / 781.
 """
 
 Float = NDArray[np.float32]
