@@ -14,8 +14,8 @@ BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
 
 Milliseconds a box and peak memory over the loaded decoder in MiB, for 2 / 4 / 6 / 8 / 16 boxes at once (2
-threads, AMD EPYC 7003): OpenVINO 22.0 / 20.9 / 20.6 / 20.6 / 19.8 and 93 / 161 / 222 / 293 / 561, ONNX Runtime
-(with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 390 / 781.
+threads, AMD EPYC 7003): OpenVINO 22.0 / 20.9 / 20.6 / 20.6 / 19.8 and 93 / 161 / 222 / 293 / 561, ONNX
+Runtime (with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 390 / 781.
 """
 
 Float = NDArray[np.float32]
