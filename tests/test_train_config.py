@@ -114,3 +114,14 @@ def test_single_settings_are_toml_or_text():
 def test_a_setting_without_key_or_value_is_refused(text):
     with pytest.raises(UsageError, match=r"TABLE\.KEY=VALUE"):
         parse_setting(text)
+
+
+def test_the_recipes_are_read_and_say_what_their_names_say():
+    folder = Path(__file__).parent.parent / "train" / "recipes"
+    sizes = {}
+    for path in sorted(folder.glob("*.toml")):
+        config = updated(Config(), read_toml(path), str(path))
+        sizes[path.stem] = config.run.size
+        assert config.run.tune == "all"
+        assert config.sampling.drawn > 0
+    assert sizes == {"small": 64, "middle": 128, "full": 256}

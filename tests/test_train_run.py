@@ -24,9 +24,12 @@ from safetensors.torch import load_file, save_file
 from litemed.benchmarks.phantoms import draw_image
 from litemed.export.adapter import decoder_path, fold_adapter
 from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint, weights_digest
+from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import LitemedError, UsageError
 from litemed.train.cli import main
 from litemed.train.errors import TrainingError
+from litemed.train.loop import averaged
+from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
@@ -163,6 +166,39 @@ def test_stopped_after_every_step_and_resumed_equals_not_stopped(whole_run, data
         for key, value in moments.items():
             assert torch.equal(value, other.optimizer["state"][number][key])
     assert torch.equal(one.random["torch"], other.random["torch"])
+
+
+def test_an_average_of_the_weights_is_what_is_written_and_resumes_exactly(data, base, tmp_path):
+    """Stopped after every step or not, the adapter is the same, and it is not that of the last step."""
+    request = Request(data, tmp_path / "whole", base, changed(run={"average": 0.5}))
+    assert train(request, SILENT)
+    stopped = dataclasses.replace(request, folder=tmp_path / "stopped", stop_after_s=0.0)
+    finished = train(stopped, SILENT)
+    while not finished:
+        finished = train(dataclasses.replace(stopped, resume=True, changes=[]), SILENT)
+    written = (tmp_path / "whole" / "last.safetensors").read_bytes()
+    assert written == (tmp_path / "stopped" / "last.safetensors").read_bytes()
+    state = read_state(tmp_path / "whole")
+    tensors = load_file(decoder_path(tmp_path / "whole" / "last.safetensors"))
+    moved = [name for name, value in tensors.items() if not torch.equal(state.model[name], value)]
+    assert len(moved) > len(tensors) / 2
+    for name in moved:
+        assert torch.equal(state.average[f"module.model.{name}"], tensors[name])
+
+
+def test_the_average_follows_the_weights():
+    network = TrainedNetwork(LiteMedSAM(64), "decoder")
+    average = averaged(network, 0.9)
+    assert averaged(network, 0.0) is None
+    name = "model.mask_decoder.iou_token.weight"
+    expected = network.state_dict()[name].clone()
+    for step in range(4):
+        with torch.no_grad():
+            network.get_parameter(name).add_(1.0)
+        average.update_parameters(network)
+        now = network.state_dict()[name]
+        expected = now.clone() if step == 0 else 0.9 * expected + 0.1 * now  # the first one is copied
+    assert torch.allclose(average.module.state_dict()[name], expected, atol=1e-6)
 
 
 def test_a_run_goes_on_for_more_epochs(whole_run, data, base, tmp_path):

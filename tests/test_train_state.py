@@ -23,6 +23,7 @@ def a_state() -> State:
         base="digest",
         data="digest",
         model={"weight": torch.randn(3, 2)},
+        average=None,
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         schedule={"best": float("inf")},
         progress={"epoch": 3, "best": None, "history": [{"loss": 0.25, "dsc": None}]},

@@ -41,7 +41,9 @@ class Run:
     """How long, on how much, and which weights.
 
     samples_per_epoch: 0 means as many as there are training slices. size: side of the network's input
-    in pixels. state_every_steps: how often the state to resume from is written within an epoch.
+    in pixels. average: decay of an exponential moving average of the weights over the steps, which then is
+    what is scored and written; 0: none. state_every_steps: how often the state to resume from is written
+    within an epoch.
     """
 
     seed: int = 0
@@ -50,6 +52,7 @@ class Run:
     batch_size: int = 16
     size: int = 256
     tune: str = TUNE_LORA_DECODER
+    average: float = 0.0
     state_every_steps: int = 500
 
     def __post_init__(self) -> None:
@@ -57,6 +60,7 @@ class Run:
         _between("run.epochs", self.epochs, 1)
         _between("run.samples_per_epoch", self.samples_per_epoch, 0)
         _between("run.batch_size", self.batch_size, 1)
+        _between("run.average", self.average, 0, 0.99999)
         _between("run.state_every_steps", self.state_every_steps, 1)
         if self.size < 64 or self.size % 64:
             raise UsageError(f"run.size = {self.size}: must be a positive multiple of 64")
@@ -68,10 +72,12 @@ class Sampling:
     """Which share of the samples comes from which modality; see `litemed.train.sampler`.
 
     weights: by modality, of any sum. others: what the modalities that `weights` does not name share equally.
+    drawn: share of all samples, from 0 to 1, that are drawn shapes instead (see `litemed.train.shapes`).
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"CT": 40.0, "MR": 10.0})
     others: float = 50.0
+    drawn: float = 0.0
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -79,6 +85,7 @@ class Sampling:
                 raise UsageError(f"sampling.weights: unknown modality {name!r}; use {', '.join(MODALITIES)}")
             _between(f"sampling.weights.{name}", weight, 0)
         _between("sampling.others", self.others, 0)
+        _between("sampling.drawn", self.drawn, 0, 1)
         if not any(self.weights.values()) and not self.others:
             raise UsageError("sampling: every weight is 0, so that nothing can be drawn")
 

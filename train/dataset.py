@@ -25,7 +25,8 @@ from litemed.train.augment import augment
 from litemed.train.config import Augmentation, Prompts
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.prompts import choose, find_boxes, jitter
-from litemed.train.sampler import Draw
+from litemed.train.sampler import DRAWN, Draw
+from litemed.train.shapes import draw_shapes
 
 _SAMPLE_STREAM = 2
 """Keeps the samples' random numbers apart from the sampler's."""
@@ -173,9 +174,14 @@ class TrainingSet(Dataset[Sample | Skipped]):
     def __getitem__(self, draw: Draw) -> Sample | Skipped:
         random = np.random.default_rng([self._seed, _SAMPLE_STREAM, draw.epoch, draw.position])
         try:
-            image, labels = self._source[draw.slice_index]
+            if draw.slice_index == DRAWN:
+                image, labels = draw_shapes(self._size, random)
+            else:
+                image, labels = self._source[draw.slice_index]
             return make_sample(image, labels, self._size, self._prompts, self._augmentation, random)
         except InputError as error:
+            if draw.slice_index == DRAWN:
+                return Skipped(f"drawn shapes: {error}")
             info = self._source.info(draw.slice_index)
             return Skipped(f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}")
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from litemed.export.checkpoint import Checkpoint, weights_digest
 from litemed.train.config import Config, as_tables
@@ -20,7 +21,7 @@ from litemed.train.errors import TrainingError
 from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader
 from litemed.train.losses import mask_losses
-from litemed.train.network import batch_forward, build_network
+from litemed.train.network import TrainedNetwork, batch_forward, build_network
 from litemed.train.outputs import write_weights
 from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.progress import Progress, Reporter
@@ -91,6 +92,7 @@ class Trainer:
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
         if device.type == "cuda":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._average = averaged(self.network, run.average)
         self._forward = processes.wrap(self.network.train())
         self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(config.hardware.workers, processes.world)
@@ -115,11 +117,13 @@ class Trainer:
         if found.undrawn:
             self._reporter.line(f"warning: {', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
         samples = whole_batches(run.samples_per_epoch or len(self._data.training), run.batch_size)
-        return ModalitySampler(indices, found.shares, samples, run.seed)
+        return ModalitySampler(indices, found.shares, samples, run.seed, self.config.sampling.drawn)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
         self.network.model.load_state_dict(state.model)
+        if self._average is not None and state.average is not None:
+            self._average.load_state_dict(state.average)
         self._optimizer.load_state_dict(state.optimizer)
         self._rate.load_state_dict(state.schedule)
         self.progress = Progress(**state.progress)
@@ -200,6 +204,8 @@ class Trainer:
         if self.config.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.network.tuned(), self.config.optimizer.clip_norm)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
         self._sums[:4] += summed.detach()
         self._sums[4] += batch.images
 
@@ -222,7 +228,7 @@ class Trainer:
         progress.next_epoch()
         if self._processes.is_first:
             for name in [LAST] + [BEST] * is_best:
-                write_weights(self._folder / name, self.network, config.lora, self._base_digest)
+                write_weights(self._folder / name, self._outcome(), config.lora, self._base_digest)
             write_history(self._folder, progress.history)
         self._save_state()
         self._reporter.line(summary(row, config.run.epochs, is_best))
@@ -247,7 +253,7 @@ class Trainer:
         self._reporter.status("validating")
         config = self.config
         return validate(
-            self.network,
+            self._outcome(),
             self._data.validation,
             config.run.size,
             config.validation.slices_per_modality,
@@ -255,6 +261,10 @@ class Trainer:
             self._workers,
             self._processes,
         )
+
+    def _outcome(self) -> TrainedNetwork:
+        """Return what is scored and written: the network, or the average of its weights."""
+        return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
 
     def _row(self, losses: dict[str, float], scores: ValidationScores | None) -> dict[str, Any]:
         progress = self.progress
@@ -314,12 +324,20 @@ class Trainer:
                 base=self._base_digest,
                 data=self._data.digest,
                 model=self.network.model.state_dict(),
+                average=None if self._average is None else self._average.state_dict(),
                 optimizer=self._optimizer.state_dict(),
                 schedule=self._rate.state_dict(),
                 progress=progress,
                 random=random_state(),
             ),
         )
+
+
+def averaged(network: TrainedNetwork, decay: float) -> AveragedModel | None:
+    """Return an exponential moving average of a network's weights and statistics; None for a decay of 0."""
+    if not decay:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def uses_bfloat16(config: Config, device: torch.device) -> bool:

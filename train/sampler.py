@@ -20,8 +20,12 @@ _EPOCH_STREAM = 1
 """Keeps the sampler's random numbers apart from those of the samples, which have streams of their own."""
 
 
+DRAWN = -1
+"""The slice number of a sample that is drawn, see `litemed.train.shapes`."""
+
+
 class Draw(NamedTuple):
-    """One sample to make: slice number `slice_index`, at `position` of `epoch` (all count from 0)."""
+    """One sample to make: slice number `slice_index`, or `DRAWN`, at `position` of `epoch` (from 0)."""
 
     epoch: int
     position: int
@@ -70,6 +74,7 @@ class ModalitySampler:
     """Draws slices: first a modality by its share, then one of its slices.
 
     indices: by modality, the numbers of its slices, each (n,) int64 with n >= 1. samples: draws an epoch.
+    drawn: share of the draws that are `DRAWN`; the shares of modalities are of the rest.
     Within an epoch no slice of a modality comes again before all of them came.
     """
 
@@ -77,6 +82,7 @@ class ModalitySampler:
     shares: Mapping[str, float]
     samples: int
     seed: int
+    drawn: float = 0.0
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the slices drawn in one epoch, in order, (samples,)."""
@@ -87,6 +93,8 @@ class ModalitySampler:
         for number, name in enumerate(names):
             places = np.flatnonzero(chosen == number)
             slices[places] = _repeated_shuffle(self.indices[name], len(places), random)
+        if self.drawn:
+            slices[random.random(self.samples) < self.drawn] = DRAWN
         return slices
 
 

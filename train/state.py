@@ -26,13 +26,15 @@ class State:
 
     config: the settings as tables (`litemed.train.config.as_tables`). base: digest of the weights it started
     from, None from scratch. data: digest of the training data. model, optimizer, schedule: their state dicts.
-    progress: see `litemed.train.progress.Progress`. random: see `random_state`.
+    average: that of the moving average of the weights, None without one. progress: see
+    `litemed.train.progress.Progress`. random: see `random_state`.
     """
 
     config: dict[str, Any]
     base: str | None
     data: str
     model: dict[str, Any]
+    average: dict[str, Any] | None
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     progress: dict[str, Any]

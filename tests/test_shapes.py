@@ -1,0 +1,64 @@
+"""Drawn training images: always the same from a seed, with objects that can be seen and prompted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from litemed.train.config import Augmentation, Prompts, Sampling
+from litemed.train.dataset import Sample, TrainingSet
+from litemed.train.sampler import DRAWN, Draw, ModalitySampler
+from litemed.train.shapes import draw_shapes
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_shapes_follow_from_the_seed_and_have_objects(size):
+    counts = []
+    for seed in range(20):
+        image, labels = draw_shapes(size, np.random.default_rng(seed))
+        again, same = draw_shapes(size, np.random.default_rng(seed))
+        assert np.array_equal(image, again)
+        assert np.array_equal(labels, same)
+        assert image.shape == (size, size, 3)
+        assert image.dtype == np.uint8
+        assert labels.shape == (size, size)
+        assert labels.dtype == np.uint16
+        assert min(np.count_nonzero(labels == n) for n in np.unique(labels)[1:]) >= 0.002 * size * size
+        assert image.std() > 1
+        counts.append(len(np.unique(labels)) - 1)
+    assert min(counts) == 1
+    assert max(counts) > 4
+
+
+def test_most_objects_stand_out_from_what_is_round_them():
+    """Otherwise there would be nothing to learn but the box."""
+    import cv2
+
+    contrasts = []
+    for seed in range(30):
+        image, labels = draw_shapes(128, np.random.default_rng(seed))
+        grey = image.astype(float).mean(2)
+        for number in np.unique(labels)[1:]:
+            mask = (labels == number).astype(np.uint8)
+            ring = (cv2.dilate(mask, np.ones((9, 9), np.uint8)) > 0) & (mask == 0)
+            if ring.any():
+                contrasts.append(abs(grey[mask > 0].mean() - grey[ring].mean()))
+    assert np.mean(np.array(contrasts) > 4) > 0.75
+
+
+def test_the_sampler_draws_them_at_their_share():
+    sampler = ModalitySampler({"CT": np.arange(9)}, {"CT": 1.0}, 20000, seed=0, drawn=0.35)
+    assert np.mean(sampler.epoch(0) == DRAWN) == pytest.approx(0.35, abs=0.015)
+    without = ModalitySampler({"CT": np.arange(9)}, {"CT": 1.0}, 100, seed=0)
+    assert not np.any(without.epoch(0) == DRAWN)
+    assert Sampling().drawn == 0
+
+
+def test_the_training_set_makes_samples_of_them():
+    dataset = TrainingSet([], 64, Prompts(), Augmentation(), seed=0)
+    found = dataset[Draw(0, 3, DRAWN)]
+    assert isinstance(found, Sample)
+    assert found.image.shape == (3, 64, 64)
+    assert found.masks.any(axis=(1, 2)).all()
+    assert np.array_equal(found.image, dataset[Draw(0, 3, DRAWN)].image)
+    assert not np.array_equal(found.image, dataset[Draw(1, 3, DRAWN)].image)

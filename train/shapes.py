@@ -1,0 +1,183 @@
+"""Draw images of organ-like shapes: material without end for training where real slices are few.
+
+Every image has a textured ground, perhaps a body with a bright rim, and shapes with an outline of random
+waves: round, long and thin, rings. Their grey levels may be close to what surrounds them, edges soft; some
+touch one another, and some things are drawn that are not objects: spots, lines, shapes without a label. They
+look like no organ in particular. What can be learnt from them is what a box asks for: the thing in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Labels = NDArray[np.uint16]
+Grey = NDArray[np.float32]
+
+MOST_OBJECTS = 12
+_MIN_SHARE = 0.002  # of the image; smaller shapes get no label
+_POINTS = 72  # of an outline
+_SUBPIXEL_BITS = 4
+
+
+def draw_shapes(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
+    """Draw an image and its objects.
+
+    Args:
+        size: side in pixels, at least 32.
+        random: everything is drawn from it.
+
+    Returns:
+        image uint8 (size, size, 3), and labels uint16 (size, size): objects are numbered from 1, at least one
+        of them covers 0.2 % of the image.
+    """
+    while True:
+        image, labels = _draw(size, random)
+        numbers, counts = np.unique(labels, return_counts=True)
+        small = numbers[counts < _MIN_SHARE * size * size]
+        labels[np.isin(labels, small)] = 0
+        if labels.any():
+            return image, labels
+
+
+def texture(size: int, random: np.random.Generator) -> Grey:
+    """Return noise of several scales (size, size), mean 0 and standard deviation 1."""
+    field = np.zeros((size, size), np.float32)
+    for cells in (3, 8, 24, size // 2):
+        noise = random.standard_normal((cells, cells), np.float32)
+        field += random.uniform(0, 1) * cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    field -= field.mean()
+    return field / max(float(field.std()), 1e-6)
+
+
+def outline(
+    centre: tuple[float, float], radius: float, stretch: float, roughness: float, random: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return a closed outline of random waves, (72, 2) x y in pixels.
+
+    Args:
+        centre: x, y in pixels.
+        radius: in pixels, the geometric mean of the two half axes.
+        stretch: their ratio, at least 1.
+        roughness: amplitude of the waves, as a share of the radius.
+        random: draws waves and direction.
+    """
+    angle = np.linspace(0, 2 * math.pi, _POINTS, endpoint=False)
+    waves = np.arange(2, 7)[:, None]
+    amplitude = roughness * random.standard_normal((5, 1)) / waves
+    distance = 1 + (amplitude * np.cos(waves * angle + random.uniform(0, 2 * math.pi, (5, 1)))).sum(0)
+    distance = radius * np.maximum(distance, 0.2)
+    x, y = distance * np.cos(angle) * stretch**0.5, distance * np.sin(angle) / stretch**0.5
+    turn = random.uniform(0, 2 * math.pi)
+    turned = [x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)]
+    return np.array(centre) + np.stack(turned, axis=1)
+
+
+def _draw(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
+    ground = random.uniform(0, 160)
+    grey = ground + random.uniform(2, 25) * texture(size, random)
+    if random.random() < 0.5:
+        _draw_body(grey, random)
+    labels = np.zeros((size, size), np.uint16)
+    for _ in range(int(random.integers(0, 6))):
+        _paint(grey, _random_shape(size, random), random)  # a distractor, which a later object may cover
+    count = 1 + int(random.integers(0, MOST_OBJECTS) * random.random())
+    centre: tuple[float, float] | None = None
+    alike = random.random() < 0.3  # cells in a picture look alike; organs do not
+    level = random.uniform(-70, 90)
+    for number in range(1, count + 1):
+        mask, centre = _object(size, centre if random.random() < 0.3 else None, random)
+        mask &= labels == 0
+        _paint(grey, mask, random, level if alike else None)
+        labels[mask] = number
+    _draw_lines(grey, random)
+    grey *= 1 + 0.25 * random.random() * cv2.resize(
+        random.uniform(-1, 1, (3, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
+    if random.random() < 0.5:
+        cv2.GaussianBlur(grey, (0, 0), random.uniform(0.4, 1.5) * size / 256 + 0.1, dst=grey)
+    grey += random.uniform(0, 12) * random.standard_normal(grey.shape, np.float32)
+    tint = random.uniform(0.5, 1, 3) if random.random() < 0.4 else np.ones(3)
+    image = np.clip(np.rint(grey[..., None] * tint), 0, 255).astype(np.uint8)
+    return image, labels
+
+
+def _draw_body(grey: Grey, random: np.random.Generator) -> None:
+    """Darken what lies outside of a large ellipse, and draw a rim round it."""
+    size = len(grey)
+    shape = outline(
+        (size / 2, size / 2), size * random.uniform(0.35, 0.5), random.uniform(1, 1.5), 0.1, random
+    )
+    inside = _fill(shape, size)
+    grey[~inside] = random.uniform(0, 20)
+    rim = inside & ~_fill(size / 2 + 0.93 * (shape - size / 2), size)
+    grey[rim] += random.uniform(0, 90)
+
+
+def _object(
+    size: int, beside: tuple[float, float] | None, random: np.random.Generator
+) -> tuple[NDArray[np.bool_], tuple[float, float]]:
+    """Return an object's mask and centre; `beside` has it begin where another one is."""
+    radius = size * math.exp(random.uniform(math.log(0.03), math.log(0.28)))
+    if beside is None:
+        x, y = random.uniform(0.1 * size, 0.9 * size, 2)
+    else:
+        direction = random.uniform(0, 2 * math.pi)
+        x, y = beside[0] + radius * math.cos(direction), beside[1] + radius * math.sin(direction)
+    shape = outline((x, y), radius, _stretch(random), random.uniform(0, 0.5), random)
+    mask = _fill(shape, size)
+    if random.random() < 0.1:  # a ring, such as a wall round its lumen; the whole of it is one object
+        mask &= ~_fill(np.array([x, y]) + random.uniform(0.4, 0.8) * (shape - np.array([x, y])), size)
+    return mask, (x, y)
+
+
+def _random_shape(size: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    centre = (random.uniform(0, size), random.uniform(0, size))
+    radius = size * math.exp(random.uniform(math.log(0.01), math.log(0.2)))
+    return _fill(outline(centre, radius, _stretch(random), random.uniform(0, 0.6), random), size)
+
+
+def _stretch(random: np.random.Generator) -> float:
+    return random.uniform(1, 2) if random.random() < 0.8 else random.uniform(2, 8)
+
+
+def _fill(shape: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+    mask = np.zeros((size, size), np.uint8)
+    points = np.rint(shape * (1 << _SUBPIXEL_BITS)).astype(np.int32)[:, None]
+    cv2.fillPoly(mask, [points], 1, shift=_SUBPIXEL_BITS)
+    return mask.astype(bool)
+
+
+def _paint(
+    grey: Grey, mask: NDArray[np.bool_], random: np.random.Generator, step: float | None = None
+) -> None:
+    """Give what is within a mask a grey level of its own, at least a little off its surroundings."""
+    if not mask.any():
+        return
+    if step is None:
+        step = random.choice([-1, 1]) * math.exp(random.uniform(math.log(8), math.log(110)))
+    if float(grey[mask].mean()) + step < 0:
+        step = abs(step)  # darker than black would not be seen
+    own = random.uniform(1, 20) * texture(len(grey), random)
+    edge = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), random.uniform(0.2, 2.0) * len(grey) / 256 + 0.1)
+    keep = random.uniform(0, 1)  # how much of the ground's own pattern shines through
+    level = float(grey[mask].mean()) + step
+    inside = keep * (grey + step) + (1 - keep) * (level + own)
+    grey += edge * (inside - grey)
+
+
+def _draw_lines(grey: Grey, random: np.random.Generator) -> None:
+    """Draw vessels, hairs or scratches across everything."""
+    size = len(grey)
+    for _ in range(int(random.integers(0, 4) * (random.random() < 0.4))):
+        points = np.cumsum(random.normal(0, size / 8, (6, 2)), axis=0) + random.uniform(0, size, 2)
+        line = np.zeros((size, size), np.uint8)
+        width = max(1, round(random.uniform(0.5, 3) * size / 256))
+        cv2.polylines(
+            line, [np.rint(points).astype(np.int32)[:, None]], isClosed=False, color=1, thickness=width
+        )
+        grey[line > 0] += random.uniform(-80, 80)
