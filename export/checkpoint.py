@@ -98,6 +98,11 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
     has_lora = any(name.endswith((".lora_A", ".lora_B")) for name in state)
     layout = ", ".join(["training"] * training + ["loralib"] * has_lora) or "plain"
     plain = {k: v for k, v in state.items() if not k.endswith((".lora_A", ".lora_B"))}
+    if not any(name.startswith("image_encoder.") for name in plain):  # hundreds of names would say less
+        raise CheckpointError(
+            f"{path}: holds no image encoder, so it is no whole checkpoint; name the base instead (an "
+            "adapter and its mask decoder go with it: litemed-export BASE --adapter FILE)"
+        )
     check_entries(plain, expected_entries(), str(path))
     plain = {k: v.float() if v.is_floating_point() else v for k, v in plain.items()}
     lora = None

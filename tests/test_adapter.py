@@ -93,6 +93,16 @@ def test_a_missing_or_other_decoder_is_refused(tmp_path, base):
         fold_adapter(base, path)
 
 
+def test_an_adapter_or_its_decoder_is_no_base(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig(), decoder=True)
+    for part in (path, decoder_path(path)):
+        with pytest.raises(CheckpointError, match="name the base instead") as error:
+            read_checkpoint(part)
+        assert str(part) in str(error.value)
+        assert len(str(error.value)) < 300 + len(str(part))
+
+
 def test_another_base_is_refused(tmp_path, base):
     path = tmp_path / "a.safetensors"
     train_a_little(base, path, LoRAConfig())
