@@ -180,8 +180,10 @@ class CaseSteps:
         except Exception as error:
             return dataclasses.replace(begun, outcome=self._failed(begun, error), error=error)
 
-    def segment(self, begun: Begun, progress: Callable[[int, int], None]) -> tuple[Begun, Result | Exception]:
-        """Return the result of a case that was read, or what it failed of.
+    def segment(
+        self, begun: Begun, progress: Callable[[int, int], None], last: bool
+    ) -> tuple[Begun, Result | Exception]:
+        """Return the result of a case that was read, or what it failed of; `last` if none comes after it.
 
         With it comes what is left of the case: without the image, unless a picture is to be drawn of it.
 
@@ -192,7 +194,8 @@ class CaseSteps:
         rest = begun if begun.job.picture else dataclasses.replace(begun, case=None)
         try:
             case = cast(Case, begun.case)
-            return rest, self._segmenter.run(case, propagate=self._propagate, progress=progress)
+            segment = self._segmenter.run
+            return rest, segment(case, propagate=self._propagate, progress=progress, last=last)
         except Exception as error:  # as above
             return rest, error
 

@@ -52,6 +52,10 @@ class Inference:
         self.slices_encoded += 1
         return embedding
 
+    def rest_encoder(self) -> None:
+        """Give the encoder's working memory back; see `Engine.rest_encoder`."""
+        self._engine.rest_encoder()
+
     def decode(self, embedding: Float, boxes: Float) -> Float:
         """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input."""
         with self.timing("decode"):

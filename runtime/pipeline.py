@@ -119,16 +119,16 @@ class Pipeline:
         reading = self._reader.submit(self._steps.begin, job, lock.abandoned)
         current, self._ahead = self._ahead, _Ahead(job, lock, reading)
         if current is not None:
-            self._process(current)
+            self._process(current, last=False)
 
     def drain(self) -> None:
         """Bring everything that was added to its end."""
         current, self._ahead = self._ahead, None
         if current is not None:
-            self._process(current)
+            self._process(current, last=True)
         self._settle()
 
-    def _process(self, current: _Ahead) -> None:
+    def _process(self, current: _Ahead, *, last: bool) -> None:
         """Segment a case and begin to write its result."""
         self._started += 1
         number, name = self._started, current.job.name
@@ -139,7 +139,7 @@ class Pipeline:
             begun = current.reading.result()
             result = None
             if begun.outcome is None:
-                begun, result = self._steps.segment(begun, self._slices_done)
+                begun, result = self._steps.segment(begun, self._slices_done, last)
             self._settle()
             finishing = self._writer.submit(self._steps.finish, begun, result)
             self._behind = _Behind(current.job, current.lock, finishing)

@@ -92,7 +92,9 @@ class Segmenter:
         case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
         return self.run(case, propagate=propagate, progress=progress).labels
 
-    def run(self, case: Case, *, propagate: bool = False, progress: Progress | None = None) -> Result:
+    def run(
+        self, case: Case, *, propagate: bool = False, progress: Progress | None = None, last: bool = False
+    ) -> Result:
         """Segment a case.
 
         All boxes of a slice are decoded on one embedding and merged by argmax with a background of 0 (the
@@ -102,6 +104,7 @@ class Segmenter:
             case: image or volume with boxes.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
             progress: is called with the slices done and all after each.
+            last: nothing is to be segmented after it for a while, so that memory is given back early.
 
         Raises:
             EngineError: the engine failed, or what it returned is not finite.
@@ -116,7 +119,7 @@ class Segmenter:
         if z is None:  # an image is its own and only slice
             volume, planes, z = image[np.newaxis], labels[np.newaxis], np.zeros((len(boxes), 2), np.int64)
         if not propagate:
-            _merge_slices(inference, volume, prompts, z, frame, planes, progress)
+            _merge_slices(inference, volume, prompts, z, frame, planes, progress, last)
         elif case.is_volume:
             propagate_in_volume(inference, volume, prompts, z, frame, planes, progress)
         else:
@@ -132,6 +135,7 @@ def _merge_slices(
     frame: Frame,
     labels: Labels,
     progress: Progress | None,
+    last_case: bool,
 ) -> None:
     """Segment every slice (H, W) or (H, W, 3) of `volume` that a box covers into its plane of `labels`."""
     first, last = z.T
@@ -139,6 +143,8 @@ def _merge_slices(
     resizer = LogitResizer(frame)
     for done, position in enumerate(covered, start=1):
         embedding = inference.encode(volume[position])
+        if last_case and done == len(covered):
+            inference.rest_encoder()
         merge = RunningMerge(resizer, labels[position])
         here = np.flatnonzero((first <= position) & (position <= last))
         for start in range(0, len(here), BOXES_PER_CALL):

@@ -32,12 +32,17 @@ class Watched:
     def __init__(self, engine: Engine) -> None:
         self.name, self.version, self.threads = engine.name, engine.version, engine.threads
         self.encoded: list[Float] = []
+        self.rested_after: list[tuple[int, int]] = []
         self.decoded: list[Float] = []
         self._engine = engine
 
     def encode(self, image: Float) -> Float:
         self.encoded.append(image)
         return self._engine.encode(image)
+
+    def rest_encoder(self) -> None:
+        self.rested_after.append((len(self.encoded), len(self.decoded)))
+        self._engine.rest_encoder()
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         self.decoded.append(boxes.copy())
@@ -84,6 +89,20 @@ def expected_slice(
         planes.append(resizer.resize(np.minimum(horizontal, vertical[:, None])))
     winner = np.stack([*planes, np.zeros((height, width), np.float32)]).argmax(axis=0)
     return np.array([*numbers, 0], np.uint16)[winner]
+
+
+def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(
+    segmenter: Segmenter, engine: Watched
+) -> None:
+    volume = image(4, 60, 80)
+    boxes = Boxes.parse([[5, 5, 0, 40, 40, 2], [30, 10, 1, 70, 50, 2]], volume.shape)
+    case = Case("c", volume, boxes)
+    expected = segmenter.run(case).labels
+    assert engine.rested_after == []
+    encoded, decoded = len(engine.encoded), len(engine.decoded)
+    np.testing.assert_array_equal(segmenter.run(case, last=True).labels, expected)
+    assert engine.rested_after == [(encoded + 3, decoded + 2)]  # all slices encoded, the last not yet decoded
+    np.testing.assert_array_equal(segmenter.run(case).labels, expected)
 
 
 @pytest.mark.parametrize("shape", [(90, 140), (300, 420, 3), (700, 20), (256, 256, 3)])

@@ -38,6 +38,10 @@ class OneBoxEngine:
         """Return the embedding of a network input; see `Engine.encode`."""
         return self._engine.encode(image)
 
+    def rest_encoder(self) -> None:
+        """Give the encoder's working memory back; see `Engine.rest_encoder`."""
+        self._engine.rest_encoder()
+
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         """Return logits (N, S, S) and IoU (N,) of boxes (N, 4), one call of the graph for each."""
         decoded = [self._engine.decode(embedding, boxes[[i]]) for i in range(len(boxes))]

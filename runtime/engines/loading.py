@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from litemed.runtime.memory import trim_heap
 from litemed.runtime.precision import Precision
 
 Loaded = TypeVar("Loaded")
@@ -19,6 +21,7 @@ class LoadingGraphs(Generic[Loaded]):
         pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
         self._encoder = pool.submit(load, "encoder", precision.encoder)
         self._decoder = pool.submit(load, "decoder", precision.decoder)
+        pool.submit(self._tidy)
         pool.shutdown(wait=False)
 
     @property
@@ -30,6 +33,11 @@ class LoadingGraphs(Generic[Loaded]):
     def decoder(self) -> Loaded:
         """The loaded decoder."""
         return self._decoder.result()
+
+    def _tidy(self) -> None:
+        """Once both are loaded, return what loading has used to the system."""
+        concurrent.futures.wait((self._encoder, self._decoder))
+        trim_heap()
 
     def wait(self) -> None:
         """Return once both are loaded; raise what went wrong with the first that failed."""

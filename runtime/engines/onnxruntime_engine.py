@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
@@ -38,6 +40,7 @@ class OnnxRuntimeEngine:
         self.threads = threads
         self.precision = precision
         self.choice = choice
+        _share_arena()
         self._sessions = LoadingGraphs(
             lambda role, key: self._session(onnxruntime, bundle.graph_bytes(key)),
             bundle.manifest.precisions[precision],
@@ -51,6 +54,9 @@ class OnnxRuntimeEngine:
         """Return the embedding of a network input."""
         (embedding,) = self._run(self._sessions.encoder, ["image_embedding"], {"image": image})
         return embedding
+
+    def rest_encoder(self) -> None:
+        """Do nothing: the decoder works in the same memory."""
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         """Return logits and predicted IoU of boxes on one embedding."""
@@ -67,13 +73,16 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # The arena keeps its peak as long as the session lives.
-        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.use_env_allocators", "1")  # see _share_arena
+        options.enable_mem_pattern = False
         options.log_severity_level = _FATAL
         try:
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise failure("ONNX Runtime", error) from error
+        # It would keep the file's bytes, to open it anew with other providers.
+        session._model_bytes = None
+        return session
 
     def _run(self, session: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         try:
@@ -81,3 +90,26 @@ class OnnxRuntimeEngine:
         except Exception as error:  # as above
             raise failure("ONNX Runtime", error) from error
         return found
+
+
+@functools.cache  # ONNX Runtime has one environment for all of a process, and with it one such arena
+def _share_arena() -> None:
+    """Let encoder and decoder, which never run at once, take turns in one arena of memory.
+
+    Without an arena every tensor is mapped and cleared anew: 250 MiB of page faults for each slice, 15 to
+    25 % of the encoder's CPU time and 20 to 30 % of the decoder's. With an arena for each session both keep
+    their peak. And with memory patterns, which plan all tensors of a graph as one block, that block finds no
+    place between those for other numbers of boxes. Resident after slices with 8, 8 and 3 boxes, and the most
+    at any time, in MiB (ONNX Runtime 1.32, graphs of size 256): no arena 319, 569; one for each 677, 677;
+    shared with patterns 653, 653; shared without 414, 414.
+
+    What the arena holds is kept for the process's next engine when one is dropped.
+    """
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    defaults = {"arena_extend_strategy": -1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    # Older versions refuse if the calling program has shared one of its own already: that one serves as well.
+    with contextlib.suppress(RuntimeError):
+        onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": 0} | defaults))

@@ -56,6 +56,12 @@ class Engine(Protocol):
         Raises EngineError if the engine fails.
         """
 
+    def rest_encoder(self) -> None:
+        """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew.
+
+        To be called when nothing is to be encoded for a while.
+        """
+
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
 
