@@ -8,6 +8,7 @@ time, spent waiting for the loader) and `dsc_MODALITY` for each modality.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -72,18 +73,22 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
 
 
 class EventLog:
-    """TensorBoard's events of a run, in its folder `tensorboard`; nothing where it is not installed."""
+    """TensorBoard's events of a run, in its folder `tensorboard`.
 
-    def __init__(self, folder: Path) -> None:
-        try:
+    Nothing is written without a folder, or where TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._writer = None
+        if folder is None:
+            return
+        with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._writer = None
-        else:
+
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, row: Row) -> None:
-        """Write one epoch."""
+        """Write one row of the history."""
         if self._writer is None:
             return
         for name, value in row.items():

@@ -138,30 +138,29 @@ class Trainer:
             TrainingError: the loss is not finite, or no slice can be used.
             OutputError: something cannot be written.
         """
-        events = EventLog(self._folder) if self._processes.is_first else None
+        events = EventLog(self._folder if self._processes.is_first else None)
         try:
             if self._base_digest is not None and len(self._data.validation) and self.progress.is_new:
-                self._score_base()
+                events.add(self._score_base())
             while self.progress.epoch < self.config.run.epochs:
                 if not self._train_epoch():
                     self._save_state()
                     return False
-                row = self._end_epoch()
-                if events is not None:
-                    events.add(row)
+                events.add(self._end_epoch())
                 if self.progress.epoch < self.config.run.epochs and self._stops():
                     return False
             return True
         finally:
-            if events is not None:
-                events.close()
+            events.close()
 
-    def _score_base(self) -> None:
-        """Score the weights that the run starts from, for comparison: row 0 of the history."""
+    def _score_base(self) -> dict[str, Any]:
+        """Score the weights that the run starts from, for comparison; returns row 0 of the history."""
         scores = self._validate()
-        self.progress.history.append(untrained_row(scores))
+        row = untrained_row(scores)
+        self.progress.history.append(row)
         if scores.macro is not None:
             self._reporter.line(f"before training: DSC {scores.macro:.4f}")
+        return row
 
     def _train_epoch(self) -> bool:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
