@@ -1,0 +1,95 @@
+"""One step of training: what it does to the gradients and to the weights, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from litemed.benchmarks.phantoms import draw_image
+from litemed.export.checkpoint import untrained_checkpoint
+from litemed.train.config import Config, updated
+from litemed.train.dataset import Batch
+from litemed.train.distributed import Processes
+from litemed.train.loop import Data, Trainer, uses_bfloat16
+from litemed.train.prepare.pipeline import prepare_slices
+from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.sources import Found, Pair
+from litemed.train.prepare.store import Slices
+from litemed.train.progress import Reporter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Slices:
+    folder = tmp_path_factory.mktemp("data")
+    pairs = []
+    for number in range(2):
+        phantom = draw_image(96, 96, 2, seed=number)
+        path = folder / f"{number}.npz"
+        np.savez(path, imgs=phantom.image, gts=phantom.labels)
+        pairs.append(Pair("US", "drawn", path.stem, "train", "instance", path, None))
+    prepare_slices(Found(tuple(pairs)), folder / "data", Settings())
+    return Slices.open(folder / "data")
+
+
+def after_a_step(slices: Slices, folder: Path, **tables: dict[str, Any]) -> tuple[Trainer, Batch]:
+    """Return a trainer that has learnt from one batch, and the batch."""
+    run = {"run": {"size": 64, "batch_size": 2}, "hardware": {"workers": 0, "device": "cpu"}}
+    config = updated(updated(Config(), run, "test"), tables, "test")
+    data = Data(slices, slices, "")
+    trainer = Trainer(config, untrained_checkpoint(), data, folder, Processes(0, 1, CPU), Reporter(None))
+    batch = next(iter(trainer.loader))
+    trainer.step(batch)
+    return trainer, batch
+
+
+def gradient(trainer: Trainer) -> torch.Tensor:
+    gradients = [weights.grad for weights in trainer.network.tuned()]
+    return torch.cat([part.flatten() for part in gradients if part is not None])
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_was_set_and_keep_their_direction(slices, tmp_path):
+    free = gradient(after_a_step(slices, tmp_path, optimizer={"clip_norm": 0})[0])
+    clipped = gradient(after_a_step(slices, tmp_path, optimizer={"clip_norm": 0.01})[0])
+    assert free.norm() > 0.1
+    assert clipped.norm() == pytest.approx(0.01, rel=1e-3)
+    assert torch.cosine_similarity(free, clipped, dim=0) > 0.9999
+    untouched = gradient(after_a_step(slices, tmp_path, optimizer={"clip_norm": 1e6})[0])
+    assert torch.equal(untouched, free)
+
+
+def test_bfloat16_computes_otherwise_and_learns_the_same_in_float32_weights(slices, tmp_path):
+    exact, batch = after_a_step(slices, tmp_path, hardware={"precision": "float32"})
+    rough, same = after_a_step(slices, tmp_path, hardware={"precision": "bfloat16"})
+    assert torch.equal(batch.image, same.image)
+    assert all(weights.dtype == torch.float32 for weights in rough.network.parameters())
+    assert not torch.equal(gradient(exact), gradient(rough))
+    assert torch.cosine_similarity(gradient(exact), gradient(rough), dim=0) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cuda", True),
+        ("auto", "cpu", False),
+        ("float32", "cuda", False),
+        ("bfloat16", "cpu", True),
+    ],
+)
+def test_bfloat16_is_for_gpus_unless_told_otherwise(precision, device, expected):
+    config = updated(Config(), {"hardware": {"precision": precision}}, "test")
+    assert uses_bfloat16(config, torch.device(device)) is expected
