@@ -413,6 +413,30 @@ def test_ratios_without_a_checkpoint_say_so(box_bundle: pathlib.Path, tmp_path: 
     assert "absent.pth: cannot be read" in run.stderr
 
 
+# The profile
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_profile_names_the_graphs_nodes(
+    engine: str, box_bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "profile.json"
+    run = invoke("profile", "--model", box_bundle, "--engine", engine, "--repeats", 2, "--json", path)
+    assert run.exit_code == 0, run.output
+    profiles = json.loads(path.read_text())["profiles"]
+    assert [(one["graph"], one["engine"]) for one in profiles] == [("encoder", engine), ("decoder", engine)]
+    encoder = profiles[0]["nodes"]
+    assert any("Conv" in node["operator"] for node in encoder)
+    assert [n["milliseconds"] for n in encoder] == sorted((n["milliseconds"] for n in encoder), reverse=True)
+    assert f"## encoder, {engine}" in run.stdout
+
+
+def test_a_profile_of_an_unknown_graph_is_refused(box_bundle: pathlib.Path) -> None:
+    run = invoke("profile", "--model", box_bundle, "--graph", "head")
+    assert run.exit_code == 2
+    assert "--graph head: the bundle has encoder, decoder" in run.stderr
+
+
 # The roofline
 
 

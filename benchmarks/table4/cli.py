@@ -29,6 +29,7 @@ Examples:
       --columns 'ONNX Runtime=bundle@onnxruntime' \\
       --columns 'Theirs=docker run --rm -v {input}:/in -v {output}:/out theirs'
   litemed-bench ratios --model bundle --checkpoint lite_medsam.pth
+  litemed-bench profile --model bundle --engine openvino --graph encoder
   litemed-bench roofline --model bundle
 
 \b
@@ -172,6 +173,33 @@ def ratios(debug: bool, **options: Any) -> None:
         text, complete = report(**options, tell=lambda line: click.echo(line, err=True))
         click.echo(text, nl=False)
         return complete
+
+    _guard(debug, work)
+
+
+@main.command(epilog=EPILOG)
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle of litemed-export.")
+@click.option("--engine", "engines", multiple=True, type=click.Choice(["onnxruntime", "openvino"]))
+@click.option("--graph", "graphs", multiple=True, help="Key in the manifest; all by default.")
+@click.option("--threads", type=click.IntRange(1), help="All by default.")
+@click.option("--boxes", type=click.IntRange(1), default=6, show_default=True, help="Decoded at once.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Nodes to list.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+@_DEBUG
+def profile(debug: bool, **options: Any) -> None:
+    """Show where the time of each graph goes, operator by operator and node by node."""
+
+    def work() -> bool:
+        from litemed.benchmarks.profiling import report
+        from litemed.runtime.bundle import Bundle
+
+        known = Bundle.open(options["model"]).manifest.graphs
+        for name in options["graphs"]:
+            if name not in known:
+                raise UsageError(f"--graph {name}: the bundle has {', '.join(known)}")
+        click.echo(report(**options), nl=False)
+        return True
 
     _guard(debug, work)
 
