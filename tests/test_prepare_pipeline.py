@@ -249,6 +249,36 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert len(Slices.open(tmp_path / "out0")) == 3
 
 
+def test_bad_rows_of_an_index_are_one_line_each_and_the_rest_goes_on(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, "US", 2)
+    volume = nibabel.Nifti1Image(np.zeros((20, 20, 4), np.float32), np.eye(4))
+    nibabel.save(volume, tmp_path / "whole.nii.gz")
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:-30])
+    assert cv2.imwrite(str(tmp_path / "half.tif"), np.full((200, 240), 0.5, np.float32))
+    rows = {
+        "good": ("US", "US/images/000.png", "US/labels/000.png", ""),
+        "no image": ("US", "gone.png", "US/labels/000.png", "gone.png: no such file"),
+        "no label": ("US", "US/images/000.png", "lost.png", "lost.png: no such file"),
+        "modality": ("Thermo", "US/images/000.png", "US/labels/000.png", "line 5: unknown modality 'Thermo'"),
+        "volume": ("CT", "cut.nii.gz", "whole.nii.gz", "cut.nii.gz: voxels cannot be read"),
+        "fractions": ("US", "US/images/001.png", "half.tif", "half.tif: labels hold 0.5"),
+        "kinds": ("MR", "whole.nii.gz", "US/labels/001.png", "not of the image's type"),
+    }
+    with (tmp_path / "index.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["modality", "case", "image", "label", "split"])
+        writer.writerows([row[0], case, *row[1:3], "train"] for case, row in rows.items())
+    finished = prepare(tmp_path / "index.csv", "-o", tmp_path / "out")
+    assert finished.returncode == 1
+    wanted = [reason for *_, reason in rows.values() if reason]
+    lines = errors(finished)
+    assert len(lines) == len(wanted)
+    for reason in wanted:
+        assert sum(line.startswith("error: ") and reason in line for line in lines) == 1, reason
+    assert {Slices.open(tmp_path / "out").info(0).case} == {"good"}
+    assert len(Slices.open(tmp_path / "out")) == 1
+
+
 def test_a_pair_that_was_repaired_is_taken_in_the_next_run(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 3)

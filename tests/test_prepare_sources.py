@@ -185,6 +185,13 @@ def test_an_index_without_its_columns_is_refused(tmp_path: Path) -> None:
         find_pairs([write_index(tmp_path / "i.csv", [{"modality": "CT"}])], SourceOptions())
 
 
+def test_an_index_without_rows_is_refused(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "i.csv", [{"modality": "CT", "image": "a", "label": "b"}])
+    index.write_text(index.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UsageError, match=r"i\.csv: has no row"):
+        find_pairs([index], SourceOptions())
+
+
 def test_only_rows_of_a_licence_status_that_was_asked_for(tmp_path: Path) -> None:
     statuses = ["stated", "known", "unclear", ""]
     rows = [

@@ -195,6 +195,8 @@ def _read_index(index: Path, base: Path, collector: _Collector) -> None:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{index}: cannot be read as an index CSV ({error})") from error
+    if not rows:
+        raise UsageError(f"{index}: has no row below its columns; list a pair of image and label in each")
     allowed = collector.options.licence_status
     for number, row in enumerate(rows, start=2):
         if allowed is not None and row.get("licence_status", "") not in allowed:
