@@ -113,10 +113,10 @@ def _profile_onnxruntime(
 
 def by_operator(nodes: Sequence[NodeTime]) -> dict[str, float]:
     """Return milliseconds by operator, longest first."""
-    sums: collections.Counter[str] = collections.Counter()
+    sums: dict[str, float] = collections.defaultdict(float)
     for node in nodes:
         sums[node.operator] += node.milliseconds
-    return dict(sums.most_common())
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def report(
