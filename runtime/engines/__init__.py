@@ -12,7 +12,6 @@ from litemed.runtime.engines.choice import (
     PRECISION_CHOICES,
     Candidate,
     candidates,
-    fastest,
     first_that_begins,
     note_on_fast,
 )
@@ -77,11 +76,8 @@ def open_engine(
     def begin(candidate: Candidate, why: str) -> Engine:
         return _begin(candidate, bundle, count, why, cache)
 
-    if len(found) == 1 or cache is None:
-        engine = first_that_begins(found, left_out, begin)
-    else:
-        times = _times(found, bundle, count, cache, tell)
-        engine = begin(*fastest(times.seconds, {**left_out, **times.left_out}))
+    times = Times({}, {}) if len(found) == 1 or cache is None else _times(found, bundle, count, cache, tell)
+    engine = first_that_begins(found, times.seconds, {**left_out, **times.left_out}, begin)
     if precision == FAST and (note := note_on_fast(engine, bundle.manifest)):
         tell(note)
     if wait:
@@ -94,9 +90,7 @@ def _times(found: Sequence[Candidate], bundle: Bundle, threads: int, cache: Cach
     times = kept_times(cache, bundle, found, threads)
     if times is None:
         tell(f"timing {len(found)} ways to run {bundle.name} on this CPU, once; the cache keeps the outcome")
-        times = time_candidates(
-            found, lambda one: _begin(one, bundle, threads, "", None), bundle.manifest.input_size
-        )
+        times = time_candidates(found, bundle, threads)
         if times.seconds:
             keep_times(cache, bundle, found, threads, times)
     return times

@@ -74,29 +74,30 @@ def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[C
     return tuple(sorted(found, key=_presumed_rank)), left_out
 
 
-def first_that_begins(found: Sequence[Candidate], left_out: Reasons, begin: Begin) -> Engine:
-    """Return the engine of the first candidate that does not fail at once.
+def first_that_begins(
+    found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons, begin: Begin
+) -> Engine:
+    """Return the engine of the fastest candidate that does not fail at once, told why it was taken.
 
-    Raises EngineError, that of the only candidate or one that tells of all.
+    Args:
+        found: the candidates, what is presumed the fastest first.
+        seconds: how long those took that were timed; they go first, and the others not at all. Empty if none
+            was.
+        left_out: what does not come into question, and why.
+        begin: opens a candidate.
+
+    Raises:
+        EngineError: that of the only candidate, or one that tells of all.
     """
     reasons = dict(left_out)
-    for candidate in found:
+    for candidate in sorted(seconds, key=lambda one: seconds[one]) or found:
         try:
-            return begin(candidate, "" if len(found) + len(left_out) == 1 else _presumed(found, reasons))
+            return begin(candidate, _why(found, seconds, reasons))
         except EngineError as error:
             if len(found) == 1:
                 raise
             reasons[candidate] = str(error)
-    raise EngineError(_none_left(reasons))
-
-
-def fastest(seconds: Mapping[Candidate, float], left_out: Reasons) -> tuple[Candidate, str]:
-    """Return the candidate of the least seconds, and why. Raises EngineError if there is none."""
-    if not seconds:
-        raise EngineError(_none_left(left_out))
-    ranking = sorted(seconds, key=lambda candidate: seconds[candidate])
-    times = ", ".join(f"{candidate} {1000 * seconds[candidate]:.0f} ms" for candidate in ranking)
-    return ranking[0], f"timed on this CPU: {times}" + _left_out(left_out)
+    raise EngineError("nothing runs this bundle" + _left_out(reasons))
 
 
 def note_on_fast(engine: Engine, manifest: Manifest) -> str | None:
@@ -115,17 +116,19 @@ def _presumed_rank(candidate: Candidate) -> tuple[int, int]:
     return precisions.index(candidate.precision), ("openvino", "onnxruntime").index(candidate.engine)
 
 
-def _presumed(found: Sequence[Candidate], left_out: Reasons) -> str:
-    if len(found) == 1:
-        return "the only one that comes into question" + _left_out(left_out)
-    return "presumed the fastest; name a cache folder to have it timed" + _left_out(left_out)
+def _why(found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons) -> str:
+    """Return why the next one is taken; empty if nothing was left open."""
+    if seconds:
+        times = (
+            f"{one} {1000 * seconds[one]:.0f} ms" for one in sorted(seconds, key=lambda one: seconds[one])
+        )
+        return f"timed on this CPU: {', '.join(times)}" + _left_out(left_out)
+    if len(found) > 1:
+        return "presumed the fastest; name a cache folder to have it timed" + _left_out(left_out)
+    return "the only one that comes into question" + _left_out(left_out) if left_out else ""
 
 
 def _left_out(reasons: Reasons) -> str:
     if not reasons:
         return ""
     return "; left out: " + ", ".join(f"{candidate} ({why})" for candidate, why in reasons.items())
-
-
-def _none_left(reasons: Reasons) -> str:
-    return "nothing runs this bundle" + _left_out(reasons)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
@@ -12,6 +13,7 @@ from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import cpu_identity
 from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
+from litemed.runtime.engines.threads import cores_of
 from litemed.runtime.errors import EngineError, LitemedError
 from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
@@ -91,6 +93,11 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
+            # Pinned, the threads of two processes sit on the same first CPUs, each at half its speed, and
+            # those of one cannot leave a CPU that something else is busy on.
+            "ENABLE_CPU_PINNING": False,
+            # Without this it takes no more threads than cores, whatever it is told.
+            "ENABLE_HYPER_THREADING": self.threads > cores_of(os.sched_getaffinity(0)),
         }
         graph = bundle.graph_bytes(key)  # verified, whether the cache has it or not
         try:

@@ -1,21 +1,48 @@
-"""How many threads a process may usefully start."""
+"""How many threads a process may usefully start.
+
+All of a process's threads work on one slice at a time (one stream): a slice's latency is what a user waits
+for, two streams of half the threads gave no more slices per second, and each stream takes working memory of
+its own. By default there is one thread for each core that the process may use:
+
+- CPUs are counted by the process's affinity (`taskset`, `docker --cpuset-cpus`, Slurm), not by the machine;
+- two CPUs that are hardware threads of one core count once, for matrix products keep a core's units busy with
+  one thread alone; both engines' own defaults do so, too;
+- a container's CPU quota (`docker --cpus`, Kubernetes limits) cuts the number: with more threads than quota
+  all of them are stopped for part of every scheduling period, and every operator waits for the last.
+
+Threads are not bound to CPUs, and do not spin while they wait: where something else runs on the same CPUs,
+another litemed-run among it, both cost more than they gain.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 def available_threads() -> int:
-    """Return how many CPUs this process may use: its affinity, cut to its cgroup's CPU quota; at least 1.
+    """Return how many cores this process may use: those of its affinity, cut to its CPU quota; at least 1.
 
     A quota of 2.5 CPUs gives 2: with a third thread all would be stopped for part of every period.
     """
-    return max(1, int(min(len(os.sched_getaffinity(0)), cpu_quota())))
+    return max(1, int(min(cores_of(os.sched_getaffinity(0)), cpu_quota())))
+
+
+def cores_of(cpus: Iterable[int], folder: Path = _CPUS) -> int:
+    """Return to how many cores CPUs belong; one each where the system does not say."""
+    cores = set()
+    for cpu in cpus:
+        try:
+            cores.add((folder / f"cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            cores.add(f"CPU {cpu}")
+    return len(cores)
 
 
 def cpu_quota(mount: Path = _CGROUP_MOUNT, own: Path = _OWN_CGROUPS) -> float:

@@ -2,34 +2,34 @@
 
 What is kept holds for just these graphs, versions of litemed and the engines, CPU and number of threads;
 any other is timed anew. To have it timed again, empty the cache folder.
+
+Each candidate runs in a process of its own, so that none disturbs the next one, and neither the memory that
+it takes nor a crash is the caller's (see `litemed.runtime.engines.time_one`).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.choice import Candidate, Reasons
 from litemed.runtime.engines.cpu import cpu_identity
-from litemed.runtime.engines.protocol import Engine
-from litemed.runtime.errors import EngineError
 from litemed.runtime.precision import ENGINES
 
 BUDGET_SECONDS = 10.0
 """After this long no further candidate is begun, and the one at hand is ended with its next run."""
 
-BOXES = 6
-"""How many boxes the slice has that is timed."""
+TIMEOUT_SECONDS = 60.0
+"""A candidate that takes longer to load and run twice is left out."""
 
-_RUNS = 3
+_TIME_ONE = "litemed.runtime.engines.time_one"
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,34 @@ class Times:
     left_out: Reasons
 
 
-def time_candidates(found: Sequence[Candidate], begin: Callable[[Candidate], Engine], size: int) -> Times:
-    """Time candidates on a slice of `size` x `size` pixels, one after the other; see `BUDGET_SECONDS`.
+def time_candidates(found: Sequence[Candidate], bundle: Bundle, threads: int) -> Times:
+    """Time candidates on one slice, one after the other; see `BUDGET_SECONDS`.
 
     Each gets the least of up to three runs, after one that warms it up. What else the machine is busy with
     slows some of them more than others, so it should have nothing else to do. One that fails is left out.
     """
-    end = time.perf_counter() + BUDGET_SECONDS
+    end = time.monotonic() + BUDGET_SECONDS
     seconds: dict[Candidate, float] = {}
     left_out: dict[Candidate, str] = {}
     for candidate in found:
-        if seconds and time.perf_counter() >= end:
+        left = end - time.monotonic()
+        if seconds and left <= 0:
             left_out[candidate] = "there was no time left to try it"
             continue
+        command = [sys.executable, "-m", _TIME_ONE, bundle.path, bundle.digest]
+        command += [candidate.engine, candidate.precision, threads, left]
         try:
-            seconds[candidate] = _least_seconds(begin(candidate), size, end)
-        except EngineError as error:
-            left_out[candidate] = str(error)
+            done = subprocess.run(
+                [str(part) for part in command], capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            left_out[candidate] = f"it could not be timed: {error}"
+            continue
+        if done.returncode == 0:
+            seconds[candidate] = float(done.stdout)
+        else:
+            last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+            left_out[candidate] = last
     return Times(seconds, left_out)
 
 
@@ -79,22 +90,6 @@ def keep_times(cache: Cache, bundle: Bundle, found: Sequence[Candidate], threads
         "left_out": {str(candidate): why for candidate, why in times.left_out.items()},
     }
     cache.store(json.dumps(content).encode(), *_depends_on(bundle, found, threads))
-
-
-def _least_seconds(engine: Engine, size: int, end: float) -> float:
-    image = np.random.default_rng(0).random((1, 3, size, size), np.float32)
-    low = np.linspace(0, size / 2, BOXES, dtype=np.float32)
-    boxes = np.stack([low, low, low + size / 4, low + size / 3], axis=1)
-    engine.decode(engine.encode(image), boxes)
-    least = math.inf
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        engine.decode(engine.encode(image), boxes)
-        now = time.perf_counter()
-        least = min(least, now - start)
-        if now >= end:
-            break
-    return least
 
 
 def _depends_on(bundle: Bundle, found: Sequence[Candidate], threads: int) -> tuple[str, ...]:
