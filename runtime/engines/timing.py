@@ -24,8 +24,8 @@ from litemed.runtime.engines.cpu import cpu_identity
 from litemed.runtime.precision import ENGINES
 
 BUDGET_SECONDS = 20.0
-"""After this long no further candidate is begun, if two are timed; each ends when its share of it is over, but
-makes two runs in any case."""
+"""After this long no further candidate is begun, if two are timed; each ends when its share of it is over,
+but makes two runs in any case."""
 
 TIMEOUT_SECONDS = 60.0
 """A candidate that takes longer to load and run twice is left out."""
