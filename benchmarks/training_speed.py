@@ -207,8 +207,9 @@ def as_markdown(result: dict[str, Any], notes: tuple[str, ...]) -> str:
         "",
         *(f"- {note}" for note in notes),
         f"- Machine: {processors}, "
-        f"{machine['cores']} cores ({' '.join(machine['features'])}), {machine['threads']} threads, "
-        f"{machine['memory_gib']:g} GiB; Python {machine['python']}, PyTorch {machine['versions']['torch']}.",
+        f"{machine['cores']} cores ({' '.join(machine['features'])}), "
+        f"{machine['memory_gib']:g} GiB; Python {machine['python']}, PyTorch "
+        f"{machine['versions']['torch']}, threads: {machine['threads']}.",
         f"- Load average before: {machine['load_average']:g} (an idle machine's is below 1).",
         f"- Batches of {settings['batch_size']} at {settings['size']} x {settings['size']}, up to "
         f"{settings['boxes_per_image']} boxes an image, tuning {settings['tune']} in "
