@@ -1,4 +1,4 @@
-"""Write a bundle: export, simplify, check and verify in a folder beside the target, then move it there."""
+"""Write a bundle: export, simplify, check, verify and measure in a folder beside the target, then move it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx
 
+from litemed.export.agreement import measure_agreement
 from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
 from litemed.export.manifest import FILE, manifest_bytes
+from litemed.export.precisions import FLOAT32, Plan, PrecisionOptions, plan
+from litemed.export.quantise import KEY, quantise
 from litemed.export.verify import BOX_COUNTS, Parity, judge, measure, references, sample_images
 from litemed.runtime.errors import OutputError
+from litemed.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class ExportOptions:
         images: folder of images to verify on; None generates some.
         size: side of the network's input in pixels, a multiple of 64; 256 as published.
         box_counts: numbers of boxes to verify.
+        precisions: what to offer beside float32.
     """
 
     name: str | None = None
@@ -37,6 +42,20 @@ class ExportOptions:
     images: pathlib.Path | None = None
     size: int = 256
     box_counts: Sequence[int] = BOX_COUNTS
+    precisions: PrecisionOptions = field(default_factory=PrecisionOptions)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What goes into a bundle: what its manifest says, and its graphs with their interfaces."""
+
+    name: str
+    checkpoint: Checkpoint
+    trained: bool
+    specs: Sequence[GraphSpec]
+    graphs: Mapping[str, onnx.ModelProto]
+    parity: Sequence[Parity] = ()
+    precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
 
 
 def write_bundle(
@@ -57,13 +76,17 @@ def write_bundle(
         all comparisons with PyTorch, before and after simplification.
 
     Raises:
-        ExportError: a graph could not be written, simplified or checked.
+        ExportError: a graph could not be written, simplified, quantised or checked.
         VerificationError: a graph does not reproduce the PyTorch model.
         OutputError: the target exists or cannot be written.
+        UsageError: what a precision needs is missing.
+        InputError: an image or a case for a precision cannot be used.
+        EngineError: an engine failed at a precision.
     """
     out = pathlib.Path(out)
     options = options or ExportOptions()
     _check_target(out, options.overwrite)
+    planned = plan(options.precisions)
     model = checkpoint.model(options.size)
     specs = graph_specs(model)
     name = options.name or out.resolve().name
@@ -77,31 +100,53 @@ def write_bundle(
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
         expected = list(references(model, sample_images(options.images), max(options.box_counts)))
+        contents = _Contents(name, checkpoint, options.trained, specs, simplified)
         parity: list[Parity] = []
         for stage, graphs in (("exported", exported), ("simplified", simplified)):
-            folder = staging / stage
-            _write(folder, name, checkpoint, options.trained, specs, graphs, ())
-            parity += measure(folder, stage, expected, options.box_counts, progress=progress)
+            _write(staging / stage, replace(contents, graphs=graphs))
+            parity += measure(staging / stage, stage, expected, options.box_counts, progress=progress)
         judge(parity)
-        _write(staging / "simplified", name, checkpoint, options.trained, specs, simplified, parity)
-        _move(staging / "simplified", out)
+        contents = replace(contents, parity=parity)
+        if planned.precisions:
+            contents = _with_precisions(contents, planned, options.size, staging / "candidate", progress)
+        _write(staging / "finished", contents)
+        _move(staging / "finished", out)
     return parity
 
 
-def _write(
-    folder: pathlib.Path,
-    name: str,
-    checkpoint: Checkpoint,
-    trained: bool,
-    specs: Iterable[GraphSpec],
-    graphs: dict[str, onnx.ModelProto],
-    parity: Sequence[Parity],
-) -> None:
+def _with_precisions(
+    contents: _Contents, planned: Plan, size: int, candidate: pathlib.Path, progress: Callable[[str], None]
+) -> _Contents:
+    """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
+    encoder, decoder = contents.specs
+    graphs, specs = dict(contents.graphs), [encoder, decoder]
+    if planned.images:
+        specs.append(replace(encoder, name=KEY))
+        graphs[KEY] = quantise(graphs[encoder.name], planned.images, size, progress)
+        check(graphs[KEY], specs[-1])
+    _write(candidate, replace(contents, graphs=graphs, specs=specs, precisions=planned.unmeasured()))
+    measured = measure_agreement(candidate, list(planned.precisions), planned.cases, progress)
+    kept = planned.passing(measured, progress)
+    used = {key for precision in kept.values() for key in (precision.encoder, precision.decoder)}
+    return replace(contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=kept)
+
+
+def _write(folder: pathlib.Path, contents: _Contents) -> None:
     folder.mkdir(exist_ok=True)
-    data = {key: graph.SerializeToString(deterministic=True) for key, graph in graphs.items()}
+    specs = contents.specs
+    data = {spec.name: contents.graphs[spec.name].SerializeToString(deterministic=True) for spec in specs}
     for spec in specs:
         (folder / spec.file).write_bytes(data[spec.name])
-    (folder / FILE).write_bytes(manifest_bytes(name, checkpoint, trained, specs, data, parity))
+    manifest = manifest_bytes(
+        contents.name,
+        contents.checkpoint,
+        contents.trained,
+        specs,
+        data,
+        contents.parity,
+        contents.precisions,
+    )
+    (folder / FILE).write_bytes(manifest)
 
 
 def _check_target(out: pathlib.Path, overwrite: bool) -> None:

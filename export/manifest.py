@@ -15,6 +15,7 @@ import torch
 from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import OPSET, GraphSpec
 from litemed.export.verify import Parity
+from litemed.runtime.precision import Precision
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -28,6 +29,7 @@ def manifest_bytes(
     specs: Iterable[GraphSpec],
     graphs: Mapping[str, bytes],
     parity: Iterable[Parity],
+    precisions: Mapping[str, Precision],
 ) -> bytes:
     """Return the manifest of a bundle.
 
@@ -38,6 +40,7 @@ def manifest_bytes(
         specs: the graphs' interfaces.
         graphs: the graphs' bytes by name.
         parity: what was measured against PyTorch.
+        precisions: by name, with their measured agreement.
     """
     specs = list(specs)
     size = specs[0].inputs["image"][-1]
@@ -54,7 +57,7 @@ def manifest_bytes(
             "pad": "zeros right and bottom",
         },
         "graphs": {spec.name: _graph(spec, graphs[spec.name]) for spec in specs},
-        "precisions": {"float32": {spec.name: spec.name for spec in specs}},
+        "precisions": {key: _precision(precision) for key, precision in precisions.items()},
         "weights": {
             "file": checkpoint.file,
             "sha256": checkpoint.sha256,
@@ -80,6 +83,10 @@ def _graph(spec: GraphSpec, data: bytes) -> dict[str, Any]:
         "inputs": values(spec.inputs),
         "outputs": values(spec.outputs),
     }
+
+
+def _precision(precision: Precision) -> dict[str, Any]:
+    return {key: value for key, value in asdict(precision).items() if value is not None}
 
 
 def _version(tool: str) -> str:

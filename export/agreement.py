@@ -1,0 +1,198 @@
+"""How well the masks of a bundle's other precisions agree with those of float32, measured on real images.
+
+Every case is segmented by every engine in float32 and in each precision, by the runtime's own code. The label
+maps are compared box by box, with each other and, where there is one, with the ground truth; what is written
+into the manifest are means over the cases of a modality. Whether they are good enough is judged by
+`litemed.runtime.precision`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.case import Case
+from litemed.runtime.engines import open_engine
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.modalities import modality_of_name
+from litemed.runtime.npz import NpzReader
+from litemed.runtime.precision import (
+    ENGINES,
+    REFERENCE,
+    Agreement,
+    EngineAgreement,
+    ModalityAgreement,
+)
+from litemed.runtime.readers import list_cases, read_case
+from litemed.runtime.segmenter import Segmenter
+
+MIN_CASES = 10
+"""Fewer say nothing about the images of others."""
+
+RUNS_ON = {"int8": ENGINES, "bf16": ("openvino",)}
+"""The engines that run a precision."""
+
+MAX_LABEL = 65_535
+
+Labels = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """A case to measure on: its file, its modality, and the file of its ground truth if it has one."""
+
+    path: pathlib.Path
+    modality: str
+    truth: pathlib.Path | None
+
+
+@dataclass(frozen=True)
+class CaseAgreement:
+    """Of one case: Dice with float32's label map, and DSC in this precision minus float32's, if known."""
+
+    modality: str
+    dice: float
+    dsc_change: float | None
+
+
+def find_measured_cases(folder: pathlib.Path, truths: pathlib.Path | None = None) -> list[MeasuredCase]:
+    """Return the cases of a folder, by name.
+
+    Args:
+        folder: cases as `litemed-run` reads them, named after their modality (2DBox_US_0525).
+        truths: folder of NAME.npz with `gts`, label i for box i; not every case needs one.
+
+    Raises:
+        UsageError: fewer than `MIN_CASES`, a name without a modality, or a ground truth for none of them.
+    """
+    paths = list_cases([folder])
+    if len(paths) < MIN_CASES:
+        raise UsageError(
+            f"{folder}: {len(paths)} cases to measure agreement on; at least {MIN_CASES} are needed, of all "
+            "the modalities that the model is meant for"
+        )
+    cases = []
+    for path in paths:
+        modality = modality_of_name(path.stem)
+        if modality is None:
+            raise UsageError(f"{path}: no modality known; name the file like 2DBox_US_0525")
+        truth = None if truths is None else truths / f"{path.stem}.npz"
+        cases.append(MeasuredCase(path, modality, truth if truth is not None and truth.is_file() else None))
+    if truths is not None and all(case.truth is None for case in cases):
+        raise UsageError(
+            f"{truths}: has the ground truth of none of the cases in {folder}; names must be equal"
+        )
+    return cases
+
+
+def measure_agreement(
+    folder: pathlib.Path,
+    precisions: Sequence[str],
+    cases: Sequence[MeasuredCase],
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Agreement]:
+    """Measure precisions that a bundle lists on every engine that runs them.
+
+    Args:
+        folder: a complete bundle.
+        precisions: names, float32 not among them.
+        cases: at least one.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: a case or a ground truth cannot be used.
+        EngineError: an engine fails.
+    """
+    bundle = Bundle.open(folder)
+    found: dict[str, dict[str, EngineAgreement]] = {name: {} for name in precisions}
+    for engine in ENGINES:
+        run = [name for name in precisions if engine in RUNS_ON[name]]
+        if not run:
+            continue
+        reference = _segmenter(bundle, engine, REFERENCE)
+        others = {name: _segmenter(bundle, engine, name) for name in run}
+        measured: dict[str, list[CaseAgreement]] = {name: [] for name in run}
+        for done, one in enumerate(cases):
+            if done % 10 == 0:
+                progress(f"measuring {' and '.join(run)} on {engine}: {done} of {len(cases)} cases")
+            case = read_case(one.path)
+            truth = None if one.truth is None else _read_truth(one.truth, case)
+            expected = reference.run(case).labels
+            for name, segmenter in others.items():
+                labels = segmenter.run(case).labels
+                measured[name].append(_compare(one.modality, labels, expected, len(case.boxes), truth))
+        for name in run:
+            found[name][engine] = summarise(measured[name])
+    return {name: Agreement(len(cases), engines) for name, engines in found.items()}
+
+
+def summarise(cases: Iterable[CaseAgreement]) -> EngineAgreement:
+    """Return the means over the cases of each modality, and over modalities; numbers to six places."""
+    by_modality: dict[str, list[CaseAgreement]] = {}
+    for case in cases:
+        by_modality.setdefault(case.modality, []).append(case)
+    modalities = {}
+    for name, some in sorted(by_modality.items()):
+        changes = [case.dsc_change for case in some if case.dsc_change is not None]
+        modalities[name] = ModalityAgreement(
+            cases=len(some),
+            dice=round(statistics.fmean(case.dice for case in some), 6),
+            dsc_change=round(statistics.fmean(changes), 6) if changes else None,
+        )
+    return EngineAgreement(round(statistics.fmean(one.dice for one in modalities.values()), 6), modalities)
+
+
+def mean_dice(first: Labels, second: Labels, count: int) -> float:
+    """Return the mean Dice of the labels 1 to `count` of two label maps of one shape.
+
+    A label that neither map has is left out; if there is none at all, they agree: 1.
+    """
+    sizes, common = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    for one, other in zip(_planes(first), _planes(second), strict=True):
+        sizes += _count(one, count) + _count(other, count)
+        common += _count(one[one == other], count)
+    sizes, common = sizes[1:], common[1:]
+    present = sizes > 0
+    return float((2 * common[present] / sizes[present]).mean()) if present.any() else 1.0
+
+
+def _compare(
+    modality: str, labels: Labels, expected: Labels, boxes: int, truth: Labels | None
+) -> CaseAgreement:
+    change = None
+    if truth is not None:
+        classes = int(truth.max())
+        change = mean_dice(truth, labels, classes) - mean_dice(truth, expected, classes)
+    return CaseAgreement(modality, mean_dice(labels, expected, boxes), change)
+
+
+def _planes(labels: Labels) -> Iterator[Labels]:
+    return iter(labels if labels.ndim == 3 else labels[np.newaxis])
+
+
+def _count(labels: Labels, count: int) -> NDArray[np.int64]:
+    """Return how often each of 0 to `count` occurs; larger labels do not count."""
+    return np.bincount(labels.ravel(), minlength=count + 1)[: count + 1]
+
+
+def _segmenter(bundle: Bundle, engine: str, precision: str) -> Segmenter:
+    return Segmenter(bundle, open_engine(engine, bundle, precision=precision))
+
+
+def _read_truth(path: pathlib.Path, case: Case) -> Labels:
+    with NpzReader(path) as archive:
+        labels = archive.read("gts")
+    if labels.dtype.kind not in "ui" or labels.shape != case.shape:
+        raise InputError(
+            f"{path}: gts is {labels.dtype} of shape {labels.shape}; give integers of shape {case.shape}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or not 0 < high <= MAX_LABEL:
+        raise InputError(f"{path}: gts has labels from {low} to {high}; give 1 to {MAX_LABEL} and 0 around")
+    return labels

@@ -1,0 +1,430 @@
+"""int8: what it is calibrated on, what is quantised, and that it is offered only with measured agreement."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import litemed.runtime
+from litemed.benchmarks.evaluate.metrics import dsc
+from litemed.benchmarks.phantoms import Phantom, draw_image, draw_volume
+from litemed.export.agreement import (
+    CaseAgreement,
+    find_measured_cases,
+    mean_dice,
+    measure_agreement,
+    summarise,
+)
+from litemed.export.bundle import ExportOptions, write_bundle
+from litemed.export.calibration import MAX_IMAGES, MIN_IMAGES, calibration_images
+from litemed.export.checkpoint import untrained_checkpoint
+from litemed.export.cli import main
+from litemed.export.errors import ExportError
+from litemed.export.precisions import Plan, PrecisionOptions, computes_bf16
+from litemed.export.quantise import measure_ranges, quantise, quantised_nodes
+from litemed.runtime import precision
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import ENGINES, open_engine
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
+from litemed.runtime.preprocess import preprocess
+from litemed.runtime.readers import read_case
+
+SIZE = 64
+MODALITIES = ("US", "MR", "X-Ray")
+
+
+def save(folder: pathlib.Path, name: str, phantom: Phantom) -> None:
+    """Write a case to folder/cases and its ground truth to folder/gts."""
+    for part, arrays in {
+        "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
+        "gts": {"gts": phantom.labels},
+    }.items():
+        (folder / part).mkdir(exist_ok=True, parents=True)
+        np.savez(folder / part / f"{name}.npz", **arrays)
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of enough images, three modalities."""
+    folder = tmp_path_factory.mktemp("calibration")
+    for i in range(MIN_IMAGES):
+        save(folder, f"2DBox_{MODALITIES[i % 3]}_{i:02d}", draw_image(60 + i, 70, 2, seed=i))
+    return folder / "cases"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of cases, a volume among them, and of the ground truth of all but those of one modality."""
+    folder = tmp_path_factory.mktemp("measured")
+    for i in range(9):
+        save(folder, f"2DBox_{MODALITIES[i % 3]}_{i}", draw_image(64, 64 + i, 3, seed=100 + i))
+    save(folder, "3DBox_CT_9", draw_volume(4, 48, 56, 2, seed=9))
+    for path in (folder / "gts").glob("*X-Ray*"):
+        path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    calibration: pathlib.Path, measured: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A small bundle with int8; its weights mean nothing, so the gate is held open."""
+    path = tmp_path_factory.mktemp("int8") / "bundle"
+    options = PrecisionOptions(True, calibration, measured / "cases", measured / "gts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "MIN_MACRO", 0.0)
+        patch.setattr(precision, "MAX_DSC_LOSS", 1.0)
+        write_bundle(
+            untrained_checkpoint(), path, ExportOptions(size=SIZE, box_counts=(1,), precisions=options)
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: pathlib.Path) -> onnx.ModelProto:
+    return onnx.load(bundle / "encoder.onnx")
+
+
+@pytest.fixture(scope="module")
+def int8(bundle: pathlib.Path) -> onnx.ModelProto:
+    return onnx.load(bundle / "encoder_int8.onnx")
+
+
+def manifest(path: pathlib.Path) -> Any:
+    return json.loads((path / "manifest.json").read_text())
+
+
+# Calibration images
+
+
+def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_path: pathlib.Path) -> None:
+    for i in range(40):
+        np.savez(tmp_path / f"2DBox_US_{i:02d}.npz", imgs=np.full((5, 5), i, np.uint8))
+    for i in range(2):
+        volume = np.empty((30, 6, 8), np.uint8)
+        volume[:] = np.arange(30)[:, None, None] + 100 * (i + 1)
+        np.savez(tmp_path / f"3DBox_MR_{i}.npz", imgs=volume, boxes=[[1, 1, 5, 5, 5, 22]])
+    images = [int(image.flat[0]) for image in calibration_images(tmp_path)]
+    mr, us = images[:24], images[24:]
+    assert len(us) == 24
+    assert all(105 <= value <= 122 for value in mr[:12])  # slices 5 to 22
+    assert all(205 <= value <= 222 for value in mr[12:])
+    assert images == sorted(set(mr)) + sorted(set(us))
+    assert len(images) == MAX_IMAGES
+    assert max(np.diff(us)) <= 2
+    assert images == [int(image.flat[0]) for image in calibration_images(tmp_path)]
+
+
+def test_images_without_boxes_and_of_unknown_modality_serve_as_well(tmp_path: pathlib.Path) -> None:
+    for i in range(MIN_IMAGES - 1):
+        cv2.imwrite(str(tmp_path / f"scan{i}.png"), np.full((4, 6, 3), i, np.uint8))
+    np.savez(tmp_path / "colour.npz", imgs=np.full((4, 6, 3), 99, np.uint8))
+    images = calibration_images(tmp_path)
+    assert len(images) == MIN_IMAGES
+    assert all(image.shape == (4, 6, 3) for image in images)
+
+
+def test_too_few_images_are_refused(tmp_path: pathlib.Path) -> None:
+    for i in range(MIN_IMAGES - 1):
+        np.savez(tmp_path / f"{i}.npz", imgs=np.zeros((4, 4), np.uint8))
+    with pytest.raises(UsageError, match=rf"{MIN_IMAGES - 1} images .* at least {MIN_IMAGES}"):
+        calibration_images(tmp_path)
+
+
+@pytest.mark.parametrize("content", [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8)])
+def test_what_is_no_image_is_named(tmp_path: pathlib.Path, content: Any) -> None:
+    np.savez(tmp_path / "odd.npz", imgs=content)
+    with pytest.raises(InputError, match=r"odd\.npz"):
+        calibration_images(tmp_path)
+
+
+# Quantisation
+
+
+def test_ranges_are_the_means_of_the_extremes() -> None:
+    weight = np.array([[[[2.0]]], [[[-3.0]]]], np.float32)  # on the first channel of two
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "first"], ["grey"], name="first"),
+            helper.make_node("Conv", ["grey", "weight"], ["out"], name="second"),
+        ],
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 2, SIZE, SIZE])],
+        [
+            numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "first"),
+            numpy_helper.from_array(weight, "weight"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    assert [node.name for node in quantised_nodes(model)] == ["second"]
+    images = [np.full((8, 8, 3), 7, np.uint8), np.array([[0, 255], [40, 80]], np.uint8)]  # constant: zeros
+    ranges = measure_ranges(model, ["grey", "out"], images, SIZE)
+    assert ranges["grey"] == pytest.approx((0, 0.5))
+    assert ranges["out"] == pytest.approx((-1.5, 1.0))
+
+
+def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(
+    encoder: onnx.ModelProto, int8: onnx.ModelProto
+) -> None:
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
+    makes = {name: node for node in int8.graph.node for name in node.output}
+    names = {node.name for node in quantised_nodes(encoder)}
+    products = [node for node in int8.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    left = [node for node in products if node.name not in names]
+    convolutions = [node for node in left if node.op_type == "Conv"]
+    assert [node.input[0] for node in convolutions] == ["image"]
+    assert all(set(node.input[:2]).isdisjoint(stored) for node in left if node not in convolutions)
+    assert len(products) - len(left) == len(names) > 60
+    for node in products:
+        if node in left:
+            continue
+        quantised, scale = (makes[name] for name in node.input[:2])
+        assert quantised.op_type == scale.op_type == "DequantizeLinear"
+        weight = stored[scale.input[0]]
+        assert weight.dtype == np.int8
+        assert np.abs(weight.astype(int)).max() <= 64  # seven bits: see the module
+        assert stored[scale.input[1]].size in weight.shape
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_embedding_is_near_that_of_float32(name: str, bundle: pathlib.Path) -> None:
+    opened = Bundle.open(bundle)
+    image, _ = preprocess(draw_image(200, 180, 4, seed=77).image, SIZE)
+    exact = open_engine(name, opened, 1).encode(image)
+    found = open_engine(name, opened, 1, precision="int8").encode(image)
+    error = np.sqrt(((found - exact) ** 2).mean() / (exact**2).mean())
+    assert 1e-4 < error < 0.2
+
+
+def test_the_same_images_give_the_same_bytes(
+    encoder: onnx.ModelProto, int8: onnx.ModelProto, calibration: pathlib.Path
+) -> None:
+    before = encoder.SerializeToString(deterministic=True)
+    again = quantise(encoder, calibration_images(calibration), SIZE)
+    assert again.SerializeToString(deterministic=True) == int8.SerializeToString(deterministic=True)
+    assert encoder.SerializeToString(deterministic=True) == before
+    other = quantise(encoder, calibration_images(calibration)[:4], SIZE)
+    assert other.SerializeToString(deterministic=True) != int8.SerializeToString(deterministic=True)
+
+
+def test_a_graph_without_layers_is_refused(box_bundle: pathlib.Path) -> None:
+    graph = onnx.load(box_bundle / "encoder.onnx")
+    del graph.graph.node[1:]
+    with pytest.raises(ExportError, match="no layer"):
+        quantised_nodes(graph)
+
+
+# Agreement
+
+
+def label_maps(size: int = 6) -> st.SearchStrategy[Any]:
+    return st.lists(st.integers(0, 4), min_size=size, max_size=size).map(
+        lambda values: np.array(values, np.uint8).reshape(2, -1)
+    )
+
+
+@given(label_maps(), label_maps(), st.integers(1, 5))
+def test_dice_is_the_mean_over_the_labels_that_either_map_has(first: Any, second: Any, count: int) -> None:
+    each = np.array([dsc(first == label, second == label) for label in range(1, count + 1)])
+    wanted = np.nanmean(each) if not np.isnan(each).all() else 1.0
+    assert mean_dice(first, second, count) == pytest.approx(wanted)
+    volume = mean_dice(first[:, None], second[:, None], count)
+    assert volume == pytest.approx(wanted)
+
+
+def test_means_are_taken_over_cases_then_over_modalities() -> None:
+    found = summarise(
+        [
+            CaseAgreement("US", 0.9, -0.1),
+            CaseAgreement("US", 0.7, None),
+            CaseAgreement("CT", 1.0, None),
+            CaseAgreement("US", 0.8, 0.2),
+        ]
+    )
+    assert found.macro == pytest.approx(0.9)
+    assert found.modalities["US"] == ModalityAgreement(3, 0.8, 0.05)
+    assert found.modalities["CT"] == ModalityAgreement(1, 1.0, None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_manifest_says_what_the_runtime_gives(
+    engine: str, bundle: pathlib.Path, measured: pathlib.Path
+) -> None:
+    found = Bundle.open(bundle).manifest.precisions["int8"].agreement
+    assert found is not None
+    assert found.images == 10
+    exact = litemed.runtime.load(bundle, engine=engine, precision="exact")
+    fast = litemed.runtime.load(bundle, engine=engine, precision="int8")
+    dices: dict[str, list[float]] = {}
+    changes: dict[str, list[float]] = {}
+    for path in sorted((measured / "cases").iterdir()):
+        case = read_case(path)
+        maps = [segmenter.run(case).labels for segmenter in (exact, fast)]
+        modality = path.stem.split("_")[1].replace("-", "")
+        labels = range(1, len(case.boxes) + 1)
+        dice = np.nanmean([dsc(maps[0] == i, maps[1] == i) for i in labels])
+        dices.setdefault(modality, []).append(float(dice))
+        truth_path = measured / "gts" / path.name
+        if truth_path.exists():
+            truth = np.load(truth_path)["gts"]
+            scores = [np.mean([dsc(truth == i, found == i) for i in labels]) for found in maps]
+            changes.setdefault(modality, []).append(float(scores[1] - scores[0]))
+    assert set(dices) == set(found.engines[engine].modalities) == {"US", "MR", "XRay", "CT"}
+    for modality, one in found.engines[engine].modalities.items():
+        assert one.cases == len(dices[modality])
+        assert one.dice == pytest.approx(np.mean(dices[modality]), abs=1e-5)
+        if modality == "XRay":
+            assert one.dsc_change is None
+        else:
+            assert one.dsc_change == pytest.approx(np.mean(changes[modality]), abs=1e-5)
+    macro = np.mean([np.mean(values) for values in dices.values()])
+    assert found.engines[engine].macro == pytest.approx(macro, abs=1e-5)
+    assert macro < 1  # or nothing was compared
+
+
+def test_cases_that_say_too_little_are_refused(tmp_path: pathlib.Path, measured: pathlib.Path) -> None:
+    cases = pathlib.Path(shutil.copytree(measured / "cases", tmp_path / "cases"))
+    with pytest.raises(UsageError, match="ground truth of none"):
+        find_measured_cases(cases, tmp_path)
+    (cases / "2DBox_US_0.npz").rename(cases / "patient7.npz")
+    with pytest.raises(UsageError, match=r"patient7\.npz: no modality"):
+        find_measured_cases(cases)
+    (cases / "patient7.npz").unlink()
+    with pytest.raises(UsageError, match="9 cases"):
+        find_measured_cases(cases)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros((64, 64), np.uint8), np.ones((3, 3), np.uint8), np.ones((64, 64), np.float32)]
+)
+def test_ground_truth_that_does_not_fit_is_named(
+    labels: Any, tmp_path: pathlib.Path, measured: pathlib.Path, bundle: pathlib.Path
+) -> None:
+    np.savez(tmp_path / "2DBox_US_0.npz", gts=labels)
+    found = find_measured_cases(measured / "cases", tmp_path)
+    with pytest.raises(InputError, match=r"2DBox_US_0\.npz: gts"):
+        measure_agreement(bundle, ["int8"], [case for case in found if case.truth is not None])
+
+
+# What is offered
+
+
+def test_the_bundle_offers_int8(bundle: pathlib.Path) -> None:
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "encoder_int8.onnx",
+        "manifest.json",
+    ]
+    listed = manifest(bundle)["precisions"]
+    assert {"float32", "int8"} <= set(listed)
+    assert listed["float32"] == {"encoder": "encoder", "decoder": "decoder"}
+    assert listed["int8"]["encoder"] == "encoder_int8"
+    assert set(listed["int8"]["agreement"]["engines"]) == set(ENGINES)
+    assert (bundle / "encoder_int8.onnx").stat().st_size < 0.5 * (bundle / "encoder.onnx").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_precision_that_does_not_agree_is_left_out(
+    tmp_path: pathlib.Path,
+    calibration: pathlib.Path,
+    measured: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "MIN_MACRO", 1.01)
+    told: list[str] = []
+    options = PrecisionOptions(True, calibration, measured / "cases")
+    write_bundle(
+        untrained_checkpoint(),
+        tmp_path / "bundle",
+        ExportOptions(size=SIZE, box_counts=(1,), precisions=options),
+        progress=told.append,
+    )
+    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "manifest.json",
+    ]
+    assert list(manifest(tmp_path / "bundle")["precisions"]) == ["float32"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    Bundle.open(tmp_path / "bundle")
+    assert "int8 is left out of the bundle: it passes on no engine" in told
+    assert any("calibrating int8" in line for line in told)
+    assert any(line.startswith("int8 on openvino: ") and "under 1.01" in line for line in told)
+
+
+def test_one_engine_that_agrees_is_enough() -> None:
+    good, bad = (EngineAgreement(dice, {"US": ModalityAgreement(10, dice, None)}) for dice in (0.995, 0.9))
+    planned = Plan({"int8": Precision("encoder_int8", "decoder")}, [], [])
+
+    def kept(**engines: EngineAgreement) -> Any:
+        return planned.passing({"int8": Agreement(10, engines)}, lambda line: None)
+
+    assert set(kept(openvino=bad, onnxruntime=good)) == {"float32", "int8"}
+    assert set(kept(openvino=good, onnxruntime=bad)["int8"].agreement.engines) == {"openvino", "onnxruntime"}
+    assert set(kept(openvino=bad, onnxruntime=bad)) == {"float32"}
+
+
+def test_bf16_is_measured_where_the_cpu_has_it(bundle: pathlib.Path, measured: pathlib.Path) -> None:
+    if not computes_bf16():
+        assert "bf16" not in manifest(bundle)["precisions"]
+        pytest.skip("this CPU computes no bf16")
+    found = manifest(bundle)["precisions"]["bf16"]
+    assert (found["encoder"], found["decoder"]) == ("encoder", "decoder")
+    assert set(found["agreement"]["engines"]) == {"openvino"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--int8"], "--calibration"),
+        (["--int8", "--agreement", "cases"], "--calibration"),
+        (["--int8", "--calibration", "cases"], "--agreement"),
+        (["--calibration", "cases"], "--int8"),
+        (["--ground-truth", "gts"], "--agreement"),
+        (["--int8", "--calibration", "empty", "--agreement", "cases"], "empty"),
+        (["--int8", "--calibration", "cases", "--agreement", "cases"], "16"),
+    ],
+)
+def test_the_command_refuses_int8_without_what_it_needs(
+    arguments: list[str],
+    named: str,
+    tmp_path: pathlib.Path,
+    measured: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(main, ["--untrained", "-o", "bundle", "--size", "64", *arguments])
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert named in errors[0]
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_agreement_without_anything_to_measure_is_refused(
+    tmp_path: pathlib.Path, measured: pathlib.Path
+) -> None:
+    if computes_bf16():
+        pytest.skip("this CPU computes bf16")
+    result = CliRunner().invoke(
+        main, ["--untrained", "-o", str(tmp_path / "b"), "--agreement", str(measured / "cases")]
+    )
+    assert result.exit_code == 2
+    assert "nothing to measure" in result.stderr
