@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, available_threads
 from litemed.runtime.files import atomic_write
 from litemed.runtime.network import silence_onnxruntime, silent_openvino_import
+from litemed.runtime.precision import ROLES
 
 Feed = Mapping[str, NDArray[np.float32]]
 
@@ -38,7 +40,9 @@ class NodeTime:
     milliseconds: float
 
 
-def profile(graph: bytes, engine: str, feed: Feed, threads: int, repeats: int) -> list[NodeTime]:
+def profile(
+    graph: bytes, engine: str, feed: Feed, threads: int, repeats: int, *, bf16: bool = False
+) -> list[NodeTime]:
     """Run a graph and return what its nodes took, longest first.
 
     Args:
@@ -47,8 +51,10 @@ def profile(graph: bytes, engine: str, feed: Feed, threads: int, repeats: int) -
         feed: its inputs.
         threads: to compute with.
         repeats: runs that count; one more before them does not.
+        bf16: let OpenVINO compute float32 operators in bf16.
     """
-    run = _profile_openvino if engine == "openvino" else _profile_onnxruntime
+    hint = "bf16" if bf16 else "f32"
+    run = partial(_profile_openvino, hint=hint) if engine == "openvino" else _profile_onnxruntime
     taken: dict[tuple[str, str, str], list[float]] = collections.defaultdict(list)
     for node, milliseconds in run(graph, feed, threads, repeats):
         taken[node].append(milliseconds)
@@ -57,14 +63,14 @@ def profile(graph: bytes, engine: str, feed: Feed, threads: int, repeats: int) -
 
 
 def _profile_openvino(
-    graph: bytes, feed: Feed, threads: int, repeats: int
+    graph: bytes, feed: Feed, threads: int, repeats: int, hint: str
 ) -> list[tuple[tuple[str, str, str], float]]:
     with silent_openvino_import():
         import openvino
 
     core = openvino.Core()
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
@@ -155,7 +161,9 @@ def report(
         f"{boxes} boxes at once.",
     ]
     content = []
-    for key in graphs or tuple(bundle.manifest.graphs):
+    for key, bf16 in _rounded_graphs(bundle):
+        if graphs and key not in graphs:
+            continue
         inputs = {value.name for value in bundle.manifest.graphs[key].inputs}
         feed = (
             {"image": sample_input(size)}
@@ -168,14 +176,24 @@ def report(
             }
         )
         for engine in engines or ENGINES:
-            nodes = profile(bundle.graph_bytes(key), engine, feed, count, repeats)
-            content.append({"graph": key, "engine": engine, "nodes": [asdict(node) for node in nodes]})
-            lines += _tables(key, engine, nodes, top)
+            if bf16 and engine != "openvino":
+                continue
+            nodes = profile(bundle.graph_bytes(key), engine, feed, count, repeats, bf16=bf16)
+            shown = [asdict(node) for node in nodes]
+            content.append({"graph": key, "engine": engine, "bf16": bf16, "nodes": shown})
+            lines += _tables(f"{key}{' in bf16' * bf16}", engine, nodes, top)
     if json_path is not None:
         document = {"machine": asdict(machine), "threads": count, "boxes": boxes, "profiles": content}
         with atomic_write(json_path) as file:
             file.write((json.dumps(document, indent=1) + "\n").encode())
     return "\n".join(lines) + "\n"
+
+
+def _rounded_graphs(bundle: Bundle) -> list[tuple[str, bool]]:
+    """Return key and whether it is computed in bf16 of all graphs of all precisions, each pair once."""
+    precisions = bundle.manifest.precisions.values()
+    pairs = [(getattr(one, role), role in one.bf16) for one in precisions for role in ROLES]
+    return list(dict.fromkeys(pairs))
 
 
 def _tables(key: str, engine: str, nodes: Sequence[NodeTime], top: int) -> list[str]:

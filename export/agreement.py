@@ -35,9 +35,6 @@ from litemed.runtime.segmenter import Segmenter
 MIN_CASES = 10
 """Fewer say nothing about the images of others."""
 
-RUNS_ON = {"int8": ENGINES, "bf16": ("openvino",)}
-"""The engines that run a precision."""
-
 MAX_LABEL = 65_535
 
 Labels = NDArray[np.integer]
@@ -112,7 +109,7 @@ def measure_agreement(
     bundle = Bundle.open(folder)
     found: dict[str, dict[str, EngineAgreement]] = {name: {} for name in precisions}
     for engine in ENGINES:
-        run = [name for name in precisions if engine in RUNS_ON[name]]
+        run = [name for name in precisions if engine in bundle.manifest.precisions[name].runs_on]
         if not run:
             continue
         reference = _segmenter(bundle, engine, REFERENCE)

@@ -16,10 +16,10 @@ from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
 from litemed.export.manifest import FILE, manifest_bytes
 from litemed.export.precisions import FLOAT32, Plan, PrecisionOptions, plan
-from litemed.export.quantise import KEY, quantise
+from litemed.export.quantise import KEY, KEY_BF16, quantise
 from litemed.export.verify import BOX_COUNTS, Parity, judge, measure, references, sample_images
 from litemed.runtime.errors import OutputError
-from litemed.runtime.precision import Precision
+from litemed.runtime.precision import Agreement, Precision
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def write_bundle(
             parity += measure(staging / stage, stage, expected, options.box_counts, progress=progress)
         judge(parity)
         contents = replace(contents, parity=parity)
-        if planned.precisions:
+        if planned.attempts:
             contents = _with_precisions(contents, planned, options.size, staging / "candidate", progress)
         _write(staging / "finished", contents)
         _move(staging / "finished", out)
@@ -121,14 +121,25 @@ def _with_precisions(
     encoder, decoder = contents.specs
     graphs, specs = dict(contents.graphs), [encoder, decoder]
     if planned.images:
-        specs.append(replace(encoder, name=KEY))
-        graphs[KEY] = quantise(graphs[encoder.name], planned.images, size, progress)
-        check(graphs[KEY], specs[-1])
-    _write(candidate, replace(contents, graphs=graphs, specs=specs, precisions=planned.unmeasured()))
-    measured = measure_agreement(candidate, list(planned.precisions), planned.cases, progress)
-    kept = planned.passing(measured, progress)
-    used = {key for precision in kept.values() for key in (precision.encoder, precision.decoder)}
-    return replace(contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=kept)
+        wanted = {one.encoder for attempts in planned.attempts.values() for one in attempts}
+        keys = [key for key in (KEY, KEY_BF16) if key in wanted]
+        for key, graph in quantise(graphs[encoder.name], planned.images, size, progress, keys).items():
+            specs.append(replace(encoder, name=key))
+            graphs[key] = graph
+            check(graph, specs[-1])
+
+    def offering(precisions: Mapping[str, Precision]) -> _Contents:
+        used = {key for one in precisions.values() for key in (one.encoder, one.decoder)}
+        return replace(
+            contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=precisions
+        )
+
+    def measure_them(precisions: Mapping[str, Precision]) -> Mapping[str, Agreement]:
+        shutil.rmtree(candidate, ignore_errors=True)
+        _write(candidate, offering(FLOAT32 | dict(precisions)))
+        return measure_agreement(candidate, list(precisions), planned.cases, progress)
+
+    return offering(planned.passing(measure_them, progress))
 
 
 def _write(folder: pathlib.Path, contents: _Contents) -> None:

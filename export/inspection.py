@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.precision import Precision
 
 
 def describe(folder: str | pathlib.Path) -> str:
@@ -27,7 +28,8 @@ def describe(folder: str | pathlib.Path) -> str:
         lines.append(f"  {name:<10}  {graph.file}  {graph.size / 1e6:.1f} MB  opset {graph.opset}")
         for arrow, values in (("<-", graph.inputs), ("->", graph.outputs)):
             lines += [f"              {arrow} {v.name} {v.dtype} {v.shape}" for v in values]
-    lines.append(f"  precisions  {', '.join(manifest.precisions)}")
+    for name, precision in manifest.precisions.items():
+        lines += _precision(name, precision)
     for p in manifest.parity:
         boxes = "" if p.boxes is None else f"  {p.boxes:>3} boxes"
         iou = "" if p.mask_iou is None else f"  mask IoU {p.mask_iou:.5f}"
@@ -36,3 +38,20 @@ def describe(folder: str | pathlib.Path) -> str:
         )
     lines.append("  tools       " + ", ".join(f"{k} {v}" for k, v in manifest.tools.items()))
     return "\n".join(lines)
+
+
+def _precision(name: str, precision: Precision) -> list[str]:
+    """Return a precision's graphs and, for each engine, how well it agreed with float32."""
+    rounded = f", bf16 in {' and '.join(precision.bf16)}" if precision.bf16 else ""
+    lines = [f"  {name:<10}  {precision.encoder} + {precision.decoder}{rounded}"]
+    if precision.agreement is None:
+        return lines
+    for engine, found in precision.agreement.engines.items():
+        verdict = precision.shortcoming(engine) or "passes"
+        lines.append(
+            f"              {engine}, {precision.agreement.images} cases: {found.macro:.4f}, {verdict}"
+        )
+        for modality, one in found.modalities.items():
+            change = "" if one.dsc_change is None else f"  DSC {one.dsc_change:+.4f}"
+            lines.append(f"                {modality:<12} {one.cases:>3} cases  Dice {one.dice:.4f}{change}")
+    return lines

@@ -86,7 +86,7 @@ def _graph(spec: GraphSpec, data: bytes) -> dict[str, Any]:
 
 
 def _precision(precision: Precision) -> dict[str, Any]:
-    return {key: value for key, value in asdict(precision).items() if value is not None}
+    return {key: value for key, value in asdict(precision).items() if value not in (None, ())}
 
 
 def _version(tool: str) -> str:

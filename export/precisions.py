@@ -7,17 +7,16 @@ least. It need not pass on all: the runtime judges each engine by itself.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from litemed.export.agreement import MeasuredCase, find_measured_cases
 from litemed.export.calibration import Image, calibration_images
-from litemed.export.quantise import KEY
+from litemed.export.quantise import KEY, KEY_BF16
 from litemed.runtime.errors import UsageError
 from litemed.runtime.network import silent_openvino_import
-from litemed.runtime.precision import REFERENCE, Agreement, EngineAgreement, Precision
+from litemed.runtime.precision import REFERENCE, ROLES, Agreement, EngineAgreement, Precision
 
-ROLES = ("encoder", "decoder")
 FLOAT32 = {REFERENCE: Precision(*ROLES)}
 
 
@@ -38,33 +37,42 @@ class PrecisionOptions:
     ground_truth: pathlib.Path | None = None
 
 
+Measure = Callable[[Mapping[str, Precision]], Mapping[str, Agreement]]
+"""Measures precisions by name, which have an agreement that covers no engine."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What `PrecisionOptions` come to: precisions by name, images to calibrate int8 on, cases to measure."""
+    """What `PrecisionOptions` come to.
 
-    precisions: Mapping[str, Precision]
+    Attributes:
+        attempts: by name what to try one after the other, until one passes.
+        images: to calibrate int8 on.
+        cases: to measure on.
+    """
+
+    attempts: Mapping[str, Sequence[Precision]]
     images: list[Image]
     cases: list[MeasuredCase]
 
-    def unmeasured(self) -> dict[str, Precision]:
-        """Return all precisions, each with an agreement that covers no engine."""
-        nothing = Agreement(len(self.cases), {})
-        others = {n: Precision(p.encoder, p.decoder, nothing) for n, p in self.precisions.items()}
-        return FLOAT32 | others
-
-    def passing(
-        self, measured: Mapping[str, Agreement], progress: Callable[[str], None]
-    ) -> dict[str, Precision]:
-        """Return float32 and those that pass on an engine, with what was measured; tell about each."""
+    def passing(self, measure: Measure, progress: Callable[[str], None]) -> dict[str, Precision]:
+        """Return float32 and, of each name, the first attempt that passes on an engine; tell about each."""
         kept = dict(FLOAT32)
-        for name, one in self.precisions.items():
-            precision = Precision(one.encoder, one.decoder, measured[name])
-            for engine, found in measured[name].engines.items():
-                progress(f"{name} on {engine}: {_outcome(found)}")
-            if any(precision.passes(engine) for engine in measured[name].engines):
-                kept[name] = precision
-            else:
-                progress(f"{name} is left out of the bundle: it passes on no engine")
+        pending = {name: list(attempts) for name, attempts in self.attempts.items()}
+        while pending:
+            nothing = Agreement(len(self.cases), {})
+            tried = {name: replace(attempts.pop(0), agreement=nothing) for name, attempts in pending.items()}
+            measured = measure(tried)
+            for name, one in tried.items():
+                precision = replace(one, agreement=measured[name])
+                shown = name + (f" in {' and '.join(one.bf16)}" if one.bf16 else "")
+                for engine, found in measured[name].engines.items():
+                    progress(f"{shown} on {engine}: {_outcome(found)}")
+                if any(precision.passes(engine) for engine in measured[name].engines):
+                    kept[name] = precision
+                elif not pending[name]:
+                    progress(f"{name} is left out of the bundle: it passes on no engine")
+            pending = {name: rest for name, rest in pending.items() if rest and name not in kept}
         return kept
 
 
@@ -85,16 +93,19 @@ def plan(options: PrecisionOptions) -> Plan:
         if options.ground_truth is not None:
             raise UsageError("--ground-truth is that of cases; name their folder with --agreement")
         return Plan({}, [], [])
-    precisions = {}
+    attempts: dict[str, list[Precision]] = {}
     if options.int8:
-        precisions["int8"] = Precision(KEY, "decoder")
+        attempts["int8"] = [Precision(KEY, "decoder")]
     if computes_bf16():
-        precisions["bf16"] = Precision(*ROLES)
-    if not precisions:
+        # The decoder is the delicate part: where it does not bear bf16, the encoder still may.
+        encoders = {"bf16": "encoder"} | ({"int8-bf16": KEY_BF16} if options.int8 else {})
+        for name, encoder in encoders.items():
+            attempts[name] = [Precision(encoder, "decoder", bf16=roles) for roles in (ROLES, ROLES[:1])]
+    if not attempts:
         raise UsageError("--agreement has nothing to measure: this CPU computes no bf16; pass --int8 as well")
     cases = find_measured_cases(options.agreement, options.ground_truth)
     images = [] if options.calibration is None else calibration_images(options.calibration)
-    return Plan(precisions, images, cases)
+    return Plan(attempts, images, cases)
 
 
 def computes_bf16() -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from litemed.runtime.onnx_header import Value
-from litemed.runtime.precision import Precision, read_precisions
+from litemed.runtime.precision import ROLES, Precision, read_precisions
 from litemed.runtime.strict_json import Section, load_json, shown
 
 SCHEMA = 1
@@ -35,7 +35,6 @@ PREPROCESSING = {
 OPSETS = range(16, 22)
 """Versions of ONNX's operator set that every supported version of the engines runs (ONNX Runtime 1.20 on)."""
 
-ROLES = ("encoder", "decoder")
 EMBEDDING_CHANNELS = 256
 BOXES_AXIS = "N"
 

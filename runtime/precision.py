@@ -15,9 +15,11 @@ from types import MappingProxyType
 from litemed.runtime.strict_json import Section
 
 REFERENCE = "float32"
-PRECISIONS = (REFERENCE, "bf16", "int8")
+PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
 """float32; bf16: an engine's own rounding of a float32 graph, on a CPU that computes in it; int8: quantised
-graphs, with float32 between the quantised operators."""
+graphs, with float32 between the quantised operators; int8-bf16: the same with bf16 between them."""
+
+ROLES = ("encoder", "decoder")
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -70,11 +72,21 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Precision:
-    """The graphs, by key, that make up one precision; `agreement` is None for float32 alone."""
+    """The graphs, by key, that make up one precision.
+
+    `agreement` is None for float32 alone. `bf16` has the roles, "encoder" and "decoder", whose float32
+    operators the engine is to compute in bf16; which of them bear it was measured as well.
+    """
 
     encoder: str
     decoder: str
     agreement: Agreement | None = None
+    bf16: tuple[str, ...] = ()
+
+    @property
+    def runs_on(self) -> tuple[str, ...]:
+        """The engines that can run it at all."""
+        return ("openvino",) if self.bf16 else ENGINES
 
     def shortcoming(self, engine: str) -> str | None:
         """Return what keeps it from being used unasked on an engine, for a message; None if nothing does."""
@@ -104,7 +116,10 @@ def _precision(section: Section, name: str) -> Precision:
         encoder=section.text("encoder"),
         decoder=section.text("decoder"),
         agreement=None if name == REFERENCE else _agreement(section.section("agreement")),
+        bf16=section.texts("bf16") if name.endswith("bf16") else (),
     )
+    if name.endswith("bf16") and precision.bf16 not in (ROLES, ROLES[:1], ROLES[1:]):
+        section.refuse(f"bf16 is {list(precision.bf16)}; it names encoder, decoder or both")
     section.nothing_else()
     return precision
 

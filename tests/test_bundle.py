@@ -313,7 +313,25 @@ def test_float32_agrees_with_itself_and_other_names_are_not_known(folder: pathli
     assert "'agreement'" in refused(folder)
     edit(folder, lambda m: m["precisions"]["float32"].pop("agreement"))
     edit(folder, lambda m: m["precisions"].update(fp16=m["precisions"]["int8"]))
-    assert "'fp16' is not one of float32, bf16, int8" in refused(folder)
+    assert "'fp16' is not one of float32, bf16, int8, int8-bf16" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8-bf16"])
+@pytest.mark.parametrize(
+    "roles", [[], ["encoder", "encoder"], ["decoder", "encoder"], ["neck"], "encoder", None]
+)
+def test_bf16_names_the_graphs_that_are_to_be_rounded(folder: pathlib.Path, name: str, roles: Any) -> None:
+    def add(manifest: Json) -> None:
+        precision = with_int8(manifest) | ({} if roles is None else {"bf16": roles})
+        manifest["precisions"] = {"float32": manifest["precisions"]["float32"], name: precision}
+
+    edit(folder, add)
+    assert "bf16" in refused(folder)
+
+
+def test_int8_is_not_rounded_to_bf16(folder: pathlib.Path) -> None:
+    edit(folder, lambda manifest: with_int8(manifest).update(bf16=["encoder"]))
+    assert "'bf16'" in refused(folder)
 
 
 @pytest.mark.parametrize(

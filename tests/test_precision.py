@@ -228,7 +228,7 @@ def test_each_precision_runs_its_own_graphs(name: str, quantised: pathlib.Path) 
 
 def bf16_bundle(box_bundle: pathlib.Path, target: pathlib.Path) -> Bundle:
     folder = pathlib.Path(shutil.copytree(box_bundle, target))
-    graphs = {"encoder": "encoder", "decoder": "decoder"}
+    graphs = {"encoder": "encoder", "decoder": "decoder", "bf16": ["encoder"]}
     edit(folder, lambda manifest: manifest["precisions"].update(bf16=graphs | {"agreement": agreement()}))
     return Bundle.open(folder)
 

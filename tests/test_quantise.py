@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -31,13 +32,14 @@ from litemed.export.calibration import MAX_IMAGES, MIN_IMAGES, calibration_image
 from litemed.export.checkpoint import untrained_checkpoint
 from litemed.export.cli import main
 from litemed.export.errors import ExportError
+from litemed.export.inspection import describe
 from litemed.export.precisions import Plan, PrecisionOptions, computes_bf16
-from litemed.export.quantise import measure_ranges, quantise, quantised_nodes
+from litemed.export.quantise import KEY, KEY_BF16, measure_ranges, quantise, quantised_nodes
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, open_engine
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
+from litemed.runtime.precision import ROLES, Agreement, EngineAgreement, ModalityAgreement, Precision
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import read_case
 
@@ -213,10 +215,10 @@ def test_the_same_images_give_the_same_bytes(
     encoder: onnx.ModelProto, int8: onnx.ModelProto, calibration: pathlib.Path
 ) -> None:
     before = encoder.SerializeToString(deterministic=True)
-    again = quantise(encoder, calibration_images(calibration), SIZE)
+    again = quantise(encoder, calibration_images(calibration), SIZE)[KEY]
     assert again.SerializeToString(deterministic=True) == int8.SerializeToString(deterministic=True)
     assert encoder.SerializeToString(deterministic=True) == before
-    other = quantise(encoder, calibration_images(calibration)[:4], SIZE)
+    other = quantise(encoder, calibration_images(calibration)[:4], SIZE)[KEY]
     assert other.SerializeToString(deterministic=True) != int8.SerializeToString(deterministic=True)
 
 
@@ -327,6 +329,7 @@ def test_the_bundle_offers_int8(bundle: pathlib.Path) -> None:
         "decoder.onnx",
         "encoder.onnx",
         "encoder_int8.onnx",
+        *["encoder_int8_bf16.onnx"] * computes_bf16(),
         "manifest.json",
     ]
     listed = manifest(bundle)["precisions"]
@@ -368,14 +371,65 @@ def test_a_precision_that_does_not_agree_is_left_out(
 
 def test_one_engine_that_agrees_is_enough() -> None:
     good, bad = (EngineAgreement(dice, {"US": ModalityAgreement(10, dice, None)}) for dice in (0.995, 0.9))
-    planned = Plan({"int8": Precision("encoder_int8", "decoder")}, [], [])
+    planned = Plan({"int8": [Precision("encoder_int8", "decoder")]}, [], [])
 
     def kept(**engines: EngineAgreement) -> Any:
-        return planned.passing({"int8": Agreement(10, engines)}, lambda line: None)
+        return planned.passing(lambda tried: {"int8": Agreement(10, engines)}, lambda line: None)
 
     assert set(kept(openvino=bad, onnxruntime=good)) == {"float32", "int8"}
     assert set(kept(openvino=good, onnxruntime=bad)["int8"].agreement.engines) == {"openvino", "onnxruntime"}
     assert set(kept(openvino=bad, onnxruntime=bad)) == {"float32"}
+
+
+def test_bf16_is_tried_in_both_graphs_and_then_in_the_encoder_alone() -> None:
+    attempts = [Precision("encoder", "decoder", bf16=roles) for roles in (ROLES, ROLES[:1])]
+    planned = Plan({"bf16": attempts, "int8": [Precision("encoder_int8", "decoder")]}, [], [])
+    tries: list[dict[str, tuple[str, ...]]] = []
+
+    def kept(*dice: float) -> Any:
+        tries.clear()
+
+        def measure(tried: Mapping[str, Precision]) -> dict[str, Agreement]:
+            tries.append({name: one.bf16 for name, one in tried.items()})
+            one = dice[len(tries) - 1]
+            found = EngineAgreement(one, {"US": ModalityAgreement(10, one, None)})
+            return {name: Agreement(10, {"openvino": found}) for name in tried}
+
+        return planned.passing(measure, lambda line: None)
+
+    found = kept(0.995)
+    assert tries == [{"bf16": ROLES, "int8": ()}]
+    assert found["bf16"].bf16 == ROLES
+    found = kept(0.98, 0.995)
+    assert tries == [{"bf16": ROLES, "int8": ()}, {"bf16": ("encoder",)}]
+    assert set(found) == {"float32", "bf16"}
+    assert found["bf16"].bf16 == ("encoder",)
+    assert set(kept(0.98, 0.97)) == {"float32"}
+
+
+def test_convolutions_keep_float_outputs_in_the_graph_for_openvino_alone(
+    encoder: onnx.ModelProto, calibration: pathlib.Path
+) -> None:
+    graphs = quantise(encoder, calibration_images(calibration)[:4], SIZE, keys=(KEY, KEY_BF16))
+
+    def quantised_outputs(graph: onnx.ModelProto) -> int:
+        outputs = {node.output[0] for node in graph.graph.node if node.op_type == "Conv"}
+        return sum(n.op_type == "QuantizeLinear" and n.input[0] in outputs for n in graph.graph.node)
+
+    assert quantised_outputs(graphs[KEY]) >= 10
+    # only those that the next layer reads without anything between
+    assert quantised_outputs(graphs[KEY_BF16]) < quantised_outputs(graphs[KEY]) / 2
+
+
+def test_the_agreement_is_shown(bundle: pathlib.Path) -> None:
+    shown = describe(bundle)
+    agreement = manifest(bundle)["precisions"]["int8"]["agreement"]
+    assert "int8        encoder_int8 + decoder" in shown
+    for engine, found in agreement["engines"].items():
+        assert f"{engine}, {agreement['images']} cases: {found['macro']:.4f}, " in shown
+        for modality, one in found["modalities"].items():
+            dice = f"Dice {one['dice']:.4f}"
+            assert any(line.split()[0] == modality and dice in line for line in shown.splitlines())
 
 
 def test_bf16_is_measured_where_the_cpu_has_it(bundle: pathlib.Path, measured: pathlib.Path) -> None:
@@ -384,7 +438,31 @@ def test_bf16_is_measured_where_the_cpu_has_it(bundle: pathlib.Path, measured: p
         pytest.skip("this CPU computes no bf16")
     found = manifest(bundle)["precisions"]["bf16"]
     assert (found["encoder"], found["decoder"]) == ("encoder", "decoder")
+    assert found["bf16"] == ["encoder", "decoder"]  # the gate is held open
     assert set(found["agreement"]["engines"]) == {"openvino"}
+    both = manifest(bundle)["precisions"]["int8-bf16"]
+    assert (both["encoder"], both["decoder"]) == ("encoder_int8_bf16", "decoder")
+    assert set(both["agreement"]["engines"]) == {"openvino"}
+
+
+def test_bf16_rounds_just_the_graphs_that_the_manifest_names(
+    bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    if not computes_bf16():
+        pytest.skip("this CPU computes no bf16")
+    image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
+    boxes = np.array([[8, 8, 40, 40]], np.float32)
+    exact = open_engine("openvino", Bundle.open(bundle), 1)
+    embedding = exact.encode(image)
+    logits, _ = exact.decode(embedding, boxes)
+    for roles in (ROLES, ROLES[:1], ROLES[1:]):
+        folder = pathlib.Path(shutil.copytree(bundle, tmp_path / "-".join(roles)))
+        changed = manifest(folder)
+        changed["precisions"]["bf16"]["bf16"] = list(roles)
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        rounded = open_engine("openvino", Bundle.open(folder), 1, precision="bf16")
+        assert np.array_equal(rounded.encode(image), embedding) == ("encoder" not in roles)
+        assert np.array_equal(rounded.decode(embedding, boxes)[0], logits) == ("decoder" not in roles)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def measure(
     contenders = {PUBLISHED: Contender(PUBLISHED, "baseline", str(checkpoint), digest, threads=threads)}
     for engine in ENGINES:
         if importlib.util.find_spec(engine) is not None:
-            for precision in bundle.manifest.precisions:
+            for precision, graphs in bundle.manifest.precisions.items():
+                if engine not in graphs.runs_on:
+                    continue
                 title = f"{engine} {precision}"
                 contenders[title] = Contender(
                     title, "bundle", str(model), bundle.digest, engine, threads, precision

@@ -25,7 +25,7 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, Engine, available_threads, open_engine
 from litemed.runtime.files import atomic_write
 
-PEAKS = {"float32": "float32", "bf16": "bfloat16", "int8": "int8"}
+PEAKS = {"float32": "float32", "bf16": "bfloat16", "int8": "int8", "int8-bf16": "int8"}
 """Which peak a precision of a bundle is held to."""
 
 
@@ -83,15 +83,13 @@ def report(
     loaded = []
     for name in names:
         for precision in bundle.manifest.precisions:
-            if PEAKS[precision] in peaks:
+            if PEAKS[precision] in peaks and name in bundle.manifest.precisions[precision].runs_on:
                 loaded.append(open_engine(name, bundle, count, precision=precision))
     seconds = _measure(loaded, bundle.manifest.input_size, list(works), repeats)
-    decoders = {name: precision.decoder for name, precision in bundle.manifest.precisions.items()}
     reached = []
     for (engine, precision, n), value in seconds.items():
-        # A precision that takes float32's decoder is held to float32's peak there.
-        own = n is None or precision == "bf16" or decoders[precision] != decoders["float32"]
-        peak = PEAKS[precision] if own else "float32"
+        in_bf16 = "decoder" in bundle.manifest.precisions[precision].bf16
+        peak = PEAKS[precision] if n is None else "bfloat16" if in_bf16 else "float32"
         graph = "encoder" if n is None else "decoder"
         reached.append(Reached(engine, precision, graph, n, value, limit(works[n], peaks, peak)))
     if json_path is not None:

@@ -36,8 +36,6 @@ class Candidate:
         return f"{self.engine} {self.precision}"
 
 
-_IMPOSSIBLE = Candidate("onnxruntime", "bf16")
-
 Reasons = Mapping[Candidate, str]
 Begin = Callable[[Candidate, str], Engine]
 
@@ -65,7 +63,7 @@ def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[C
     names = listed if precision in (FAST, AUTO) else (REFERENCE if precision == EXACT else precision,)
     every = [Candidate(one, name) for name in names for one in (ENGINES if engine == AUTO else (engine,))]
     if len(every) > 1:
-        every = [candidate for candidate in every if candidate != _IMPOSSIBLE]
+        every = [one for one in every if one.engine in manifest.precisions[one.precision].runs_on]
     left_out = {}
     if precision == AUTO:
         for candidate in every:
@@ -115,9 +113,10 @@ def note_on_fast(engine: Engine, manifest: Manifest) -> str | None:
 def _presumed_order() -> list[Candidate]:
     """Return every candidate there can be, what is presumed the fastest on this CPU first.
 
-    Measured of encoders: with AMX, two cores, in ms, OpenVINO bf16 147, int8 155, float32 260, ONNX Runtime
-    float32 376; with AVX2 only (AMD EPYC 7003), one thread, in seconds of CPU time, ONNX Runtime int8 1.18,
-    float32 1.61, OpenVINO float32 1.47, int8 1.61.
+    Measured of encoders, on two cores, in ms. AMX: OpenVINO bf16 147, int8 155, float32 260, ONNX Runtime
+    float32 376. AVX-512 with bf16 and int8 (AMD EPYC 9004): OpenVINO int8-bf16 196, int8 240, bf16 275,
+    float32 520, ONNX Runtime int8 359, float32 618. AVX2 only (AMD EPYC 7003), one thread, in seconds of CPU
+    time: ONNX Runtime int8 1.18, float32 1.61, OpenVINO float32 1.47, int8 1.61.
     """
     instructions = cpu_instructions()
     order = [
@@ -125,10 +124,11 @@ def _presumed_order() -> list[Candidate]:
         Candidate("openvino", "float32"),
         Candidate("onnxruntime", "float32"),
     ]
-    int8, bf16 = Candidate("openvino", "int8"), Candidate("openvino", "bf16")
-    order.insert(0 if instructions & _INT8_INSTRUCTIONS else len(order), int8)
-    order.insert(0 if instructions & _BF16_INSTRUCTIONS else len(order), bf16)
-    return [*order, _IMPOSSIBLE]
+    has_int8, has_bf16 = instructions & _INT8_INSTRUCTIONS, instructions & _BF16_INSTRUCTIONS
+    order.insert(0 if has_int8 else len(order), Candidate("openvino", "int8"))
+    for precision in ("bf16", "int8-bf16"):
+        order.insert(0 if has_bf16 else len(order), Candidate("openvino", precision))
+    return order + [Candidate("onnxruntime", precision) for precision in ("bf16", "int8-bf16")]
 
 
 def _why(found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons) -> str:

@@ -27,7 +27,7 @@ class OnnxRuntimeEngine:
 
         Raises EngineError if ONNX Runtime is missing, or does not compute in that precision.
         """
-        if precision == "bf16":
+        if bundle.manifest.precisions[precision].bf16:
             raise EngineError("ONNX Runtime computes no bf16 on a CPU; choose OpenVINO")
         silence_onnxruntime()
         try:

@@ -20,11 +20,6 @@ from litemed.runtime.precision import REFERENCE
 
 NAME = "openvino"
 
-_HINTS = {("bf16", "encoder"): "bf16"}
-"""By precision and role; f32 for all others. In bf16 the decoder stays in float32: wholly in bf16 its masks
-agreed with float32's to 0.983 only (Microscopy 0.954), with the encoder alone in bf16 to 0.994 (macro Dice,
-real 2D images, AMX)."""
-
 
 class OpenVinoEngine:
     """See `litemed.runtime.engines.protocol.Engine`."""
@@ -56,7 +51,8 @@ class OpenVinoEngine:
         self.choice = choice
         self._core = openvino.Core()
         self._cache = cache
-        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._bf16 = bundle.manifest.precisions[precision].bf16
+        if self._bf16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU computes no bf16; choose precision exact or auto")
         self._requests = LoadingGraphs(
             lambda role, key: self._load(bundle, role, key), bundle.manifest.precisions[precision]
@@ -89,7 +85,7 @@ class OpenVinoEngine:
         """Return an inference request of one graph; OpenVINO's own cache of compiled models stays off."""
         options: dict[str, Any] = {
             # To be said always, for the default is bf16 where the CPU has it.
-            "INFERENCE_PRECISION_HINT": _HINTS.get((self.precision, role), "f32"),
+            "INFERENCE_PRECISION_HINT": "bf16" if role in self._bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
