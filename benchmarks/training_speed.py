@@ -24,7 +24,6 @@ import itertools
 import json
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,8 @@ import torch
 from litemed.benchmarks.phantoms import draw_image
 from litemed.benchmarks.table4.machine import Machine, load_average
 from litemed.export.checkpoint import untrained_checkpoint
-from litemed.runtime.errors import InputError, LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import InputError
 from litemed.runtime.files import atomic_write, make_folder
 from litemed.train.config import TUNE_ALL, Config, parse_setting, updated
 from litemed.train.dataset import Batch
@@ -272,7 +272,8 @@ def main(
     notes: tuple[str, ...],
 ) -> None:
     """Measure the speed of loading and of training."""
-    try:
+
+    def work() -> None:
         result = run(data, batches, loads, turns, settings)
         text = as_markdown(result, notes)
         click.echo(text, nl=False)
@@ -281,9 +282,8 @@ def main(
             for suffix, content in ((".json", json.dumps(result, indent=2) + "\n"), (".md", text)):
                 with atomic_write(output.with_name(output.name + suffix)) as stream:
                     stream.write(content.encode())
-    except LitemedError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+    run_command(work, debug=False, interrupted="nothing was written")
 
 
 def run(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from typing import Any
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
 Examples:
@@ -92,16 +92,7 @@ def main(**options: Any) -> None:
     more than 0.005, on one engine at least. Cases are named after their
     modality, as litemed-prepare --cases does.
     """
-    try:
-        _run(**options)
-    except LitemedError as error:
-        if options["debug"]:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted="nothing was written")
 
 
 def _run(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
 
 EPILOG = """\b
 Examples:
@@ -109,18 +107,11 @@ def main(**options: Any) -> None:
 
     One case that fails does not stop the others.
     """
-    try:
-        sys.exit(_run(**options))
-    except LitemedError as error:
-        if options["debug"]:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo(
-            "interrupted: what was finished is in the report; the same command goes on from there", err=True
-        )
-        sys.exit(130)
+    run_command(
+        lambda: _run(**options),
+        debug=options["debug"],
+        interrupted="what was finished is in the report; the same command goes on from there",
+    )
 
 
 def _run(
@@ -137,8 +128,8 @@ def _run(
     debug: bool,
     verbose: bool,
     quiet: bool,
-) -> int:
-    """Run the cases and return the exit code."""
+) -> bool:
+    """Run the cases and return whether none failed."""
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
 
@@ -182,7 +173,7 @@ def _run(
     ]
     if not quiet:
         click.echo(f"{', '.join(counts)}; see {output / REPORT}")
-    return 1 if any(report.status == "failed" for report in reports) else 0
+    return all(report.status != "failed" for report in reports)
 
 
 def _note(line: str) -> None:

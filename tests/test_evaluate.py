@@ -362,7 +362,7 @@ class TestCommand:
         )
         done = start(data / "good", data / "gts", "-o", data / "out", "--workers", "1", before=stall)
         assert done.returncode == 130, done.stderr
-        assert done.stderr.splitlines()[-1] == "interrupted"
+        assert done.stderr.splitlines()[-1] == "interrupted: nothing was written"
         assert list((data / "out").iterdir()) == []
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
 Examples:
@@ -72,16 +73,8 @@ def main(**options: Any) -> None:
     By default LoRA adapters in the encoder and the mask decoder are trained; the result goes to
     litemed-export together with the base.
     """
-    try:
-        _run(**options)
-    except LitemedError as error:
-        if options["debug"]:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("interrupted: go on from the last state with --resume", err=True)
-        sys.exit(130)
+    kept = "go on from the last state with --resume"
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept)
 
 
 def _run(

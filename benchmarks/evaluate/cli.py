@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from litemed.benchmarks.evaluate.cases import Run
@@ -96,17 +97,7 @@ def main(**options: Any) -> None:
 
     Writes table.md, table.csv, cases.csv, classes.csv and report.json.
     """
-    try:
-        complete = _run(**options)
-    except LitemedError as error:
-        if options["debug"]:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    sys.exit(0 if complete else 1)
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted="nothing was written")
 
 
 def _run(

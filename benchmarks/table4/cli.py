@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from litemed.benchmarks.table4.store import Clock
@@ -205,18 +205,9 @@ def profile(debug: bool, **options: Any) -> None:
 
 
 def _guard(debug: bool, work: Callable[[], bool]) -> None:
-    """Run a command; turn errors into one line and an exit code."""
-    try:
-        complete = work()
-    except LitemedError as error:
-        if debug:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("interrupted: what was measured is kept; the same command goes on from there", err=True)
-        sys.exit(130)
-    sys.exit(0 if complete else 1)
+    """Run a command."""
+    kept = "what was measured is kept; the same command goes on from there"
+    run_command(work, debug=debug, interrupted=kept)
 
 
 def _table4(

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 from litemed.train.prepare.intensity import WINDOWS
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import LABEL_KINDS
@@ -107,17 +108,8 @@ def main(**options: Any) -> None:
     of their non-zero values. A run that was interrupted goes on when the
     command is given again.
     """
-    try:
-        complete = _run(**options)
-    except LitemedError as error:
-        if options["debug"]:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("interrupted: give the same command again to go on", err=True)
-        sys.exit(130)
-    sys.exit(0 if complete else 1)
+    kept = "give the same command again to go on"
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept)
 
 
 def _run(
