@@ -68,9 +68,22 @@ def test_labels_lie_where_the_image_shows_them(height: int, width: int, data: st
     small = resize_labels(labels)
     assert image.shape == small.shape
     assert max(small.shape) == 256
-    # A pixel that the object fills is the object's, one that it does not touch is background.
-    assert (small[image == 255] == 1).all()
-    assert (small[image == 0] == 0).all()
+    # A pixel that the object fills is the object's, one that it does not touch is background. Not so next to
+    # an edge: enlarging, OpenCV takes the pixel beyond one that falls exactly between two pixels of the
+    # result (36 x 58 with an edge at 12: 12 * 159 / 36 = 53).
+    inner = np.ones((3, 3), np.uint8)
+    assert (small[cv2.erode((image == 255).astype(np.uint8), inner) > 0] == 1).all()
+    assert (small[cv2.erode((image == 0).astype(np.uint8), inner) > 0] == 0).all()
+
+
+def test_labels_where_opencv_enlarges_beyond_the_edge() -> None:
+    labels = np.zeros((36, 58), np.uint8)
+    labels[:12] = 1
+    image, small = resize_image(labels * np.uint8(255)), resize_labels(labels)
+    assert (small[:53] == 1).all()
+    assert (small[53:] == 0).all()
+    assert (image[:53] == 255).all()
+    assert (image[54:] == 0).all()
 
 
 @settings(deadline=None)
