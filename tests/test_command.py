@@ -1,0 +1,52 @@
+"""How commands end: one line and an exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from litemed.runtime.command import run_command
+from litemed.runtime.errors import BundleError, InputError, UsageError
+
+
+def ending(capsys: pytest.CaptureFixture[str], outcome: Any, debug: bool = False) -> tuple[int, list[str]]:
+    def work() -> bool | None:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(work, debug=debug, interrupted="give the same command again")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return ended.value.code, printed.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "lines"),
+    [
+        (None, 0, []),
+        (True, 0, []),
+        (False, 1, []),
+        (InputError("a.npz: no boxes"), 1, ["error: a.npz: no boxes"]),
+        (BundleError("b: damaged"), 1, ["error: b: damaged"]),
+        (UsageError("name one"), 2, ["error: name one"]),
+        (KeyboardInterrupt(), 130, ["interrupted: give the same command again"]),
+    ],
+)
+def test_the_exit_code_tells(
+    capsys: pytest.CaptureFixture[str], outcome: Any, code: int, lines: list[str]
+) -> None:
+    assert ending(capsys, outcome) == (code, lines)
+
+
+def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, lines = ending(capsys, InputError("a.npz: no boxes"), debug=True)
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "error: a.npz: no boxes"
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0 > 0, debug=False, interrupted="")
