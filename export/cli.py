@@ -72,8 +72,8 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 @click.option(
     "--agreement",
     type=_FOLDER,
-    help="Folder of other cases (10 or more) to measure agreement with float32 on: of int8, and of bf16 if "
-    "this CPU computes in it.",
+    help="Folder of other cases (10 or more) to measure agreement with float32 on: of int8, and, if this CPU "
+    "computes in bf16, of bf16 and of both together.",
 )
 @click.option("--ground-truth", type=_FOLDER, help="Folder of their ground truth, to measure DSC as well.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")

@@ -99,7 +99,7 @@ def _depends_on(bundle: Bundle, found: Sequence[Candidate], threads: int) -> tup
     for candidate in found:
         precision = manifest.precisions[candidate.precision]
         hashes = [manifest.graphs[key].sha256 for key in (precision.encoder, precision.decoder)]
-        graphs.append([str(candidate), *hashes])
+        graphs.append([str(candidate), *hashes, *precision.bf16])
     versions = [_version(name) for name in ("litemed", *ENGINES)]
     return ("times", json.dumps(graphs), json.dumps(versions), str(threads), cpu_identity())
 
