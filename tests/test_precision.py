@@ -255,6 +255,25 @@ def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(
         assert "left out: openvino bf16 (this CPU computes no bf16" in engine.choice
 
 
+def test_onnx_runtime_is_no_candidate_for_bf16_and_a_cpu_that_has_it_presumes_it_the_fastest(
+    box_bundle: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bf16_bundle(box_bundle, tmp_path / "bundle")
+
+    def both(manifest: Any) -> None:
+        manifest["precisions"]["int8-bf16"] = manifest["precisions"]["bf16"]
+
+    edit(tmp_path / "bundle", both)
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    exact = ["openvino float32", "onnxruntime float32"]
+    for instructions, expected in (
+        ({"avx512_bf16", "avx512_vnni"}, ["openvino int8-bf16", "openvino bf16", *exact]),
+        ({"avx2"}, [*exact, "openvino bf16", "openvino int8-bf16"]),
+    ):
+        monkeypatch.setattr(choice, "cpu_instructions", lambda found=instructions: found)
+        assert [str(one) for one in candidates(manifest, "auto", "fast")[0]] == expected
+
+
 class Recording(Cache):
     """Remembers what was stored under what."""
 
