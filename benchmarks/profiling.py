@@ -23,8 +23,9 @@ from litemed.benchmarks.ratios.worker import sample_boxes, sample_input
 from litemed.benchmarks.table4.machine import Machine, load_average
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, available_threads
+from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.files import atomic_write
-from litemed.runtime.network import silence_onnxruntime, silent_openvino_import
+from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.precision import ROLES
 
 Feed = Mapping[str, NDArray[np.float32]]
@@ -65,10 +66,7 @@ def profile(
 def _profile_openvino(
     graph: bytes, feed: Feed, threads: int, repeats: int, hint: str
 ) -> list[tuple[tuple[str, str, str], float]]:
-    with silent_openvino_import():
-        import openvino
-
-    core = openvino.Core()
+    core = shared_core()
     options = {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",

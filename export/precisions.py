@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from litemed.export.agreement import MeasuredCase, find_measured_cases
 from litemed.export.calibration import Image, calibration_images
 from litemed.export.quantise import KEY, KEY_BF16
+from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.errors import UsageError
-from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE, ROLES, Agreement, EngineAgreement, Precision
 
 FLOAT32 = {REFERENCE: Precision(*ROLES)}
@@ -106,13 +106,6 @@ def plan(options: PrecisionOptions) -> Plan:
     cases = find_measured_cases(options.agreement, options.ground_truth)
     images = [] if options.calibration is None else calibration_images(options.calibration)
     return Plan(attempts, images, cases)
-
-
-def computes_bf16() -> bool:
-    """Return whether this CPU computes in bf16, as OpenVINO tells."""
-    with silent_openvino_import():
-        import openvino
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _outcome(found: EngineAgreement) -> str:

@@ -25,6 +25,7 @@ from litemed.runtime.engines import (
     available_threads,
     open_engine,
 )
+from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.engines.protocol import decode_in_chunks
 from litemed.runtime.engines.threads import cores_of, cpu_quota
 from litemed.runtime.errors import EngineError, UsageError
@@ -320,11 +321,11 @@ def test_a_damaged_entry_is_compiled_anew(box_bundle: pathlib.Path, kept: pathli
 
 def test_the_cache_is_read_and_not_only_written(box_bundle: pathlib.Path, kept: pathlib.Path) -> None:
     """With another graph in the place of its own, which only its owner can put there, that one is run."""
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
     model = onnx.load(box_bundle / "encoder.onnx")
     (weight,) = model.graph.initializer
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full((256, 3, 1, 1), 2, np.float32), weight.name))
-    core = openvino.Core()
+    core = shared_core()
     other = core.compile_model(core.read_model(model.SerializeToString()), "CPU").export_model().getvalue()
 
     class Recording(Cache):

@@ -24,6 +24,7 @@ import litemed.runtime
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, Cache, Engine, choice, open_engine, timing
 from litemed.runtime.engines.choice import Candidate, candidates
+from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.engines.timing import Times, keep_times, kept_times
 from litemed.runtime.errors import EngineError, UsageError
 from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
@@ -236,11 +237,11 @@ def bf16_bundle(box_bundle: pathlib.Path, target: pathlib.Path) -> Bundle:
 def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(
     box_bundle: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
     bundle = bf16_bundle(box_bundle, tmp_path / "bundle")
     with pytest.raises(EngineError, match="no bf16"):
         open_engine("onnxruntime", bundle, 1, precision="bf16")
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if computes_bf16():
         engine = open_engine("openvino", bundle, 1, precision="bf16")
         difference = np.abs(engine.encode(IMAGE) - open_engine("openvino", bundle, 1).encode(IMAGE)).max()
         assert 0 < difference < 0.1
@@ -253,6 +254,36 @@ def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(
         engine = open_engine("openvino", bundle, 1, precision="fast", cache=Cache(tmp_path / "cache"))
         assert engine.precision == "float32"
         assert "left out: openvino bf16 (this CPU computes no bf16" in engine.choice
+
+
+OVERLAPPING_ENGINES = """
+import gc, signal, sys
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
+
+signal.signal(signal.SIGUSR1, lambda number, frame: print("caught"))
+bundle = Bundle.open(sys.argv[1])
+engines = [open_engine("openvino", bundle, 1, precision=sys.argv[2]) for _ in range(2)]
+for engine in engines:
+    engine.ready()
+del engine
+while engines:
+    del engines[0]
+    gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_does_no_harm_after_overlapping_engines(
+    box_bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """On a CPU with bf16 this left the process a stack for signals that had been freed."""
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bf16_bundle(box_bundle, tmp_path / "bundle")
+    arguments = [str(tmp_path / "bundle"), "bf16" if computes_bf16() else "exact"]
+    command = [sys.executable, "-c", OVERLAPPING_ENGINES, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "caught"), done.stderr
 
 
 def test_onnx_runtime_is_no_candidate_for_bf16_and_a_cpu_that_has_it_presumes_it_the_fastest(

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from litemed.benchmarks.profiling import report
-from litemed.export.precisions import computes_bf16
+from litemed.runtime.engines.openvino_engine import computes_bf16
 
 
 def profiled(folder: pathlib.Path, tmp_path: pathlib.Path) -> list[tuple[str, str, bool]]:

@@ -33,11 +33,12 @@ from litemed.export.checkpoint import untrained_checkpoint
 from litemed.export.cli import main
 from litemed.export.errors import ExportError
 from litemed.export.inspection import describe
-from litemed.export.precisions import Plan, PrecisionOptions, computes_bf16
+from litemed.export.precisions import Plan, PrecisionOptions
 from litemed.export.quantise import KEY, KEY_BF16, measure_ranges, quantise, quantised_nodes
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, open_engine
+from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.precision import ROLES, Agreement, EngineAgreement, ModalityAgreement, Precision
 from litemed.runtime.preprocess import preprocess

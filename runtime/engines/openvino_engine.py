@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import threading
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
@@ -19,6 +20,31 @@ from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
 
 NAME = "openvino"
+
+_core: Any = None
+_core_lock = threading.Lock()
+
+
+def shared_core() -> Any:
+    """Return this process's `openvino.Core`, made on the first call. Raises ImportError without OpenVINO.
+
+    There is one and it lives as long as the process. With AVX-512, a core's CPU plugin gives the thread that
+    first uses it a stack for signals (https://github.com/openvinotoolkit/openvino/pull/11894), and frees it
+    with the core even if that happens on another thread: the next signal that Python handles, as Ctrl-C or
+    a child's end, would kill the process.
+    """
+    global _core
+    with _core_lock:
+        if _core is None:
+            with silent_openvino_import():
+                import openvino
+            _core = openvino.Core()
+        return _core
+
+
+def computes_bf16() -> bool:
+    """Return whether this CPU computes in bf16, as OpenVINO tells. Raises ImportError without OpenVINO."""
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine:
@@ -39,20 +65,19 @@ class OpenVinoEngine:
         Raises EngineError if OpenVINO is missing, or the CPU does not compute in that precision.
         """
         try:
-            with silent_openvino_import():
-                import openvino
+            self._core = shared_core()
+            from openvino import __version__
         except ImportError as error:
             raise EngineError(
                 f'OpenVINO cannot be loaded ({error}); pip install "litemed[openvino]"'
             ) from error
-        self.version = str(openvino.__version__)
+        self.version = str(__version__)
         self.threads = threads
         self.precision = precision
         self.choice = choice
-        self._core = openvino.Core()
         self._cache = cache
         self._bf16 = bundle.manifest.precisions[precision].bf16
-        if self._bf16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if self._bf16 and not computes_bf16():
             raise EngineError("this CPU computes no bf16; choose precision exact or auto")
         self._requests = LoadingGraphs(
             lambda role, key: self._load(bundle, role, key), bundle.manifest.precisions[precision]
