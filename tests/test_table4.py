@@ -24,6 +24,7 @@ from litemed.benchmarks.table4.processes import ContenderError, run_process
 from litemed.benchmarks.table4.progress import Progress
 from litemed.benchmarks.table4.rows import QUICK, ROWS, Prepared, Row, draw, find_rows, prepare, workload
 from litemed.benchmarks.table4.runner import Task, plan
+from litemed.benchmarks.table4.spread import difference, repeatability_limit
 from litemed.benchmarks.table4.stages import STAGES, CaseTiming, StageClock, read_timing, write_timings
 from litemed.benchmarks.table4.trim import extrapolate, trimmed_boxes
 from litemed.runtime.boxes import Boxes
@@ -326,11 +327,67 @@ def _prepared(name: str) -> Prepared:
 def test_contenders_take_turns_at_being_first() -> None:
     columns = [Contender(title, "command", title, title) for title in "ABC"]
     tasks = plan([_prepared("one"), _prepared("two")], columns, ["process", "warm"], repeats=3)
-    order = [(task.prepared.row.name, task.repeat, task.contender.title) for task in tasks]
-    assert [title for _, _, title in order] == list("ABCBCACAB") * 2
-    assert order == sorted(order, key=lambda one: one[:2])
+    order = [(task.repeat, task.prepared.row.name, task.contender.title) for task in tasks]
+    assert [title for _, _, title in order] == list("ABCABCBCABCACABCAB")
+    assert order == sorted(order, key=lambda one: one[:2])  # a pass through all rows for each repeat
     assert all(task.clock == "process" for task in tasks)  # a foreign command has no warm clock
     assert len({task.key for task in tasks}) == len(tasks)
+
+
+def test_the_limit_is_kept_by_runs_as_often_as_it_says() -> None:
+    """Of 400 pairs of runs with 30 cells some 5 % have a median that differs by more."""
+    rng = np.random.default_rng(0)
+    true = rng.uniform(1, 100, 30)
+    for repeats in (2, 3, 4):
+        first, second = np.exp(rng.normal(0, 0.05, (2, 400, 30, repeats))) * true[:, None]
+        kept = 0
+        for one, other in zip(first, second, strict=True):
+            limit = repeatability_limit(one.tolist())
+            assert limit is not None
+            medians = zip(np.median(one, axis=1), np.median(other, axis=1), strict=True)
+            kept += all(difference(*pair) <= limit for pair in medians)
+        assert 0.92 <= kept / 400 <= 0.99
+
+
+def test_without_repeats_no_limit_is_stated() -> None:
+    assert repeatability_limit([[1.0], [2.0]]) is None
+    assert repeatability_limit([]) is None
+    assert repeatability_limit([[2.0, 2.0], [1.0]]) == 0
+
+
+def test_runs_are_compared_cell_by_cell(box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Equal to itself, beyond where a column is slow, refused where nothing is shared or was repeated."""
+    assert table4(box_bundle, tmp_path / "one", "--repeats", 2).exit_code == 0
+    first, second = tmp_path / "one/table4.json", tmp_path / "second.json"
+    same = invoke("compare", first, first)
+    assert (same.exit_code, "| process | 2 |" in same.output) == (0, True)
+    assert "Spread between runs: " in (tmp_path / "one/table4.md").read_text()
+
+    found = content(tmp_path / "one")
+    for measurement in found["measurements"]:
+        if measurement["contender"] == PROPOSED:
+            measurement["seconds"] *= 1000
+    second.write_text(json.dumps(found))
+    slow = invoke("compare", first, second)
+    assert slow.exit_code == 1
+    assert f"2DBox_US_0525, {PROPOSED}, process" in slow.output
+
+    for row in found["rows"]:
+        row["sha256"] = "of another case"
+    second.write_text(json.dumps(found))
+    other = invoke("compare", first, second)
+    assert other.exit_code == 2
+    assert other.stderr.count("\n") == 1
+    assert "nothing" in invoke("compare", *[_once(first, tmp_path)] * 2).stderr
+
+
+def _once(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A copy of a run that has one repeat only."""
+    found = json.loads(run.read_text())
+    found["measurements"] = [one for one in found["measurements"] if one["repeat"] == 0]
+    path = folder / "once.json"
+    path.write_text(json.dumps(found))
+    return path
 
 
 def test_the_time_left_is_that_of_earlier_measurements_alike() -> None:

@@ -28,12 +28,13 @@ Examples:
   litemed-bench table4 --model bundle -o table4 --rows 2DBox_US_0525 \\
       --columns 'ONNX Runtime=bundle@onnxruntime' \\
       --columns 'Theirs=docker run --rm -v {input}:/in -v {output}:/out theirs'
+  litemed-bench compare table4/table4.json again/table4.json
   litemed-bench ratios --model bundle --checkpoint lite_medsam.pth
   litemed-bench profile --model bundle --engine openvino --graph encoder
   litemed-bench roofline --model bundle
 
 \b
-Exit codes: 0 all measured, 1 some failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 all measured, 1 some failed or differ, 2 wrong use, 130 interrupted.
 """
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -112,6 +113,29 @@ def table4(debug: bool, **options: Any) -> None:
     and charts as PNG and SVG.
     """
     _guard(debug, lambda: _table4(**options))
+
+
+@main.command(epilog=EPILOG)
+@click.argument("first", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_DEBUG
+def compare(first: Path, second: Path, debug: bool) -> None:
+    """Compare the medians of two runs of table4, cell by cell, by their table4.json.
+
+    Each difference is held against the spread that FIRST states; what differs
+    by more is listed and the exit code is 1.
+    """
+
+    def work() -> bool:
+        if importlib.util.find_spec("scipy") is None:
+            raise UsageError("compare needs scipy: pip install 'litemed[bench]'")
+        from litemed.benchmarks.table4.comparison import compare_runs
+
+        text, holds = compare_runs(first, second)
+        click.echo(text, nl=False)
+        return holds
+
+    _guard(debug, work)
 
 
 @main.command(epilog=EPILOG)
@@ -229,7 +253,7 @@ def _table4(
     notes: tuple[str, ...],
 ) -> bool:
     """Carry the command out; return whether everything was measured."""
-    for package in ("matplotlib", "torch") if checkpoint else ("matplotlib",):
+    for package in ("matplotlib", "scipy", *(["torch"] if checkpoint else [])):
         if importlib.util.find_spec(package) is None:  # now, not after hours of work
             raise UsageError(f"table4 needs {package}: pip install 'litemed[bench]'")
     from litemed.benchmarks.table4.contenders import parse_column, standard_contenders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -72,13 +73,14 @@ def plan(
 ) -> list[Task]:
     """Return all measurements in the order in which they are made.
 
-    Row by row; within a row repeat by repeat, and within a repeat contender by contender, beginning with
-    another one each time: so a machine that grows slower or faster does so for all alike.
+    Each repeat is a pass through all rows, so that the spread of a cell shows the drifts of the machine as
+    well. Within a row contender by contender, beginning with another one in each pass: a machine that grows
+    slower or faster does so for all alike.
     """
     tasks = []
-    for prepared in rows:
-        for repeat in range(repeats):
-            shift = repeat % len(contenders)
+    for repeat in range(repeats):
+        shift = repeat % len(contenders)
+        for prepared in rows:
             for contender in (*contenders[shift:], *contenders[:shift]):
                 for clock in clocks:
                     if clock == "process" or contender.has_warm_clock:
@@ -100,12 +102,13 @@ def run(tasks: Sequence[Task], store: Store, folder: Path, observer: Observer) -
     """
     failed: set[tuple[str, str]] = set()
     pending = [task for task in tasks if task.key not in store.measurements]
-    rows = list(dict.fromkeys(task.prepared for task in tasks))
-    for prepared in rows:
-        here = [task for task in pending if task.prepared == prepared]
+    for (_, prepared), group in itertools.groupby(tasks, lambda task: (task.repeat, task.prepared)):
+        here = list(group)
         with _Row(prepared, folder) as row:
             for task in here:
                 name = (task.contender.title, prepared.row.name)
+                if task not in pending:
+                    continue
                 pending.remove(task)
                 if name in failed:
                     continue
@@ -117,13 +120,13 @@ def run(tasks: Sequence[Task], store: Store, folder: Path, observer: Observer) -
                     continue
                 store.add(measurement)
                 observer.measured(task, measurement, pending)
-            for agreement in row.agreements([task for task in tasks if task.prepared == prepared], store):
+            for agreement in row.agreements(here, store):
                 store.add(agreement)
     return failed
 
 
 class _Row:
-    """Works on one row: its workers stay loaded until the row is done. A context manager."""
+    """Works on one row: its workers stay loaded until the row is done in this pass. A context manager."""
 
     def __init__(self, prepared: Prepared, folder: Path) -> None:
         self._prepared = prepared

@@ -120,24 +120,42 @@ class Store:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self, machine: Machine) -> None:
-        try:
-            content = json.loads(self.path.read_text())
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema {content['schema']!r}")
-            other = Machine(**content["machine"] | {"features": tuple(content["machine"]["features"])})
-            measurements = [_measurement(entry) for entry in content["measurements"]]
-            agreements = [Agreement(**entry) for entry in content["agreements"]]
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OutputError(
-                f"{self.path}: no measurements of this version of litemed-bench; move it away"
-            ) from error
-        if other.identity != machine.identity:
+        content = read_run(self.path)
+        if content.machine.identity != machine.identity:
             raise UsageError(
-                f"{self.path}: was measured on another machine or with other versions ({other.line()}); "
-                "choose another output folder"
+                f"{self.path}: was measured on another machine or with other versions "
+                f"({content.machine.line()}); choose another output folder"
             )
-        self.measurements = {entry.key: entry for entry in measurements}
-        self.agreements = {entry.key: entry for entry in agreements}
+        self.measurements = {entry.key: entry for entry in content.measurements}
+        self.agreements = {entry.key: entry for entry in content.agreements}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run's file holds; `cases` are the SHA-256 of the rows' files by name."""
+
+    machine: Machine
+    cases: dict[str, str]
+    measurements: list[Measurement]
+    agreements: list[Agreement]
+
+
+def read_run(path: Path) -> StoredRun:
+    """Read the file of a run. Raises OutputError if it is none of ours."""
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        return StoredRun(
+            Machine(**content["machine"] | {"features": tuple(content["machine"]["features"])}),
+            {row["name"]: row["sha256"] for row in content["rows"]},
+            [_measurement(entry) for entry in content["measurements"]],
+            [Agreement(**entry) for entry in content["agreements"]],
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OutputError(
+            f"{path}: no measurements of this version of litemed-bench; move it away"
+        ) from error
 
 
 def _measurement(entry: dict[str, Any]) -> Measurement:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from litemed.benchmarks.table4.contenders import BASELINE, PROPOSED, Contender
 from litemed.benchmarks.table4.rows import Prepared
+from litemed.benchmarks.table4.spread import repeatability_limit
 from litemed.benchmarks.table4.store import Agreement, Clock, Measurement
 
 
@@ -45,6 +46,7 @@ class Table:
         clocks: the clocks measured.
         cells: by row, title and clock; what failed or was not measured is absent.
         agreements: by row and title.
+        limits: by clock, see `repeatability_limit`; None where nothing was repeated.
         published: the paper's seconds of the baseline by row, for reference; empty if not given.
         coverage: share of the slices that each object of a stand-in spans.
     """
@@ -54,6 +56,7 @@ class Table:
     clocks: tuple[Clock, ...]
     cells: dict[tuple[str, str, Clock], Cell]
     agreements: dict[tuple[str, str], Agreement]
+    limits: dict[Clock, float | None]
     published: dict[str, float]
     coverage: float
 
@@ -73,18 +76,37 @@ def summarise(
     coverage: float,
 ) -> Table:
     """Sum up measurements, those of the plan and no others."""
-    groups: dict[tuple[str, str, Clock], list[Measurement]] = {}
-    for one in measurements:
-        groups.setdefault((one.row, one.contender, one.clock), []).append(one)
+    groups = by_cell(measurements)
     return Table(
         tuple(rows),
         tuple(contender.title for contender in contenders),
         tuple(clocks),
         {name: _cell(group) for name, group in groups.items()},
         {(one.row, one.contender): one for one in agreements},
+        limits(measurements),
         published,
         coverage,
     )
+
+
+def by_cell(measurements: Iterable[Measurement]) -> dict[tuple[str, str, Clock], list[Measurement]]:
+    """Group measurements by row, title and clock."""
+    groups: dict[tuple[str, str, Clock], list[Measurement]] = {}
+    for one in measurements:
+        groups.setdefault((one.row, one.contender, one.clock), []).append(one)
+    return groups
+
+
+def limits(measurements: Sequence[Measurement]) -> dict[Clock, float | None]:
+    """Return the repeatability limit of each clock."""
+    groups = by_cell(measurements)
+    clocks = dict.fromkeys(one.clock for one in measurements)
+    return {
+        clock: repeatability_limit(
+            [one.seconds for one in group] for (_, _, of), group in groups.items() if of == clock
+        )
+        for clock in clocks
+    }
 
 
 def _cell(group: list[Measurement]) -> Cell:

@@ -13,6 +13,12 @@ from litemed.benchmarks.table4.summary import Cell, Table
 STAND_IN = "†"
 EXTRAPOLATED = "≈"
 
+SPREAD = "Spread between runs"
+MEANING = (
+    "In another run with as many repeats none of the medians should differ from these by more, with a "
+    "probability of 95 %."
+)
+
 CLOCKS = {
     "process": "Process: each case in a fresh process, from start to exit",
     "warm": "Warm: model loaded, from the case's file to the label map's",
@@ -35,6 +41,9 @@ def markdown(table: Table, notes: list[str]) -> str:
     parts += ["- Seconds are medians (lowest to highest of all repeats)."]
     for clock in table.clocks:
         parts += ["", f"## {CLOCKS[clock]}", "", *_seconds(table, clock)]
+        limit = table.limits.get(clock)
+        if limit is not None:
+            parts += ["", f"{SPREAD}: {limit:.0%}. {MEANING}"]
     parts += ["", "## Peak memory and work", "", *_work(table)]
     parts += ["", f"## Agreement of label maps with {PROPOSED}", "", *_agreement(table)]
     return "\n".join(parts) + "\n"
