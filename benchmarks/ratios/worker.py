@@ -17,9 +17,6 @@ another.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +25,9 @@ import click
 import numpy as np
 
 from litemed.benchmarks.phantoms import draw_volume
+from litemed.benchmarks.table4.serving import Handler, serve
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
-from litemed.runtime.errors import LitemedError
 
 SLICE_SIDE = 512
 
@@ -123,29 +120,15 @@ def _timed(work: Callable[[], object]) -> float:
 @click.option("--threads", type=click.IntRange(1))
 def main(kind: str, model: Path, engine: str, precision: str, threads: int | None) -> None:
     """Load MODEL, then time the parts that are named on the standard input."""
-    # What libraries print must not get among the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
 
-    def answer(content: dict[str, object]) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
-    start = time.perf_counter()
-    try:
+    def handler() -> Handler:
         if kind == "published":
             parts = load_published(model, threads)
         else:
             parts = load_bundle(model, engine, precision, threads)
-    except LitemedError as error:
-        answer({"error": str(error)})
-        sys.exit(1)
-    answer({"ready": time.perf_counter() - start})
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer({"seconds": parts[request["part"]](request["boxes"])})
-        except LitemedError as error:
-            answer({"error": str(error)})
+        return lambda request: {"seconds": parts[request["part"]](request["boxes"])}
+
+    serve(handler)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,18 @@ file to the written label map.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
+from litemed.benchmarks.table4.serving import Handler, serve
 from litemed.benchmarks.table4.stages import CaseTiming, StageClock
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
-from litemed.runtime.errors import LitemedError
 from litemed.runtime.files import atomic_write
 from litemed.runtime.npz import write_npz
 from litemed.runtime.readers import read_case
@@ -77,29 +75,18 @@ def load(kind: str, model: Path, engine: str, precision: str, threads: int | Non
 @click.option("--threads", type=click.IntRange(1))
 def main(kind: str, model: Path, engine: str, precision: str, threads: int | None) -> None:
     """Load MODEL, then segment the cases that are named on the standard input."""
-    # What libraries print must not get among the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
 
-    def answer(content: dict[str, object]) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
-    start = time.perf_counter()
-    try:
+    def handler() -> Handler:
         segment = load(kind, model, engine, precision, threads)
-    except LitemedError as error:
-        answer({"error": str(error)})
-        sys.exit(1)
-    answer({"ready": time.perf_counter() - start})
-    for line in sys.stdin:
-        request = json.loads(line)
-        start = time.perf_counter()
-        try:
+
+        def handle(request: dict[str, Any]) -> dict[str, Any]:
+            start = time.perf_counter()
             timing = segment(Path(request["input"]), Path(request["output"]))
-        except LitemedError as error:
-            answer({"error": str(error)})
-            continue
-        answer({"seconds": time.perf_counter() - start, "timing": dataclasses.asdict(timing)})
+            return {"seconds": time.perf_counter() - start, "timing": dataclasses.asdict(timing)}
+
+        return handle
+
+    serve(handler)
 
 
 if __name__ == "__main__":
