@@ -97,9 +97,13 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: adapter format {about['format']!r} is not {FORMAT!r}")
         config = LoRAConfig(int(about["rank"]), float(about["alpha"]), tuple(map(str, about["targets"])))
+        # Before anything of that size is made.
+        ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A")}
+        if ranks != {config.rank}:
+            raise CheckpointError(f"{path}: says rank {config.rank}, which its tensors do not have")
         decoder = about["decoder"]
         return Adapter(config, str(about["base"]), None if decoder is None else str(decoder)), tensors
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a litemed adapter file ({error})") from error
 
 

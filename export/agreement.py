@@ -192,4 +192,4 @@ def _read_truth(path: pathlib.Path, case: Case) -> Labels:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or not 0 < high <= MAX_LABEL:
         raise InputError(f"{path}: gts has labels from {low} to {high}; give 1 to {MAX_LABEL} and 0 around")
-    return labels
+    return labels.astype(np.uint16, copy=False)

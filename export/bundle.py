@@ -110,7 +110,7 @@ def write_bundle(
         if planned.attempts:
             contents = _with_precisions(contents, planned, options.size, staging / "candidate", progress)
         _write(staging / "finished", contents)
-        _move(staging / "finished", out)
+        _move(staging / "finished", out, options.overwrite)
     return parity
 
 
@@ -168,6 +168,9 @@ def _check_target(out: pathlib.Path, overwrite: bool) -> None:
             raise OutputError(f"{out}: is a folder with other files in it; name a new one")
         if not overwrite:
             raise OutputError(f"{out}: a bundle lies here already; pass --overwrite to replace it")
+        others = sorted(path.name for path in out.iterdir() if path.name != FILE and path.suffix != ".onnx")
+        if others:
+            raise OutputError(f"{out}: beside a bundle holds {', '.join(others[:5])}, which would be lost")
 
 
 @contextlib.contextmanager
@@ -186,14 +189,15 @@ def _staging(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move(folder: pathlib.Path, out: pathlib.Path) -> None:
+def _move(folder: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
     """Put a finished folder in the target's place; an older bundle gives way only then."""
+    _check_target(out, overwrite)  # again, for what has come to lie there meanwhile
     if out.exists():
         old = folder.with_name("old")
         out.rename(old)
         try:
             folder.rename(out)
-        except OSError:
+        except BaseException:
             old.rename(out)
             raise
     else:

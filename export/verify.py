@@ -137,7 +137,7 @@ def references(
             count = min(count, MANY)
         image, frame = preprocess(raw, model.size)
         limit = np.array([frame.scaled_width, frame.scaled_height])
-        corner = rng.integers(0, limit - 8, (count, 2))
+        corner = rng.integers(0, np.maximum(limit - 8, 1), (count, 2))
         far = np.minimum(corner + rng.integers(4, model.size // 2, (count, 2)), limit - 1)
         boxes = np.concatenate([corner, far], axis=1).astype(np.float32)
         with torch.inference_mode():

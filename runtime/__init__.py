@@ -29,7 +29,8 @@ def load(
         bundle_path: the folder that litemed-export wrote.
         engine: "onnxruntime", "openvino" or "auto", the faster one that is installed.
         precision: "exact": float32; "auto": the fastest of those in the bundle whose masks agree with
-            float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not.
+            float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not;
+            or the name of one in the bundle.
         threads: how many to compute with; None takes one for each core that the process has.
         cache: a folder of the user's own that keeps what was timed of engines and precisions and what
             OpenVINO compiled, see `litemed.runtime.engines.cache` for what is trusted. Without it nothing is
@@ -41,6 +42,7 @@ def load(
         BundleError: the bundle is damaged.
         EngineError: the engine is not installed, or fails.
         UsageError: an unknown engine, precision or number of threads, or a cache that others may write into.
+        OutputError: the cache cannot be made or read.
     """
     from litemed.runtime.segmenter import Segmenter
 

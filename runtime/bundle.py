@@ -44,7 +44,11 @@ class Bundle:
         Raises BundleError, one line that names the file, for whatever is missing, damaged or does not fit.
         """
         folder = Path(path)
-        if not folder.is_dir():
+        try:
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        if not is_folder:
             raise BundleError(f"{folder}: is not a bundle; name the folder that litemed-export wrote")
         text = _read(folder / MANIFEST, manifests.MAX_BYTES)
         manifest = parse_manifest(text, str(folder / MANIFEST))

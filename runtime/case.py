@@ -11,6 +11,9 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
 
+MAX_SIDE = 65_535
+"""Longest side of a slice in pixels: what is computed for each row or column then takes little memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -36,20 +39,22 @@ class Case:
 
     def __post_init__(self) -> None:
         """Check what no reader may get wrong."""
-        image = self.image
+        image, name = self.image, self.source or self.name
         if image.dtype != np.uint8 or not image.flags.c_contiguous:
-            raise InputError(f"{self.name}: the image must be C-contiguous uint8, not {image.dtype}")
+            raise InputError(f"{name}: the image must be C-contiguous uint8, not {image.dtype}")
         colour = image.ndim == 3 and image.shape[2] == 3
         dimensions = image.ndim - colour
         if dimensions != (3 if self.is_volume else 2) or 0 in image.shape:
             raise InputError(
-                f"{self.name}: image of shape {image.shape} with boxes of "
+                f"{name}: image of shape {image.shape} with boxes of "
                 f"{'a volume' if self.is_volume else 'an image'}; give (height, width), (height, width, 3) "
                 "or (depth, height, width)"
             )
+        if max(self.shape[-2:]) > MAX_SIDE:
+            raise InputError(f"{name}: image of shape {image.shape}; the longest side is {MAX_SIDE}")
         if self.spacing is not None and len(self.spacing) != dimensions:
             raise InputError(
-                f"{self.name}: spacing {self.spacing} for {dimensions} axes; give one length each"
+                f"{name}: spacing {self.spacing} for {dimensions} axes; give one length each"
             )
 
     @property

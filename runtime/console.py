@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from litemed.runtime.errors import printable
 from litemed.runtime.folder import RunObserver
 from litemed.runtime.report import CaseReport
 
@@ -59,7 +60,7 @@ class Console(RunObserver):
                         show_percent=False,
                     )
                 )
-            self._move(number - 1, 0, f"{case} ({number}/{total})")
+            self._move(number - 1, 0, f"{printable(case)} ({number}/{total})")
 
     def slices_done(self, done: int, total: int) -> None:
         """Move the bar within its case."""

@@ -27,3 +27,8 @@ class EngineError(LitemedError):
 
 class OutputError(LitemedError):
     """A result cannot be written."""
+
+
+def printable(text: str) -> str:
+    """Return text as one line without control characters, which are written as their escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

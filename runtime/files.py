@@ -134,7 +134,7 @@ class FolderLock:
         wait: wait until the lock is free; otherwise raise if it is not.
 
     Attributes:
-        abandoned: once entered, whether the last holder died with the lock in its hands.
+        abandoned: once entered, whether the last holder died with the lock in its hands after `mark`.
 
     Raises:
         LockedError: on entering, if the lock is taken and ``wait`` is False.
@@ -172,21 +172,25 @@ class FolderLock:
             self._path.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def mark(self) -> None:
+        """Note in the lock's file that what it guards is about to be written."""
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, b"1", 0)
+
     def _take(self) -> int | None:
         """Return the locked descriptor, or None if the file came or went meanwhile."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-            found = False
         except FileExistsError:
             try:
                 descriptor = os.open(self._path, flags)
             except FileNotFoundError:
                 return None
-            found = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
-            held = os.path.samestat(os.fstat(descriptor), self._path.lstat())
+            status = os.fstat(descriptor)
+            held = os.path.samestat(status, self._path.lstat())
         except FileNotFoundError:
             held = False  # its last holder removed it while this one waited
         except BaseException:
@@ -195,7 +199,7 @@ class FolderLock:
         if not held:
             os.close(descriptor)
             return None
-        self.abandoned = found
+        self.abandoned = status.st_size > 0
         return descriptor
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
-from litemed.runtime.errors import InputError, LitemedError, OutputError
+from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
 from litemed.runtime.files import (
     atomic_write,
     make_folder,
@@ -98,7 +98,7 @@ def run_cases(
         precision=segmenter.engine.precision,
         propagate=propagate,
     )
-    report = ReportFile(output, settings, Environment.current(segmenter.engine))
+    report = ReportFile(output, settings, Environment.current(segmenter.engine), overwrite)
     steps = CaseSteps(segmenter, settings, report, propagate, overwrite)
     with Pipeline(output, steps, observer or RunObserver(), len(jobs)) as pipeline:
         for job in jobs:  # first what no other process is at
@@ -234,15 +234,15 @@ class CaseSteps:
 
     def _claim(self, job: Job, earlier: CaseReport | None, abandoned: bool) -> None:
         """Make sure that whatever lies where the results go is ours to replace."""
-        for path, record in (
-            (job.target, earlier and earlier.output),
-            (job.picture, earlier and earlier.overlay),
-        ):
+        recorded = earlier is not None and earlier.output is not None
+        # Pictures may go to another folder than last time, so that one is ours only if it is that very file.
+        drawn = job.picture is not None and _is(job.picture, earlier.overlay if earlier else None)
+        for path, ours in ((job.target, recorded), (job.picture, drawn)):
             if path is None:
                 continue
             remove_leftovers(path)
             refuse_odd_target(path)
-            if path.exists() and record is None and not abandoned and not self._overwrite:
+            if path.exists() and not (ours or abandoned or self._overwrite):
                 raise OutputError(
                     f"{path}: exists, and no earlier run wrote it; move it away or give --overwrite"
                 )
@@ -304,10 +304,10 @@ class CaseSteps:
 
 
 def _hash_inputs(path: Path) -> tuple[FileRecord, ...]:
-    """Hash the files of a case; one that is absent is left to the reader to complain about."""
+    """Hash the files of a case; one that is absent, or no file, is left to the reader to complain about."""
     try:
         return tuple(
-            FileRecord(str(file), sha256_of_file(file)) for file in case_files(path) if file.exists()
+            FileRecord(str(file), sha256_of_file(file)) for file in case_files(path) if file.is_file()
         )
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -339,4 +339,4 @@ def _line(error: Exception, path: Path) -> str:
         text = f"unexpected {type(error).__name__}: {error}; please report it, --debug shows where"
     if str(path) not in text:
         text = f"{path}: {text}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(text)

@@ -81,6 +81,7 @@ class Pipeline:
         self._started = 0
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="litemed-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="litemed-write")
+        self._held: set[FolderLock] = set()
         self._ahead: _Ahead | None = None
         self._behind: _Behind | None = None
         self._untold: list[Callable[[], None]] = []
@@ -93,16 +94,15 @@ class Pipeline:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait for what is being read and written, and let go of the locks."""
-        ahead, behind = self._ahead, self._behind
+        ahead = self._ahead
         self._reader.shutdown()
         if ahead is not None and ahead.lock.abandoned:
             # Its lock's file goes, and with it the trace of the process that was killed over it.
             self._writer.submit(self._steps.finish, ahead.reading.result(), None)
         skipped = self._writer.submit(self._steps.write_skipped)
         self._writer.shutdown()
-        for held in (ahead, behind):
-            if held is not None:
-                held.lock.__exit__(None, None, None)
+        for lock in tuple(self._held):
+            self._release(lock)
         if kind is None:
             skipped.result()
 
@@ -112,9 +112,11 @@ class Pipeline:
         If another process is at it nothing is done, or with ``wait`` its end awaited.
         """
         lock = FolderLock(self._folder, job.name, wait=wait)
+        self._held.add(lock)  # before it is taken: an interrupt may come anywhere
         try:
             lock.__enter__()
         except LockedError:
+            self._held.remove(lock)
             return
         reading = self._reader.submit(self._steps.begin, job, lock.abandoned)
         current, self._ahead = self._ahead, _Ahead(job, lock, reading)
@@ -141,6 +143,8 @@ class Pipeline:
             if begun.outcome is None:
                 begun, result = self._steps.segment(begun, self._slices_done, last)
             self._settle()
+            if result is not None:
+                current.lock.mark()
             finishing = self._writer.submit(self._steps.finish, begun, result)
             self._behind = _Behind(current.job, current.lock, finishing)
         except KeyboardInterrupt:
@@ -149,7 +153,11 @@ class Pipeline:
             raise
         finally:
             if finishing is None:
-                current.lock.__exit__(None, None, None)
+                self._release(current.lock)
+
+    def _release(self, lock: FolderLock) -> None:
+        lock.__exit__(None, None, None)
+        self._held.discard(lock)
 
     def _slices_done(self, done: int, total: int) -> None:
         self._tell(lambda: self._observer.slices_done(done, total))
@@ -166,7 +174,7 @@ class Pipeline:
         if behind is not None:
             report, error = behind.finishing.result()
             self._behind = None
-            behind.lock.__exit__(None, None, None)
+            self._release(behind.lock)
             self.outcomes[behind.job] = report
             self._observer.case_finished(report, error)
         while self._untold:

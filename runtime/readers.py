@@ -20,6 +20,7 @@ those before or after the turn; so is a file of several pages.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,30 +52,36 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     names that begin with a dot are passed over.
 
     Raises:
-        UsageError: a path does not exist, is of no kind that is read, or there is no case at all.
+        UsageError: a path does not exist or cannot be read, is of no kind that is read, or there is no case
+            at all.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if path.is_dir():
-            listed = sorted(
-                entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_file()
-            )
-            cases = [entry for entry in listed if entry.suffix.lower() in CASE_SUFFIXES]
-            if not cases:
-                raise UsageError(
-                    f"{path}: no case in this folder; put {', '.join(CASE_SUFFIXES)} files there"
-                )
-        elif not path.exists():
-            raise UsageError(f"{path}: no such file or folder; check the path")
-        elif not path.is_file() or path.suffix.lower() not in CASE_SUFFIXES:
-            raise UsageError(f"{path}: not a case; give {', '.join(CASE_SUFFIXES)} files or folders of them")
-        else:
-            cases = [path]
+        try:
+            cases = _cases_at(path)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
         for case in cases:
-            found.setdefault(case.resolve(), case)
+            # Not the file that it may be a link to: two names are two cases, each with boxes of its own.
+            found.setdefault(case.parent.resolve() / case.name, case)
     if not found:
         raise UsageError("no cases given; name files or folders")
     return list(found.values())
+
+
+def _cases_at(path: Path) -> list[Path]:
+    """Return the case that lies at a path, or those in a folder."""
+    if path.is_dir():
+        visible = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        cases = [entry for entry in visible if entry.suffix.lower() in CASE_SUFFIXES and entry.is_file()]
+        if not cases:
+            raise UsageError(f"{path}: no case in this folder; put {', '.join(CASE_SUFFIXES)} files there")
+        return cases
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder; check the path")
+    if not path.is_file() or path.suffix.lower() not in CASE_SUFFIXES:
+        raise UsageError(f"{path}: not a case; give {', '.join(CASE_SUFFIXES)} files or folders of them")
+    return [path]
 
 
 def case_files(path: Path) -> tuple[Path, ...]:
@@ -115,6 +122,8 @@ def _read_npz(path: Path) -> Case:
         boxes_declared = archive.header("boxes")
         if boxes_declared.shape[:1] > (MAX_BOXES,):
             raise InputError(f"{path}: {boxes_declared.shape[0]} boxes; the most is {MAX_BOXES}")
+        if math.prod(boxes_declared.shape) > 6 * MAX_BOXES:
+            raise InputError(f"{path}: boxes have shape {boxes_declared.shape}; give (N, 4) or (N, 6)")
         # The boxes first: a case that fails for them is not worth decompressing its image.
         boxes = Boxes.parse(archive.read("boxes"), declared.shape, source=str(path))
         spacing = _spacing(archive, 2 if boxes.z is None else 3) if "spacing" in archive.names else None

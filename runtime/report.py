@@ -179,18 +179,26 @@ class ReportFile:
         folder: the output folder; it exists.
         settings: of this run.
         environment: of this run.
+        overwrite: replace an `efficiency.csv` though there is no report beside it.
 
     Raises:
-        OutputError: there is a `report.json` that is none of ours.
+        OutputError: there is a `report.json` or an `efficiency.csv` that is none of ours.
     """
 
-    def __init__(self, folder: Path, settings: Settings, environment: Environment) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, environment: Environment, overwrite: bool = False
+    ) -> None:
         """Read what earlier runs left."""
         self._folder = folder
         self._settings = settings
         self._environment = environment
         self._read: tuple[tuple[int, int, int], dict[str, CaseReport]] | None = None
         self.entries()
+        table = folder / EFFICIENCY
+        if self._read is None and table.exists() and not overwrite:
+            raise OutputError(
+                f"{table}: exists, and no earlier run wrote it; move it away or give --overwrite"
+            )
 
     def entries(self) -> dict[str, CaseReport]:
         """Return what is known of every case now, by name; reads the file only if it has changed."""
@@ -199,11 +207,14 @@ class ReportFile:
             status = path.stat()
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
         # Each writing makes a new file, so this tells.
         stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if self._read is None or self._read[0] != stamp:
-            self._read = (stamp, {entry.case: entry for entry in load_report(path).cases})
-        return dict(self._read[1])
+        known = self._read  # by this thread or another one
+        if known is None or known[0] != stamp:
+            known = self._read = (stamp, {entry.case: entry for entry in load_report(path).cases})
+        return dict(known[1])
 
     def put(self, changed: Iterable[CaseReport]) -> None:
         """Add or replace entries and write both files.
@@ -211,7 +222,8 @@ class ReportFile:
         Raises:
             OutputError: they cannot be written.
         """
-        with FolderLock(self._folder, REPORT, wait=True):
+        # Not under the report's own name, which may be a case's: report.json.npz. None begins with a dot.
+        with FolderLock(self._folder, f".{REPORT}", wait=True):
             for name in (REPORT, EFFICIENCY):
                 remove_leftovers(self._folder / name)
             entries = self.entries() | {entry.case: entry for entry in changed}

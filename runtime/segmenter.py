@@ -104,7 +104,8 @@ class Segmenter:
             case: image or volume with boxes.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
             progress: is called with the slices done and all after each.
-            last: nothing is to be segmented after it for a while, so that memory is given back early.
+            last: nothing is to be segmented after it for a while, so that memory is given back early; with
+                `propagate` it is not.
 
         Raises:
             EngineError: the engine failed, or what it returned is not finite.
@@ -124,6 +125,8 @@ class Segmenter:
             propagate_in_volume(inference, volume, prompts, z, frame, planes, progress)
         else:
             overwrite_in_image(inference, image, prompts, frame, labels)
+            if progress:
+                progress(1, 1)
         return Result(labels, inference.timings(), inference.slices_encoded, inference.boxes_decoded)
 
 

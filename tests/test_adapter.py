@@ -140,6 +140,18 @@ def test_entries_that_do_not_fit_are_all_listed(tmp_path, base):
         assert part in str(error.value)
 
 
+def test_a_rank_that_the_tensors_do_not_have_is_refused_before_anything_is_made_of_it(tmp_path, base):
+    """Of rank 10**9 two matrices would take terabytes."""
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig())
+    for tensors in (load_file(path), {}):
+        about = {"format": "litemed-adapter-1", "rank": 10**9, "alpha": 4.0, "decoder": None}
+        about |= {"targets": list(LoRAConfig().targets), "base": weights_digest(base.state)}
+        save_file(tensors, path, metadata={"litemed": json.dumps(about)})
+        with pytest.raises(CheckpointError, match="says rank 1000000000"):
+            fold_adapter(base, path)
+
+
 @pytest.mark.parametrize(
     "metadata",
     [None, {}, {"litemed": "no json"}, {"litemed": "[]"}, {"litemed": '{"format": "litemed-adapter-9"}'}],

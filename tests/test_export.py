@@ -148,6 +148,28 @@ def test_other_files_are_never_replaced(tmp_path, checkpoint):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_what_lies_beside_a_bundle_is_not_lost(tmp_path, checkpoint):
+    path = tmp_path / "bundle"
+    write_bundle(checkpoint, path, QUICK)
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.txt, which would be lost"):
+        write_bundle(checkpoint, path, ExportOptions(overwrite=True, size=64, box_counts=(1,)))
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_a_bundle_that_came_to_lie_there_meanwhile_is_kept(tmp_path, checkpoint):
+    path = tmp_path / "bundle"
+
+    def other(line):
+        if line == "simplifying and checking them":
+            path.mkdir()
+            (path / "manifest.json").write_text("another export's")
+
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_bundle(checkpoint, path, QUICK, progress=other)
+    assert [p.name for p in path.iterdir()] == ["manifest.json"]
+
+
 def test_a_frozen_number_of_boxes_is_found_out(checkpoint):
     _, spec = graph_specs(checkpoint.model(64))
     graph = to_onnx(spec)

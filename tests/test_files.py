@@ -37,7 +37,8 @@ WRITES_AND_HANGS = """
 import pathlib, sys, time
 from litemed.runtime.files import FolderLock, atomic_write
 path = pathlib.Path(sys.argv[1])
-with FolderLock(path.parent, path.name), atomic_write(path) as file:
+with FolderLock(path.parent, path.name) as lock, atomic_write(path) as file:
+    lock.mark()
     file.write(b"half")
     file.flush()
     print("writing", flush=True)
@@ -299,6 +300,20 @@ def test_a_lock_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
         pass
     process.kill()
     process.wait()
+    with FolderLock(tmp_path, "a") as lock:
+        assert lock.abandoned
+
+
+def test_a_lock_of_a_process_that_was_killed_before_it_wrote_is_not_abandoned(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "a"):
+        (path,) = tmp_path.iterdir()
+        path.rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(path)  # as a kill leaves it
+    with FolderLock(tmp_path, "a") as lock:
+        assert not lock.abandoned
+        lock.mark()
+        path.rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(path)
     with FolderLock(tmp_path, "a") as lock:
         assert lock.abandoned
 

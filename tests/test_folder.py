@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -56,7 +57,8 @@ def leave_abandoned(out: Path, name: str) -> None:
     """Leave in ``out`` what a process does that is killed between writing a result and reporting it."""
     out.mkdir()
     (out / f"{name}.npz").write_bytes(b"written, not yet in the report")
-    with FolderLock(out, name):
+    with FolderLock(out, name) as held:
+        held.mark()
         (lock,) = out.glob(".*")
         shutil.copy(lock, lock.with_suffix(".kept"))
     # The system lets go of a killed process's lock; its file stays.
@@ -742,3 +744,68 @@ def test_a_result_of_a_process_that_was_killed_before_it_reported_is_replaced(
     leave_abandoned(out, "colour")
     assert statuses(run_cases([cases], out, segmenter))["colour"] == "done"
     assert labels(out / "colour.npz").max() == 2
+
+
+def test_a_foreign_result_is_not_replaced_after_a_process_was_killed_that_had_not_begun_to_write(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    leave_abandoned(out, "colour")
+    (lock,) = out.glob(".*")
+    lock.write_bytes(b"")  # as it is while a case is read
+    assert statuses(run_cases([cases], out, segmenter))["colour"] == "failed"
+    assert (out / "colour.npz").read_bytes() == b"written, not yet in the report"
+
+
+def test_a_table_of_other_origin_is_not_replaced(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    out.mkdir()
+    (out / EFFICIENCY).write_text("case,seconds\n")
+    with pytest.raises(OutputError, match=f"{EFFICIENCY}: exists, and no earlier run wrote it"):
+        run_cases([cases], out, segmenter)
+    assert (out / EFFICIENCY).read_text() == "case,seconds\n"
+    assert set(statuses(run_cases([cases], out, segmenter, overwrite=True)).values()) == {"done"}
+
+
+def test_a_picture_of_other_origin_is_not_replaced_in_another_folder_of_pictures(
+    cases: Path, out: Path, tmp_path: Path, segmenter: Segmenter
+) -> None:
+    run_cases([cases], out, segmenter, overlay=tmp_path / "first")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "picture.png").write_bytes(b"a photo")
+    reports = statuses(run_cases([cases], out, segmenter, overlay=photos))
+    assert reports == {"colour": "done", "picture": "failed", "volume": "done"}
+    assert (photos / "picture.png").read_bytes() == b"a photo"
+
+
+def test_a_case_may_be_called_as_the_report_is(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    """Their locks were one, and the run waited for itself."""
+    shutil.copy(cases / "colour.npz", cases / f"{REPORT}.npz")
+    done: list[dict[str, str]] = []
+    thread = threading.Thread(
+        target=lambda: done.append(statuses(run_cases([cases], out, segmenter))), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert done
+    assert done[0][REPORT] == "done"
+
+
+def test_a_sidecar_that_is_no_file_is_refused_and_not_waited_for(
+    cases: Path, out: Path, segmenter: Segmenter
+) -> None:
+    (cases / "picture.json").unlink()
+    os.mkfifo(cases / "picture.json")
+    done: list[dict[str, str]] = []
+    thread = threading.Thread(
+        target=lambda: done.append(statuses(run_cases([cases], out, segmenter))), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert done == [{"colour": "done", "picture": "failed", "volume": "done"}]
+
+
+def test_two_names_of_one_image_are_two_cases(cases: Path, out: Path, segmenter: Segmenter) -> None:
+    (cases / "other.png").symlink_to(cases / "picture.png")
+    (cases / "other.json").write_text('{"boxes": [[20, 20, 50, 40], [1, 1, 9, 9]]}')
+    assert statuses(run_cases([cases], out, segmenter))["other"] == "done"
+    assert (labels(out / "picture.npz").max(), labels(out / "other.npz").max()) == (1, 2)

@@ -24,9 +24,9 @@ import litemed.runtime
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, Cache, Engine, choice, open_engine, timing
 from litemed.runtime.engines.choice import Candidate, candidates
-from litemed.runtime.engines.openvino_engine import computes_bf16
+from litemed.runtime.engines.openvino_engine import OpenVinoEngine, computes_bf16
 from litemed.runtime.engines.timing import Times, keep_times, kept_times
-from litemed.runtime.errors import EngineError, UsageError
+from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
 
 Float = NDArray[np.float32]
@@ -370,6 +370,64 @@ def test_candidates_are_timed_once_and_the_fastest_is_taken(quantised: pathlib.P
     for engine in (first, again):
         assert Candidate(engine.name, engine.precision) == fastest
         assert engine.choice == first.choice
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    quantised: pathlib.Path, cache: Cache, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that time candidates are started wherever the user is, maybe in a stranger's folder."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name in ("numpy", "random", "json"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    monkeypatch.chdir(folder)
+    open_engine("auto", Bundle.open(quantised), 1, precision="auto", cache=cache)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    quantised: pathlib.Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(Cache, "store", full)
+    told: list[str] = []
+    bundle = Bundle.open(quantised)
+    for engine in ("auto", *ENGINES):
+        opened = open_engine(engine, bundle, 1, precision="auto", cache=cache, tell=told.append)
+        assert opened.encode(IMAGE).shape[1] == 256
+    assert "they are not kept: no space left" in told
+
+
+def test_a_compiled_graph_that_is_refused_is_made_anew(quantised: pathlib.Path, cache: Cache) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle = Bundle.open(quantised)
+
+    class Spoilt(Cache):
+        """Has something that is no compiled graph for all."""
+
+        def load(self, *depends_on: str) -> bytes | None:
+            return b"no compiled graph"
+
+    opened = open_engine("openvino", bundle, 1, cache=Spoilt(cache._folder))
+    assert opened.encode(IMAGE).shape[1] == 256
+
+
+def test_of_candidates_those_whose_graphs_are_refused_are_passed_over(
+    quantised: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    refused = "OpenVINO: takes no such graph"
+
+    def refuse(self: OpenVinoEngine) -> None:
+        raise EngineError(refused)
+
+    monkeypatch.setattr(OpenVinoEngine, "ready", refuse)
+    bundle = Bundle.open(quantised)
+    assert open_engine("auto", bundle, 1, precision="auto").name == "onnxruntime"
+    with pytest.raises(EngineError, match=refused):
+        open_engine("openvino", bundle, 1, precision="exact")
 
 
 def test_what_was_timed_of_others_does_not_count(folder: pathlib.Path, cache: Cache) -> None:

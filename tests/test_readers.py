@@ -126,6 +126,8 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY, "boxes": np.zeros((0, 4), int)}, "no boxes"),
         ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
+        ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); give"),
+        ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
         ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 1.0, 1.0]}, "give 2 lengths"),
         ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 0.0]}, "not positive"),
         ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, np.nan]}, "not positive and finite"),
@@ -382,11 +384,14 @@ def test_a_folder_lists_its_cases_by_name_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_files_and_folders_mix_in_the_order_given_and_each_case_comes_once(tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
     for name in ("a.npz", "b.npz"):
-        (tmp_path / name).touch()
-    (tmp_path / "link.npz").symlink_to(tmp_path / "a.npz")
-    listed = list_cases([tmp_path / "b.npz", tmp_path, tmp_path / "a.npz"])
-    assert [path.name for path in listed] == ["b.npz", "a.npz"]
+        (folder / name).touch()
+    (folder / "c.npz").symlink_to(folder / "a.npz")  # a name of its own, a result of its own
+    listed = list_cases([folder / "b.npz", folder, link / "a.npz"])
+    assert [path.name for path in listed] == ["b.npz", "a.npz", "c.npz"]
 
 
 @pytest.mark.parametrize("name", ["none.npz", "notes.txt", "empty"])

@@ -18,7 +18,7 @@ from litemed.runtime.engines.choice import (
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.engines.threads import available_threads
 from litemed.runtime.engines.timing import Times, keep_times, kept_times, time_candidates
-from litemed.runtime.errors import UsageError
+from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.precision import ENGINES
 
 __all__ = [
@@ -65,8 +65,8 @@ def open_engine(
 
     Raises:
         UsageError: an unknown name, precision or number of threads.
-        EngineError: the engine is not installed, or does not accept the graphs or the precision; if several
-            come into question, none of them.
+        EngineError: the engine is not installed, or does not accept the precision or, with `wait`, the
+            graphs; if several come into question, none of them.
     """
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise UsageError(f"{threads} threads; give 1 to {_MAX_THREADS}")
@@ -74,14 +74,15 @@ def open_engine(
     found, left_out = candidates(bundle.manifest, name, precision)
 
     def begin(candidate: Candidate, why: str) -> Engine:
-        return _begin(candidate, bundle, count, why, cache)
+        engine = _begin(candidate, bundle, count, why, cache)
+        if wait:
+            engine.ready()
+        return engine
 
     times = Times({}, {}) if len(found) == 1 or cache is None else _times(found, bundle, count, cache, tell)
     engine = first_that_begins(found, times.seconds, {**left_out, **times.left_out}, begin)
     if precision == FAST and (note := note_on_fast(engine, bundle.manifest)):
         tell(note)
-    if wait:
-        engine.ready()
     return engine
 
 
@@ -92,7 +93,10 @@ def _times(found: Sequence[Candidate], bundle: Bundle, threads: int, cache: Cach
         tell(f"timing {len(found)} ways to run {bundle.name} on this CPU, once; the cache keeps the outcome")
         times = time_candidates(found, bundle, threads)
         if times.seconds:
-            keep_times(cache, bundle, found, threads, times)
+            try:
+                keep_times(cache, bundle, found, threads, times)
+            except OutputError as error:
+                tell(f"they are not kept: {error}")
     return times
 
 

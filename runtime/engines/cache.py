@@ -19,7 +19,7 @@ import stat
 from pathlib import Path
 
 from litemed.runtime.errors import OutputError, UsageError
-from litemed.runtime.files import atomic_write, make_folder
+from litemed.runtime.files import atomic_write, make_folder, remove_leftovers
 
 MAX_BYTES = 1 << 31
 """The most that an entry may take."""
@@ -41,12 +41,12 @@ class Cache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Check the folder."""
         self._folder = Path(folder)
-        if not self._folder.exists():
-            make_folder(self._folder.parent)
-            try:
+        try:
+            if not self._folder.exists():
+                make_folder(self._folder.parent)
                 self._folder.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
         self._check()
 
     def load(self, *depends_on: str) -> bytes | None:
@@ -68,6 +68,7 @@ class Cache:
         """Keep an entry; replaces what has its name. Raises OutputError if it cannot be written."""
         self._check()
         name = _name(depends_on)
+        remove_leftovers(self._folder / name)
         with atomic_write(self._folder / name, durable=False) as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(_digest(name, data))

@@ -15,7 +15,7 @@ from litemed.runtime.engines.cpu import cpu_identity
 from litemed.runtime.engines.loading import LoadingGraphs
 from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
 from litemed.runtime.engines.threads import cores_of
-from litemed.runtime.errors import EngineError, LitemedError
+from litemed.runtime.errors import EngineError, LitemedError, OutputError
 from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
 
@@ -71,6 +71,8 @@ class OpenVinoEngine:
             raise EngineError(
                 f'OpenVINO cannot be loaded ({error}); pip install "litemed[openvino]"'
             ) from error
+        except Exception as error:  # without the plugin for CPUs, say
+            raise failure("OpenVINO", error) from error
         self.version = str(__version__)
         self.threads = threads
         self.precision = precision
@@ -139,9 +141,11 @@ class OpenVinoEngine:
         """Return a compiled graph from the cache; compile and keep it if it is not there."""
         kept = cache.load(*depends_on)
         if kept is not None:
-            return self._core.import_model(io.BytesIO(kept), "CPU", options)
+            with contextlib.suppress(Exception):  # refused, by whatever C++ throws: made anew
+                return self._core.import_model(io.BytesIO(kept), "CPU", options)
         model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
-        cache.store(model.export_model().getvalue(), *depends_on)
+        with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
+            cache.store(model.export_model().getvalue(), *depends_on)
         return model
 
     def _infer(self, request: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:

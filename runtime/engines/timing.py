@@ -55,7 +55,8 @@ def time_candidates(found: Sequence[Candidate], bundle: Bundle, threads: int) ->
         if len(seconds) > 1 and left <= 0:
             left_out[candidate] = "there was no time left to try it"
             continue
-        command = [sys.executable, "-m", _TIME_ONE, bundle.path, bundle.digest]
+        # -P: python -m would import from the working directory first, which may be a stranger's.
+        command = [sys.executable, "-P", "-m", _TIME_ONE, bundle.path, bundle.digest]
         command += [candidate.engine, candidate.precision, threads, left / (len(found) - number)]
         try:
             done = subprocess.run(
