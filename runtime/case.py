@@ -53,9 +53,7 @@ class Case:
         if max(self.shape[-2:]) > MAX_SIDE:
             raise InputError(f"{name}: image of shape {image.shape}; the longest side is {MAX_SIDE}")
         if self.spacing is not None and len(self.spacing) != dimensions:
-            raise InputError(
-                f"{name}: spacing {self.spacing} for {dimensions} axes; give one length each"
-            )
+            raise InputError(f"{name}: spacing {self.spacing} for {dimensions} axes; give one length each")
 
     @property
     def is_volume(self) -> bool:

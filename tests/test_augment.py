@@ -11,19 +11,27 @@ from hypothesis import strategies as st
 
 from litemed.train.augment import (
     add_noise,
-    augment,
     bend_intensity,
     blur,
     flip,
     invert,
     mix_channels,
+    move,
     positions,
+    recolour,
     sample_at,
     shift,
     turn,
 )
 from litemed.train.config import Augmentation
 from litemed.train.prompts import find_boxes
+
+
+def augment(image, labels, settings, random):
+    """Both kinds, one after the other."""
+    image, labels = move(image, labels, settings, random)
+    return recolour(image, settings, random), labels
+
 
 OFF = Augmentation(flip_horizontal=0, flip_vertical=0)
 GEOMETRIC = ("flip_horizontal", "flip_vertical", "affine", "elastic")
@@ -180,6 +188,13 @@ def test_blur_smooths_and_noise_has_its_spread():
     noise = add_noise(np.full((200, 200), 128, np.uint8), 10, random).astype(int) - 128
     assert noise.mean() == pytest.approx(0, abs=0.3)
     assert noise.std() == pytest.approx(10, abs=0.3)
+
+
+def test_blur_is_in_pixels_of_the_reference():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    blurred = dataclasses.replace(OFF, blur=1.0)
+    spreads = [recolour(image, blurred, np.random.default_rng(0), scale).std() for scale in (1.0, 0.5, 0.25)]
+    assert spreads[0] < spreads[1] < spreads[2] <= image.std()
 
 
 def test_nothing_happens_when_all_is_off():

@@ -11,7 +11,7 @@ from scipy import stats
 from litemed.runtime.errors import UsageError
 from litemed.train.config import Config, Sampling
 from litemed.train.prepare.modalities import MODALITIES
-from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.sampler import DRAWN, Batches, ModalitySampler, modality_shares, whole_batches
 
 # As uneven as real data: slices of volumes outnumber pictures a thousandfold.
 SIZES = dict(zip(MODALITIES, [5000, 900, 800, 40, 7, 60, 1, 30, 12, 20, 25], strict=True))
@@ -25,7 +25,10 @@ def slices_of(sizes: dict[str, int]) -> dict[str, np.ndarray]:
 
 def sampler_of(sizes: dict[str, int], table: Sampling, samples: int, seed: int = 0) -> ModalitySampler:
     return ModalitySampler(
-        slices_of(sizes), modality_shares(table, MODALITIES, tuple(sizes)).shares, samples, seed
+        {name: [of] for name, of in slices_of(sizes).items()},
+        modality_shares(table, MODALITIES, tuple(sizes)).shares,
+        samples,
+        seed,
     )
 
 
@@ -76,6 +79,22 @@ def test_within_a_modality_no_slice_comes_again_before_all_came():
     for indices in slices_of(SIZES).values():
         times = np.array([np.count_nonzero(drawn == i) for i in indices])
         assert times.max() - times.min() <= 1
+
+
+def test_sources_are_drawn_by_the_root_of_their_sizes():
+    sources = [np.arange(1600), np.arange(1600, 1700), np.arange(1700, 1704)]
+    drawn = ModalitySampler({"MR": sources}, {"MR": 1.0}, 20_000, seed=0).epoch(0)
+    shares = [np.isin(drawn, source).mean() for source in sources]
+    assert shares == pytest.approx(np.array([40, 10, 2]) / 52, abs=0.015)
+    for source in sources:
+        times = np.bincount(drawn, minlength=1704)[source]
+        assert times.max() - times.min() <= 1
+
+
+def test_drawn_shapes_take_no_slice_out_of_its_turn():
+    sampler = ModalitySampler({"CT": [np.arange(50)]}, {"CT": 1.0}, 1000, seed=0, drawn=0.35)
+    times = np.bincount(sampler.epoch(0)[sampler.epoch(0) != DRAWN], minlength=50)
+    assert times.max() - times.min() <= 1
 
 
 def test_absent_modalities_are_named_and_their_share_is_spread():

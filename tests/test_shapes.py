@@ -47,9 +47,9 @@ def test_most_objects_stand_out_from_what_is_round_them():
 
 
 def test_the_sampler_draws_them_at_their_share():
-    sampler = ModalitySampler({"CT": np.arange(9)}, {"CT": 1.0}, 20000, seed=0, drawn=0.35)
+    sampler = ModalitySampler({"CT": [np.arange(9)]}, {"CT": 1.0}, 20000, seed=0, drawn=0.35)
     assert np.mean(sampler.epoch(0) == DRAWN) == pytest.approx(0.35, abs=0.015)
-    without = ModalitySampler({"CT": np.arange(9)}, {"CT": 1.0}, 100, seed=0)
+    without = ModalitySampler({"CT": [np.arange(9)]}, {"CT": 1.0}, 100, seed=0)
     assert not np.any(without.epoch(0) == DRAWN)
     assert Sampling().drawn == 0
 

@@ -15,7 +15,7 @@ from litemed.benchmarks.phantoms import draw_image
 from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import preprocess, scale_boxes
 from litemed.train.config import Augmentation, Prompts
-from litemed.train.dataset import Sample, Skipped, TrainingSet, collate, make_sample, resize_slice
+from litemed.train.dataset import Sample, Skipped, TrainingSet, by_source, collate, make_sample, resize_slice
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.prompts import choose, find_boxes, jitter
 from litemed.train.sampler import Draw
@@ -114,7 +114,7 @@ def test_jittered_boxes_stay_within_reach_and_image(seed, pixels, share, size):
         assert (boxes[:, :2] <= low).all()
         assert (boxes[:, 2:] >= high).all()
         assert (low - boxes[:, :2] <= reach + 1).all()
-        assert (boxes[:, 2:] - high <= reach).all()
+        assert (boxes[:, 2:] - high <= reach + 1).all()
 
 
 def test_by_default_edges_move_outwards_by_0_to_5_pixels_at_256():
@@ -131,6 +131,38 @@ def test_shares_move_edges_either_way():
     assert moved[:, 0].min() == -10
     assert moved[:, 0].max() >= 9
     assert np.abs(moved[:, 1]).max() == 2
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_jitter_tends_to_no_side(size):
+    """Also where the shifts are smaller than a pixel: a box of 8 pixels moves by up to 0.8."""
+    tight = np.tile([[20, 20, 28, 30]], (20_000, 1))
+    random = np.random.default_rng(0)
+    share = jitter(tight, (size, size), Prompts(jitter_pixels=0, jitter_share=0.1), size, random) - tight
+    assert share.mean(0) == pytest.approx(np.zeros(4), abs=0.02)
+    published = jitter(tight, (size, size), Prompts(), size, random) - tight
+    assert published.mean(0) == pytest.approx(np.array([-2.5, -2.5, 2.5, 2.5]) * size / 256, abs=0.05)
+
+
+def test_labels_are_moved_before_they_are_made_small():
+    """Turned by 45 degrees at 256 pixels, a disc of 40 keeps its area at 64 to a few pixels."""
+    y, x = np.mgrid[:256, :256]
+    labels = ((x - 128) ** 2 + (y - 128) ** 2 < 40**2).astype(np.uint8)
+    turned = Augmentation(
+        flip_horizontal=0, flip_vertical=0, affine=1.0, rotation_degrees=45.0, scale_factor=1.0
+    )
+    whole = sample(labels * 200, labels).masks
+    areas = [sample(labels * 200, labels, augmentation=turned, seed=seed).masks.sum() for seed in range(20)]
+    assert np.abs(np.array(areas, int) - int(whole.sum())).max() <= 4
+
+
+def test_slices_are_parted_by_their_source():
+    class Sources(Pictures):
+        def info(self, i: int) -> SliceInfo:
+            return SliceInfo("US", "ab"[i % 2], "train", f"picture{i}", 0, 3)
+
+    parted = by_source(Sources(5), np.array([4, 1, 2, 3]))
+    assert [part.tolist() for part in parted] == [[4, 2], [1, 3]]
 
 
 def test_objects_are_chosen_without_repetition_and_equally_often():

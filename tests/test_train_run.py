@@ -27,9 +27,10 @@ from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint, wei
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import LitemedError, UsageError
 from litemed.train.cli import main
+from litemed.train.config import Optimizer
 from litemed.train.errors import TrainingError
 from litemed.train.loop import averaged
-from litemed.train.network import TrainedNetwork
+from litemed.train.network import TrainedNetwork, parameter_groups
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
@@ -199,6 +200,33 @@ def test_the_average_follows_the_weights():
         now = network.state_dict()[name]
         expected = now.clone() if step == 0 else 0.9 * expected + 0.1 * now  # the first one is copied
     assert torch.allclose(average.module.state_dict()[name], expected, atol=1e-6)
+
+
+def test_indices_are_not_averaged():
+    network = TrainedNetwork(LiteMedSAM(64), "all")
+    average = averaged(network, 0.9999)
+    for _ in range(3):
+        average.update_parameters(network)
+    indices = {name: value for name, value in network.named_buffers() if not value.is_floating_point()}
+    assert any("offset_index" in name for name in indices)
+    for name, value in average.module.named_buffers():
+        assert value.is_floating_point() or torch.equal(value, indices[name])
+
+
+def test_norms_biases_and_tables_are_let_off_the_decay():
+    network = TrainedNetwork(LiteMedSAM(64), "all")
+    assert len(parameter_groups(network, Optimizer(weight_decay=0.1))) == 1
+    decays, stays = parameter_groups(network, Optimizer(weight_decay=0.1, decay_all=False))
+    assert (decays["weight_decay"], stays["weight_decay"]) == (0.1, 0.0)
+    assert len(decays["params"]) + len(stays["params"]) == len(network.tuned())
+    free = {id(parameter) for parameter in stays["params"]}
+    model = network.model
+    block = model.image_encoder.layers[1].blocks[0]
+    for table in (block.attn.attention_biases, block.attn.norm.weight, block.mlp.fc1.bias):
+        assert id(table) in free
+    assert id(model.mask_decoder.mask_tokens.weight) in free
+    for weight in (block.mlp.fc1.weight, block.local_conv.c.weight):
+        assert id(weight) not in free
 
 
 def test_a_run_goes_on_for_more_epochs(whole_run, data, base, tmp_path):

@@ -26,10 +26,10 @@ _CURVE_KNOTS = 5
 _ELASTIC_KNOTS = 5
 
 
-def augment(
+def move(
     image: Image, labels: Labels, settings: Augmentation, random: np.random.Generator
 ) -> tuple[Image, Labels]:
-    """Return image and labels after each augmentation with its probability, geometry first."""
+    """Return image and labels after those augmentations that move pixels, each with its probability."""
     if random.random() < settings.flip_horizontal:
         image, labels = flip(image, labels, horizontal=True)
     if random.random() < settings.flip_vertical:
@@ -44,11 +44,14 @@ def augment(
     if elastic or affine:
         # Once for all: each interpolation blurs the image, each rounding frays the labels.
         image, labels = sample_at(image, labels, position)
-    return recolour(image, settings, random), labels
+    return image, labels
 
 
-def recolour(image: Image, settings: Augmentation, random: np.random.Generator) -> Image:
-    """Return the image after those augmentations that leave every pixel in its place."""
+def recolour(image: Image, settings: Augmentation, random: np.random.Generator, scale: float = 1.0) -> Image:
+    """Return the image after those augmentations that leave every pixel in its place.
+
+    scale: the side of the network's input by that of the reference, 256: pixels of blur are of the latter.
+    """
     if random.random() < settings.mix_channels:
         image = mix_channels(image, random)
     if random.random() < settings.intensity_curve:
@@ -56,7 +59,7 @@ def recolour(image: Image, settings: Augmentation, random: np.random.Generator) 
     if random.random() < settings.invert:
         image = invert(image)
     if random.random() < settings.blur:
-        image = blur(image, random.uniform(0.3, 1.5))
+        image = blur(image, scale * random.uniform(0.3, 1.5))
     if random.random() < settings.noise:
         image = add_noise(image, random.uniform(2, 20), random)
     return image

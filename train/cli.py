@@ -131,8 +131,6 @@ def _run(
     finished = train(request, Reporter(sys.stderr))
     if finished:
         click.echo(f"{output}: done; the best weights are {output / 'best.safetensors'}")
-    elif stop_after is None:
-        raise KeyboardInterrupt
     else:
         click.echo(f"{output}: stopped; go on with --resume")
 

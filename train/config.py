@@ -72,11 +72,14 @@ class Sampling:
     """Which share of the samples comes from which modality; see `litemed.train.sampler`.
 
     weights: by modality, of any sum. others: what the modalities that `weights` does not name share equally.
+    balance_sources: within a modality, draw sources by the square root of their numbers of slices, not slices
+    alike.
     drawn: share of all samples, from 0 to 1, that are drawn shapes instead (see `litemed.train.shapes`).
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"CT": 40.0, "MR": 10.0})
     others: float = 50.0
+    balance_sources: bool = False
     drawn: float = 0.0
 
     def __post_init__(self) -> None:
@@ -162,10 +165,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW. clip_norm: gradients are scaled down to this norm; 0 leaves them alone."""
+    """AdamW. clip_norm: gradients are scaled down to this norm; 0 leaves them alone.
+
+    decay_all: also norms, biases and tables of positions decay, as PyTorch does by itself.
+    """
 
     lr: float = 5e-5
     weight_decay: float = 0.01
+    decay_all: bool = True
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -342,7 +349,13 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         return {k: _convert(v, typing.get_args(kind)[1], f"{name}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind in (int, str) and type(value) is kind:
+    if kind in (int, str, bool) and type(value) is kind:
         return value
-    wanted = {int: "a whole number", float: "a number", str: "text", tuple: "a list of text"}
+    wanted = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        tuple: "a list of text",
+    }
     raise UsageError(f"{name} = {value!r}: must be {wanted.get(origin or kind, 'a table of numbers')}")

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from litemed.runtime.errors import InputError
 from litemed.runtime.merge import MAX_LABELS
 from litemed.runtime.preprocess import Frame, preprocess
-from litemed.train.augment import augment
+from litemed.train.augment import move, recolour
 from litemed.train.config import Augmentation, Prompts
 from litemed.train.prepare.store import SliceInfo
-from litemed.train.prompts import choose, find_boxes, jitter
+from litemed.train.prompts import REFERENCE_SIZE, choose, find_boxes, jitter
 from litemed.train.sampler import DRAWN, Draw
 from litemed.train.shapes import draw_shapes
 
@@ -46,6 +46,12 @@ class SliceSource(Protocol):
 
     def indices_by_modality(self) -> dict[str, NDArray[np.int64]]:
         """Return the numbers of the slices of each modality that has any."""
+
+
+def by_source(source: SliceSource, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the slices `indices` (n,) parted by the source they come from, in the order of the names."""
+    names = np.array([source.info(i).source for i in indices.tolist()])
+    return [indices[names == name] for name in np.unique(names)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,23 +119,25 @@ def make_sample(
 ) -> Sample:
     """Turn one slice into a sample for a network input of side `size`.
 
+    Pixels are moved before the slice is resized: at a small size, rounding them would fray the labels.
+
     Raises InputError when image and labels do not fit each other, or no object is large enough.
     """
     check_slice(image, labels)
-    image, labels = resize_slice(image, labels, size)
     for attempt in (augmentation, Augmentation(flip_horizontal=0, flip_vertical=0)):
-        changed_image, changed_labels = augment(image, labels, attempt, random)
-        objects = find_boxes(changed_labels, prompts.min_object_pixels)
+        moved_image, moved_labels = resize_slice(*move(image, labels, attempt, random), size)
+        objects = find_boxes(moved_labels, prompts.min_object_pixels)
         if len(objects):  # else what was turned or enlarged has left the image
             break
     else:
         raise InputError(f"no object of at least {prompts.min_object_pixels} pixels at size {size}")
     objects = choose(objects, prompts.per_image, random)
-    height, width = changed_labels.shape
+    height, width = moved_labels.shape
     masks = np.zeros((len(objects), size, size), np.uint8)
-    np.equal(changed_labels, objects.numbers[:, None, None], out=masks[:, :height, :width], casting="unsafe")
+    np.equal(moved_labels, objects.numbers[:, None, None], out=masks[:, :height, :width], casting="unsafe")
     boxes = jitter(objects.xyxy, (height, width), prompts, size, random)
-    return Sample(preprocess(changed_image, size)[0][0], boxes, masks)
+    coloured = recolour(moved_image, attempt, random, size / REFERENCE_SIZE)
+    return Sample(preprocess(coloured, size)[0][0], boxes, masks)
 
 
 def check_slice(image: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -175,7 +183,7 @@ class TrainingSet(Dataset[Sample | Skipped]):
         random = np.random.default_rng([self._seed, _SAMPLE_STREAM, draw.epoch, draw.position])
         try:
             if draw.slice_index == DRAWN:
-                image, labels = draw_shapes(self._size, random)
+                image, labels = draw_shapes(max(self._size, REFERENCE_SIZE), random)
             else:
                 image, labels = self._source[draw.slice_index]
             return make_sample(image, labels, self._size, self._prompts, self._augmentation, random)

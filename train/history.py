@@ -24,6 +24,7 @@ from litemed.runtime.files import atomic_write
 from litemed.train.validation import ValidationScores
 
 LOG = "log.csv"
+EVENTS = "tensorboard"
 _FIRST = (
     *("epoch", "samples", "lr", "loss", "dice", "focal", "iou", "dsc"),
     *("skipped", "seconds", "samples_per_second", "wait_share"),
@@ -73,7 +74,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
 
 
 class EventLog:
-    """TensorBoard's events of a run, in its folder `tensorboard`.
+    """TensorBoard's events of a run, in its folder `EVENTS`.
 
     Nothing is written without a folder, or where TensorBoard is not installed.
     """
@@ -85,7 +86,7 @@ class EventLog:
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+            self._writer = SummaryWriter(str(folder / EVENTS))
 
     def add(self, row: Row) -> None:
         """Write one row of the history."""

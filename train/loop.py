@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from litemed.export.checkpoint import Checkpoint, weights_digest
 from litemed.train.config import Config, as_tables
-from litemed.train.dataset import Batch, SliceSource
+from litemed.train.dataset import Batch, SliceSource, by_source
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader
 from litemed.train.losses import mask_losses
-from litemed.train.network import TrainedNetwork, batch_forward, build_network
+from litemed.train.network import TrainedNetwork, batch_forward, build_network, parameter_groups
 from litemed.train.outputs import write_weights
 from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.progress import Progress, Reporter
@@ -98,16 +99,16 @@ class Trainer:
         self._workers = loader_workers(config.hardware.workers, processes.world)
         self.loader = training_loader(config, data.training, self.batches, self._workers, device)
         self._optimizer = torch.optim.AdamW(
-            self.network.tuned(),
+            parameter_groups(self.network, config.optimizer),
             lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
             fused=device.type == "cuda",
         )
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def _sampler(self) -> ModalitySampler:
-        run, indices = self.config.run, self._data.training.indices_by_modality()
+        run, training = self.config.run, self._data.training
+        indices = training.indices_by_modality()
         found = modality_shares(self.config.sampling, MODALITIES, tuple(indices))
         if found.absent:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
@@ -116,8 +117,13 @@ class Trainer:
             )
         if found.undrawn:
             self._reporter.line(f"warning: {', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
-        samples = whole_batches(run.samples_per_epoch or len(self._data.training), run.batch_size)
-        return ModalitySampler(indices, found.shares, samples, run.seed, self.config.sampling.drawn)
+        samples = whole_batches(run.samples_per_epoch or len(training), run.batch_size)
+        sampling = self.config.sampling
+        sources = {
+            name: by_source(training, of) if sampling.balance_sources else [of]
+            for name, of in indices.items()
+        }
+        return ModalitySampler(sources, found.shares, samples, run.seed, sampling.drawn)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
@@ -211,13 +217,13 @@ class Trainer:
     def _end_epoch(self) -> dict[str, Any]:
         """Score, write and count the epoch; returns its row of the history."""
         progress, config = self.progress, self.config
-        losses = self._mean_losses()
+        losses, rate = self._mean_losses(), self._rate.value
         self._rate.after_epoch(losses["loss"])
         is_last = progress.epoch + 1 == config.run.epochs
         scores = None
         if is_last or (progress.epoch + 1) % config.validation.every_epochs == 0:
             scores = self._validate()
-        row = self._row(losses, scores)
+        row = self._row(losses, rate, scores)
         progress.history.append(row)
         # Without validation slices the training loss has to do.
         score = (scores.macro if scores else None) if len(self._data.validation) else -losses["loss"]
@@ -265,7 +271,7 @@ class Trainer:
         """Return what is scored and written: the network, or the average of its weights."""
         return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
 
-    def _row(self, losses: dict[str, float], scores: ValidationScores | None) -> dict[str, Any]:
+    def _row(self, losses: dict[str, float], rate: float, scores: ValidationScores | None) -> dict[str, Any]:
         progress = self.progress
         counts = torch.tensor([progress.skipped, progress.seconds, progress.waited_s], dtype=torch.float64)
         skipped, seconds, waited = self._processes.sum(counts).tolist()
@@ -273,7 +279,7 @@ class Trainer:
         return {
             "epoch": progress.epoch + 1,
             "samples": int(losses["samples"]),
-            "lr": self._rate.value,
+            "lr": rate,
             **{name: losses[name] for name in ("loss", "dice", "focal", "iou")},
             "skipped": int(skipped) + (scores.skipped if scores else 0),
             "seconds": seconds,
@@ -336,7 +342,24 @@ def averaged(network: TrainedNetwork, decay: float) -> AveragedModel | None:
     """Return an exponential moving average of a network's weights and statistics; None for a decay of 0."""
     if not decay:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=_moving_average(decay), use_buffers=True)
+
+
+def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Return what moves averages towards tensors; whole numbers, such as indices, are copied.
+
+    PyTorch's own rounds those down once they are averaged.
+    """
+
+    @torch.no_grad()
+    def move(averages: Sequence[Tensor], tensors: Sequence[Tensor], _: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(tensors), 1 - decay)
+        else:
+            for average, tensor in zip(averages, tensors, strict=True):
+                average.copy_(tensor)
+
+    return move
 
 
 def uses_bfloat16(config: Config, device: torch.device) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import LoRAConfig, add_lora
 from litemed.models.tiny_vit import MBConv
 from litemed.runtime.errors import UsageError
-from litemed.train.config import TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA
+from litemed.train.config import TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA, Optimizer
 from litemed.train.dataset import Batch
 
 WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
@@ -78,6 +80,27 @@ class TrainedNetwork(nn.Module):
     def tuned(self) -> list[nn.Parameter]:
         """Return the parameters that are trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def parameter_groups(network: TrainedNetwork, settings: Optimizer) -> list[dict[str, Any]]:
+    """Return what is trained in groups for PyTorch's optimizers: what decays, and what does not.
+
+    Without `settings.decay_all` norms, biases, the attention's tables of relative positions and learnt tokens
+    do not.
+    """
+    tables = [one.weight for one in network.modules() if isinstance(one, nn.Embedding)]
+    looked_up = {id(parameter) for parameter in tables}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_table = id(parameter) in looked_up or name.endswith("attention_biases")
+            multiplies = parameter.ndim > 1 and not is_table
+            groups[settings.decay_all or multiplies].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": settings.weight_decay if decays else 0.0}
+        for decays, parameters in groups.items()
+        if parameters
+    ]
 
 
 def batch_forward(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

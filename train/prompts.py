@@ -62,8 +62,8 @@ def jitter(
     xyxy: (N, 4), x0 y0 x1 y1 in pixels of an image of `shape` (height, width) that lies in the network's
     input of side `size`. Each edge moves outwards by 0 to `settings.jitter_pixels` pixels of a 256-pixel
     input (as published with LiteMedSAM) and either way by up to `settings.jitter_share` of the box's side.
-    The result is truncated to integers as by the runtime, lies within [0, width] x [0, height] and has an
-    area.
+    The result is rounded to integers, up or down at random so that no edge tends to either side, lies within
+    [0, width] x [0, height] and has an area.
     """
     height, width = shape
     outwards = np.array([-1, -1, 1, 1])
@@ -73,7 +73,8 @@ def jitter(
     sides = np.tile(xyxy[:, 2:] - xyxy[:, :2], 2)
     share = random.uniform(-settings.jitter_share, settings.jitter_share, xyxy.shape)
     limits = np.array([width, height, width, height])
-    moved = np.trunc(np.clip(xyxy + outwards * pixels + sides * share, 0, limits))
+    shifted = xyxy + outwards * pixels + sides * share
+    moved = np.clip(np.floor(shifted + random.random(shifted.shape)), 0, limits)
     # An edge may have moved past the other one; both keep to the image.
     low = np.minimum(np.minimum(moved[:, :2], moved[:, 2:]), limits[:2] - 1)
     high = np.maximum(np.maximum(moved[:, :2], moved[:, 2:]), low + 1)

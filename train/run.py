@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import signal
 import threading
 import time
@@ -16,11 +17,17 @@ from typing import Any
 from litemed.export.adapter import decoder_path
 from litemed.export.checkpoint import Checkpoint, read_checkpoint, weights_digest
 from litemed.runtime.errors import InputError, LitemedError, UsageError
-from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
+from litemed.runtime.files import (
+    FolderLock,
+    make_folder,
+    refuse_odd_target,
+    remove_leftovers,
+    sha256_of_file,
+)
 from litemed.train import report, state
 from litemed.train.config import TUNE_ALL, Config, differences, updated
 from litemed.train.distributed import Processes, joined
-from litemed.train.history import CURVE, LOG
+from litemed.train.history import CURVE, EVENTS, LOG
 from litemed.train.loop import BEST, LAST, Data, Trainer
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
@@ -32,6 +39,10 @@ _MAY_CHANGE = (
     "validation.every_epochs",
     "validation.slices_per_modality",
 )
+
+
+OUTPUTS = (LOG, CURVE, BEST, decoder_path(Path(BEST)).name, LAST, decoder_path(Path(LAST)).name)
+"""What a run leaves besides its report, its state and TensorBoard's folder."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,12 @@ class Request:
 def train(request: Request, reporter: Reporter) -> bool:
     """Carry out a training run; returns whether it reached its end, otherwise it can be resumed.
 
-    The first SIGINT or SIGTERM lets the run finish its step, write its state and stop; a second one
-    interrupts.
+    The first SIGINT or SIGTERM lets the run finish its step and write its state; a second one interrupts at
+    once.
 
     Raises:
         LitemedError: it cannot start, go on or write; the message says what to do.
+        KeyboardInterrupt: after a signal.
     """
     if request.resume and request.overwrite:
         raise UsageError("--resume goes on with a run, --overwrite starts over: choose one")
@@ -69,6 +81,8 @@ def train(request: Request, reporter: Reporter) -> bool:
     config = updated(Config(), stored.config, str(request.folder / state.FILE)) if stored else Config()
     for tables, source in request.changes:
         config = updated(config, tables, source)
+    if request.overwrite and request.base and request.base.parent.resolve() == request.folder.resolve():
+        raise UsageError(f"{request.base}: lies in the folder that --overwrite empties; choose another one")
     base = _base(request, stored)
     if base is None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, tune=TUNE_ALL))
@@ -84,6 +98,7 @@ def train(request: Request, reporter: Reporter) -> bool:
         if processes.is_first:
             make_folder(request.folder)
             stack.enter_context(FolderLock(request.folder))
+            _clean(request.folder, request.overwrite)
         else:
             reporter = Reporter(None)
         processes.wait()
@@ -91,7 +106,24 @@ def train(request: Request, reporter: Reporter) -> bool:
         trainer = Trainer(config, base, data, request.folder, processes, reporter, stop.is_set)
         if stored is not None:
             trainer.resume(stored)
-        return _run(trainer, request, base, data, processes)
+        finished = _run(trainer, request, base, data, processes)
+    if stop.signalled and not finished:
+        raise KeyboardInterrupt
+    return finished
+
+
+def _clean(folder: Path, overwrite: bool) -> None:
+    """Remove what killed processes left; to start over also what the earlier run wrote, its state first.
+
+    Otherwise a run that is killed before its first state would be resumed as the earlier one.
+    """
+    for name in (state.FILE, report.FILE, *OUTPUTS):
+        remove_leftovers(folder / name)
+        if overwrite:
+            refuse_odd_target(folder / name)
+            (folder / name).unlink(missing_ok=True)
+    if overwrite:
+        shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 
 def _run(
@@ -99,7 +131,6 @@ def _run(
 ) -> bool:
     def write(status: str) -> None:
         if processes.is_first:
-            names = [LOG, CURVE, BEST, decoder_path(Path(BEST)).name, LAST, decoder_path(Path(LAST)).name]
             report.write_report(
                 request.folder,
                 status,
@@ -109,7 +140,7 @@ def _run(
                 data.digest,
                 processes,
                 trainer.progress,
-                names,
+                OUTPUTS,
             )
 
     write("running")
@@ -176,6 +207,8 @@ def _open_data(folder: Path) -> Data:
 def _check_same(stored: state.State, config: Config, base: Checkpoint | None, data: Data) -> None:
     before = updated(Config(), stored.config, state.FILE)
     changed = [name for name in differences(before, config) if name not in _MAY_CHANGE]
+    if before.run.epochs != config.run.epochs and config.schedule.kind == "cosine":
+        changed.append("run.epochs (over which the cosine falls)")
     if changed:
         raise UsageError(
             f"a resumed run keeps its settings, but {', '.join(changed)} differ: start a run of its own"

@@ -6,7 +6,7 @@ epoch it is therefore enough to know how many batches are done, and several proc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,14 +71,15 @@ def modality_shares(table: Sampling, known: tuple[str, ...], present: tuple[str,
 
 @dataclass(frozen=True)
 class ModalitySampler:
-    """Draws slices: first a modality by its share, then one of its slices.
+    """Draws slices: first a modality by its share, then one of its sources, then one of that one's slices.
 
-    indices: by modality, the numbers of its slices, each (n,) int64 with n >= 1. samples: draws an epoch.
-    drawn: share of the draws that are `DRAWN`; the shares of modalities are of the rest.
-    Within an epoch no slice of a modality comes again before all of them came.
+    indices: by modality and source, the numbers of the slices, each (n,) int64 with n >= 1. A source is drawn
+    by the square root of its number of slices; what shall not be told apart is one source. samples: draws an
+    epoch. drawn: share of the draws that are `DRAWN`; the shares of modalities are of the rest.
+    Within an epoch no slice of a source comes again before all of them came.
     """
 
-    indices: Mapping[str, NDArray[np.int64]]
+    indices: Mapping[str, Sequence[NDArray[np.int64]]]
     shares: Mapping[str, float]
     samples: int
     seed: int
@@ -89,12 +90,16 @@ class ModalitySampler:
         random = np.random.default_rng([self.seed, _EPOCH_STREAM, epoch])
         names = sorted(self.shares)
         chosen = random.choice(len(names), size=self.samples, p=[self.shares[name] for name in names])
-        slices = np.empty(self.samples, np.int64)
-        for number, name in enumerate(names):
-            places = np.flatnonzero(chosen == number)
-            slices[places] = _repeated_shuffle(self.indices[name], len(places), random)
         if self.drawn:
-            slices[random.random(self.samples) < self.drawn] = DRAWN
+            chosen[random.random(self.samples) < self.drawn] = DRAWN
+        slices = np.full(self.samples, DRAWN, np.int64)
+        for number, name in enumerate(names):
+            places, sources = np.flatnonzero(chosen == number), self.indices[name]
+            roots = np.sqrt([len(source) for source in sources])
+            of = random.choice(len(sources), len(places), p=roots / roots.sum()) if len(sources) > 1 else 0
+            for which, source in enumerate(sources):
+                here = places[of == which] if len(sources) > 1 else places
+                slices[here] = _repeated_shuffle(source, len(here), random)
         return slices
 
 

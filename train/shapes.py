@@ -88,7 +88,7 @@ def _draw(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
     count = 1 + int(random.integers(0, MOST_OBJECTS) * random.random())
     centre: tuple[float, float] | None = None
     alike = random.random() < 0.3  # cells in a picture look alike; organs do not
-    level = random.uniform(-70, 90)
+    level = random.choice([-1.0, 1.0]) * math.exp(random.uniform(math.log(8), math.log(90)))
     for number in range(1, count + 1):
         mask, centre = _object(size, centre if random.random() < 0.3 else None, random)
         mask &= labels == 0
