@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from litemed.runtime.errors import UsageError
 from litemed.runtime.readers import read_case
-from litemed.train.prepare.cases import make_case
+from litemed.train.prepare.cases import case_name, make_case
 from litemed.train.prepare.objects import boxes_of, number
 from litemed.train.prepare.pipeline import prepare_cases
 from litemed.train.prepare.settings import CaseSettings
@@ -188,6 +188,31 @@ def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out/cases").iterdir()] == [
         "2DBox_CT_src_.._.._.._.._.._evil.npz"
     ]
+
+
+def two_pairs(folder: Path) -> tuple[Pair, Pair]:
+    labels = np.ones((40, 40), np.uint8)
+    return npz_pair(folder / "a.npz", labels), npz_pair(folder / "b.npz", labels)
+
+
+def test_cases_of_other_input_are_not_mixed_in(tmp_path: Path) -> None:
+    first, second = two_pairs(tmp_path)
+    prepare_cases(Found((first,)), tmp_path / "out", CaseSettings())
+    with pytest.raises(UsageError, match="of input that is not given now"):
+        prepare_cases(Found((second,)), tmp_path / "out", CaseSettings())
+    prepare_cases(Found((second,)), tmp_path / "out", CaseSettings(), overwrite=True)
+    for folder in ("cases", "gts"):
+        assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == [case_name(second, False)]
+
+
+def test_the_case_of_a_pair_that_can_no_longer_be_read_is_removed(tmp_path: Path) -> None:
+    first, second = two_pairs(tmp_path)
+    prepare_cases(Found((first, second)), tmp_path / "out", CaseSettings())
+    second.image.write_bytes(b"damaged")
+    summary = prepare_cases(Found((first, second)), tmp_path / "out", CaseSettings())
+    assert len(summary.failed) == 1
+    for folder in ("cases", "gts"):
+        assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == [case_name(first, False)]
 
 
 @pytest.mark.parametrize(

@@ -372,6 +372,12 @@ def test_runs_are_compared_cell_by_cell(box_bundle: pathlib.Path, tmp_path: path
     assert slow.exit_code == 1
     assert f"2DBox_US_0525, {PROPOSED}, process" in slow.output
 
+    earlier = [{**one, "key": f"of an earlier plan {one['key']}"} for one in found["measurements"]]
+    found = content(tmp_path / "one")
+    found["measurements"] += earlier
+    second.write_text(json.dumps(found))
+    assert invoke("compare", second, first).exit_code == 0
+
     for row in found["rows"]:
         row["sha256"] = "of another case"
     second.write_text(json.dumps(found))

@@ -26,8 +26,9 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
         UsageError: the runs share nothing, or nothing was repeated in the first.
     """
     one, other = read_run(first), read_run(second)
-    stated = limits(one.measurements)
-    cells, others = by_cell(one.measurements), by_cell(other.measurements)
+    planned = [m for m in one.measurements if m.key in one.plan]
+    stated = limits(planned)
+    cells, others = by_cell(planned), by_cell(m for m in other.measurements if m.key in other.plan)
     shared = [
         name for name in cells if name in others and one.cases.get(name[0], 1) == other.cases.get(name[0], 2)
     ]

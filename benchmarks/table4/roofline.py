@@ -82,8 +82,9 @@ def report(
     peaks = {peak.name: peak for peak in found}
     loaded = []
     for name in names:
-        for precision in bundle.manifest.precisions:
-            if PEAKS[precision] in peaks and name in bundle.manifest.precisions[precision].runs_on:
+        for precision, listed in bundle.manifest.precisions.items():
+            needed = {PEAKS[precision], *(["bfloat16"] if listed.bf16 else [])}
+            if needed <= peaks.keys() and name in listed.runs_on:
                 loaded.append(open_engine(name, bundle, count, precision=precision))
     seconds = _measure(loaded, bundle.manifest.input_size, list(works), repeats)
     reached = []

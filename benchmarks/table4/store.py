@@ -132,10 +132,18 @@ class Store:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a run's file holds; `cases` are the SHA-256 of the rows' files by name."""
+    """What a run's file holds.
+
+    Attributes:
+        machine: where it was measured.
+        cases: SHA-256 of the rows' files, by name.
+        plan: keys of the measurements that its table shows; others are of earlier plans.
+        measurements, agreements: all of them.
+    """
 
     machine: Machine
     cases: dict[str, str]
+    plan: frozenset[str]
     measurements: list[Measurement]
     agreements: list[Agreement]
 
@@ -149,6 +157,7 @@ def read_run(path: Path) -> StoredRun:
         return StoredRun(
             Machine(**content["machine"] | {"features": tuple(content["machine"]["features"])}),
             {row["name"]: row["sha256"] for row in content["rows"]},
+            frozenset(content.get("plan") or [entry["key"] for entry in content["measurements"]]),
             [_measurement(entry) for entry in content["measurements"]],
             [Agreement(**entry) for entry in content["agreements"]],
         )

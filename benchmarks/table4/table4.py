@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
     for row in settings.rows:
         click.echo(f"preparing {row.name}", err=True)
         rows.append(prepare(row, settings.cases, output / "stand-ins", settings.coverage))
+    tasks = plan(rows, settings.contenders, settings.clocks, settings.repeats, settings.baseline_limit)
     description = {
         "settings": {
             "clocks": settings.clocks,
@@ -89,11 +91,14 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
             }
             for one in rows
         ],
+        "plan": [task.key for task in tasks],
     }
-    store = Store(output / f"{NAME}.json", machine, description)
-    tasks = plan(rows, settings.contenders, settings.clocks, settings.repeats, settings.baseline_limit)
+    path, labels = output / f"{NAME}.json", output / "labels"
+    if not path.exists():  # moved away: what made these label maps may not be what runs now
+        shutil.rmtree(labels, ignore_errors=True)
+    store = Store(path, machine, description)
     done = [store.measurements[task.key] for task in tasks if task.key in store.measurements]
-    failed = run(tasks, store, output / "labels", Progress(len(tasks), done))
+    failed = run(tasks, store, labels, Progress(len(tasks), done))
     store.write()
 
     measured = [store.measurements[task.key] for task in tasks if task.key in store.measurements]

@@ -107,7 +107,8 @@ def prepare_cases(
 ) -> Summary:
     """Write a test case of every pair to OUT/cases and its ground truth to OUT/gts.
 
-    Every run writes all of them, each whole or not at all, and the same bytes from the same input.
+    Every run writes all of them, each whole or not at all, and the same bytes from the same input. Those of a
+    pair that no longer gives one are removed.
 
     Raises UsageError where `out` belongs to something else, OutputError where it cannot be written.
     """
@@ -117,10 +118,9 @@ def prepare_cases(
     make_folder(out)
     with FolderLock(out):
         _claim(out, "cases", settings, overwrite)
+        wanted = {case_name(pair, volume) for pair in pairs for volume in (False, True)}
+        _remove_cases(out, wanted, overwrite)
         (out / MANIFEST).unlink(missing_ok=True)
-        if overwrite:
-            for path in (*out.glob("cases/*.npz"), *out.glob("gts/*.npz")):
-                path.unlink()
         outcomes: dict[str, _CaseOutcome] = {}
         for outcome in map_unordered(partial(_write_one_case, out=out, settings=settings), pairs, workers):
             outcomes[outcome.pair.name] = outcome
@@ -129,10 +129,23 @@ def prepare_cases(
                 on_failure(outcome.failure)
             on_progress(len(outcomes), len(pairs))
         made = [outcomes[pair.name] for pair in pairs if outcomes[pair.name].boxes]
+        _remove_cases(out, {Path(outcome.file).stem for outcome in made}, remove=True)
         failed.sort(key=lambda failure: failure.name)
         without = len(pairs) - len(made) - sum(o.failure is not None for o in outcomes.values())
         _write_json(out / MANIFEST, _cases_manifest(made, without, failed, found, settings))
     return Summary(out / MANIFEST, len(made), sum(outcome.boxes for outcome in made), tuple(failed))
+
+
+def _remove_cases(out: Path, wanted: set[str], remove: bool) -> None:
+    """Remove the cases that are not wanted, or refuse a folder that has some."""
+    for path in sorted((*out.glob("cases/*.npz"), *out.glob("gts/*.npz"))):
+        if path.stem not in wanted:
+            if not remove:
+                raise UsageError(
+                    f"{out}: holds {path.name}, of input that is not given now; take another folder, or "
+                    "--overwrite"
+                )
+            path.unlink()
 
 
 def _write_one_case(pair: Pair, out: Path, settings: CaseSettings) -> _CaseOutcome:
