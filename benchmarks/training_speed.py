@@ -40,7 +40,7 @@ from litemed.export.checkpoint import untrained_checkpoint
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import InputError
 from litemed.runtime.files import atomic_write, make_folder
-from litemed.train.config import TUNE_ALL, Config, parse_setting, updated
+from litemed.train.config import TUNE_ALL, Config
 from litemed.train.dataset import Batch
 from litemed.train.distributed import joined
 from litemed.train.loader import timed
@@ -50,6 +50,7 @@ from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import Slices
 from litemed.train.progress import Reporter
+from litemed.train.tables import parse_setting, updated
 
 DRAWN_IMAGES = 64
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from litemed.runtime.errors import UsageError
-from litemed.train.config import Config, as_tables, differences, parse_setting, read_toml, updated
+from litemed.train.config import Config
+from litemed.train.tables import as_tables, differences, parse_setting, read_toml, updated
 
 DEFAULTS = Path(__file__).parent.parent / "train" / "default.toml"
 

@@ -26,10 +26,10 @@ from litemed.export.adapter import decoder_path, fold_adapter
 from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint, weights_digest
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import LitemedError, UsageError
+from litemed.train.averaging import averaged
 from litemed.train.cli import main
 from litemed.train.config import Optimizer
 from litemed.train.errors import TrainingError
-from litemed.train.loop import averaged
 from litemed.train.network import TrainedNetwork, parameter_groups
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from litemed.train.config import Config, Schedule, as_tables
+from litemed.train.config import Config, Schedule
 from litemed.train.errors import TrainingError
 from litemed.train.schedule import LearningRate
 from litemed.train.state import FILE, State, random_state, read_state, set_random_state, write_state
+from litemed.train.tables import as_tables
 
 
 def a_state() -> State:

@@ -12,7 +12,7 @@ import torch
 
 from litemed.benchmarks.phantoms import draw_image
 from litemed.export.checkpoint import untrained_checkpoint
-from litemed.train.config import Config, updated
+from litemed.train.config import Config
 from litemed.train.dataset import Batch
 from litemed.train.distributed import Processes
 from litemed.train.loop import Data, Trainer, uses_bfloat16
@@ -21,6 +21,7 @@ from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import Slices
 from litemed.train.progress import Reporter
+from litemed.train.tables import updated
 
 CPU = torch.device("cpu")
 

@@ -107,7 +107,7 @@ def _run(
     if base is None and not from_scratch and not resume:
         raise UsageError("name the weights to start from with --base, or pass --from-scratch")
 
-    from litemed.train.config import parse_setting, read_toml
+    from litemed.train.tables import parse_setting, read_toml
 
     run = {"tune": tune, "size": size, "epochs": epochs, "seed": seed}
     given = {"run": {key: value for key, value in run.items() if value is not None}}

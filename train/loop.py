@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from litemed.export.checkpoint import Checkpoint, weights_digest
-from litemed.train.config import Config, as_tables
+from litemed.train.averaging import averaged
+from litemed.train.config import Config
 from litemed.train.dataset import Batch, SliceSource, by_source
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
@@ -29,6 +28,7 @@ from litemed.train.progress import Progress, Reporter
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
 from litemed.train.schedule import LearningRate
 from litemed.train.state import State, random_state, set_random_state, write_state
+from litemed.train.tables import as_tables
 from litemed.train.validation import ValidationScores, validate
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -91,8 +91,7 @@ class Trainer:
         self._reasons_left = _REASONS_SHOWN
         device, run = processes.device, config.run
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
-        if device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         self._forward = processes.wrap(self.network.train())
         self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
@@ -336,30 +335,6 @@ class Trainer:
                 random=random_state(),
             ),
         )
-
-
-def averaged(network: TrainedNetwork, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average of a network's weights and statistics; None for a decay of 0."""
-    if not decay:
-        return None
-    return AveragedModel(network, multi_avg_fn=_moving_average(decay), use_buffers=True)
-
-
-def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Return what moves averages towards tensors; whole numbers, such as indices, are copied.
-
-    PyTorch's own rounds those down once they are averaged.
-    """
-
-    @torch.no_grad()
-    def move(averages: Sequence[Tensor], tensors: Sequence[Tensor], _: Tensor | int) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(tensors), 1 - decay)
-        else:
-            for average, tensor in zip(averages, tensors, strict=True):
-                average.copy_(tensor)
-
-    return move
 
 
 def uses_bfloat16(config: Config, device: torch.device) -> bool:

@@ -14,9 +14,10 @@ import torch
 
 from litemed.export.checkpoint import Checkpoint
 from litemed.runtime.files import atomic_write, sha256_of_file
-from litemed.train.config import Config, as_tables
+from litemed.train.config import Config
 from litemed.train.distributed import Processes
 from litemed.train.progress import Progress
+from litemed.train.tables import as_tables
 
 FILE: Final = "run.json"
 _PACKAGES: Final = ("litemed", "numpy", "opencv-python-headless", "safetensors", "scipy")

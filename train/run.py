@@ -25,12 +25,13 @@ from litemed.runtime.files import (
     sha256_of_file,
 )
 from litemed.train import report, state
-from litemed.train.config import TUNE_ALL, Config, differences, updated
+from litemed.train.config import TUNE_ALL, Config
 from litemed.train.distributed import Processes, joined
 from litemed.train.history import CURVE, EVENTS, LOG
 from litemed.train.loop import BEST, LAST, Data, Trainer
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
+from litemed.train.tables import differences, updated
 
 # A run that is resumed may differ in these: they say when and how well it is watched, not what is learnt.
 _MAY_CHANGE = (
