@@ -8,7 +8,7 @@ import pytest
 from litemed.train.config import Augmentation, Prompts, Sampling
 from litemed.train.dataset import Sample, TrainingSet
 from litemed.train.sampler import DRAWN, Draw, ModalitySampler
-from litemed.train.shapes import draw_shapes
+from litemed.train.shapes import draw_shapes, tube
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -44,6 +44,18 @@ def test_most_objects_stand_out_from_what_is_round_them():
             if ring.any():
                 contrasts.append(abs(grey[mask > 0].mean() - grey[ring].mean()))
     assert np.mean(np.array(contrasts) > 4) > 0.75
+
+
+def test_a_tube_is_long_thin_and_in_one_piece():
+    import cv2
+
+    for seed in range(20):
+        mask = tube((128, 128), 256, np.random.default_rng(seed))
+        pieces, _ = cv2.connectedComponents(mask.astype(np.uint8))
+        assert pieces == 2  # the ground is one of them
+        across = 2 * cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).max()
+        assert 2 <= across <= 14
+        assert mask.sum() / across > 2 * across  # longer than wide
 
 
 def test_the_sampler_draws_them_at_their_share():

@@ -30,6 +30,7 @@ from litemed.train.averaging import averaged
 from litemed.train.cli import main
 from litemed.train.config import Optimizer
 from litemed.train.errors import TrainingError
+from litemed.train.loop import Trainer
 from litemed.train.network import TrainedNetwork, parameter_groups
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
@@ -384,6 +385,39 @@ def test_a_resumed_run_keeps_settings_base_and_data(whole_run, data, base, tmp_p
         resume(base=None)
     with pytest.raises(UsageError, match="not the data"):
         resume(data=prepare(tmp_path / "more", ("US", "CT")))
+
+
+def test_starting_over_removes_the_earlier_run(data, base, tmp_path):
+    folder = tmp_path / "run"
+    request = Request(data, folder, base, changed(run={"epochs": 1}))
+    assert train(request, SILENT)
+    assert (folder / "best.safetensors").exists()
+    (folder / "notes.txt").write_text("mine")
+    over = dataclasses.replace(request, overwrite=True, stop_after_s=0.0)
+    assert not train(over, SILENT)
+    assert not (folder / "best.safetensors").exists()
+    assert not (folder / "log.csv").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert read_state(folder).progress["step"] == 1
+    inside = dataclasses.replace(over, base=folder / "base.safetensors")
+    with pytest.raises(UsageError, match="--overwrite empties"):
+        train(inside, SILENT)
+
+
+def test_a_signal_counts_as_an_interrupt_though_the_time_is_over_too(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(Request(data, tmp_path / "run", base, changed(), stop_after_s=0.0), SILENT)
+    assert read_state(tmp_path / "run").progress["step"] == 1
+
+
+def test_a_cosine_keeps_the_epochs_it_falls_over(data, base, tmp_path):
+    cosine = changed(schedule={"kind": "cosine"})
+    request = Request(data, tmp_path / "run", base, cosine, stop_after_s=0.0)
+    assert not train(request, SILENT)
+    longer = dataclasses.replace(request, resume=True, changes=[({"run": {"epochs": 9}}, "test")])
+    with pytest.raises(UsageError, match="over which the cosine falls"):
+        train(longer, SILENT)
 
 
 def call(*arguments: object) -> Result:
