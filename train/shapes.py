@@ -2,9 +2,9 @@
 
 Every image has a textured ground, perhaps a body with a bright rim, and shapes with an outline of random
 waves: round, long and thin, rings; and winding tubes. Their grey levels may be close to what surrounds them,
-edges soft; some touch one another, and some things are drawn that are not objects: spots, lines, shapes without
-a label. They look like no organ in particular. What can be learnt from them is what a box asks for: the thing
-in it.
+edges soft; some touch one another, and some things are drawn that are not objects: spots, lines, shapes
+without a label. They look like no organ in particular. What can be learnt from them is what a box asks for:
+the thing in it.
 """
 
 from __future__ import annotations
