@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from litemed.benchmarks.table4.agreement import compare
 from litemed.benchmarks.table4.cli import main
 from litemed.benchmarks.table4.contenders import BASELINE, PROPOSED, Contender
+from litemed.benchmarks.table4.machine import Machine
 from litemed.benchmarks.table4.processes import ContenderError, run_process
 from litemed.benchmarks.table4.progress import Progress
 from litemed.benchmarks.table4.rows import QUICK, ROWS, Prepared, Row, draw, find_rows, prepare, workload
@@ -503,6 +506,19 @@ def test_a_profile_of_an_unknown_graph_is_refused(box_bundle: pathlib.Path) -> N
 # The roofline
 
 
+def test_a_table_begun_anew_keeps_no_label_maps(box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """What made them may not be what runs now, and the new table would compare with them."""
+    output = tmp_path / "out"
+    assert table4(box_bundle, output).exit_code == 0
+    left = output / "labels" / "left.npz"
+    left.write_bytes(b"of an earlier model")
+    assert table4(box_bundle, output, "--repeats", 2).exit_code == 0
+    assert left.exists()
+    (output / "table4.json").rename(output / "earlier.json")
+    assert table4(box_bundle, output).exit_code == 0
+    assert not left.exists()
+
+
 def test_operations_are_counted_from_the_network() -> None:
     from litemed.benchmarks.table4.flops import decoder_work, encoder_work
 
@@ -535,3 +551,28 @@ def test_roofline_reports_every_peak_and_engine(box_bundle: pathlib.Path, tmp_pa
     } <= graphs
     for one in found["reached"]:
         assert one["fraction"] == pytest.approx(one["limit"] / one["seconds"])
+
+
+@pytest.mark.slow
+def test_roofline_leaves_out_what_this_cpu_does_not_compute_in(
+    box_bundle: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle with a bf16 precision, made elsewhere, on a CPU without bf16."""
+    folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["precisions"]["bf16"] = {
+        "encoder": "encoder",
+        "decoder": "decoder",
+        "bf16": ["encoder", "decoder"],
+        "agreement": {"images": 1, "engines": {}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    here = Machine.current()
+    without = dataclasses.replace(here, features=())
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: without))
+    path = tmp_path / "roofline.json"
+    run = invoke("roofline", "--model", folder, "--boxes", 1, "--repeats", 1, "--threads", 1, "--json", path)
+    assert run.exit_code == 0, run.output
+    found = json.loads(path.read_text())
+    assert {one["precision"] for one in found["reached"]} == {"float32"}
+    assert found["not_measured"] == ["bfloat16: this CPU has no instructions for it, so it was not measured"]
