@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -327,6 +328,21 @@ def test_a_model_that_is_none_is_one_line_before_the_first_case(
     assert done.stderr.startswith(f"error: {tmp_path / 'none'}: ")
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["CASES", "-o", "--model", "--cache", "--overlay"])
+def test_what_the_system_refuses_is_one_line_that_names_it(
+    option: str, cases: Path, out: Path, box_bundle: Path, tmp_path: Path
+) -> None:
+    """A name longer than file systems take: of all errors of the system the one that strikes root, too."""
+    given = {"CASES": cases, "-o": out, "--model": box_bundle}
+    given[option] = tmp_path / ("x" * 300)
+    arguments = [given.pop("CASES"), *(part for pair in given.items() for part in pair)]
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "x" * 300 in done.stderr
+    assert os.strerror(errno.ENAMETOOLONG) in done.stderr
 
 
 def test_a_traceback_is_shown_under_debug_only(cases: Path, run: Run) -> None:
