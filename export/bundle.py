@@ -17,7 +17,8 @@ from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_on
 from litemed.export.manifest import FILE, manifest_bytes
 from litemed.export.precisions import FLOAT32, Plan, PrecisionOptions, plan
 from litemed.export.quantise import KEY, KEY_BF16, quantise
-from litemed.export.verify import BOX_COUNTS, Parity, judge, measure, references, sample_images
+from litemed.export.storage import with_half_weights
+from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references, sample_images
 from litemed.runtime.errors import OutputError
 from litemed.runtime.precision import Agreement, Precision
 
@@ -34,6 +35,7 @@ class ExportOptions:
         size: side of the network's input in pixels, a multiple of 64; 256 as published.
         box_counts: numbers of boxes to verify.
         precisions: what to offer beside float32.
+        compact: store weights as float16; they are computed with in float32 all the same.
     """
 
     name: str | None = None
@@ -43,11 +45,15 @@ class ExportOptions:
     size: int = 256
     box_counts: Sequence[int] = BOX_COUNTS
     precisions: PrecisionOptions = field(default_factory=PrecisionOptions)
+    compact: bool = False
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What goes into a bundle: what its manifest says, and its graphs with their interfaces."""
+    """What goes into a bundle: what its manifest says, and its graphs with their interfaces.
+
+    `graphs` are in full; `compact` says how their weights are written.
+    """
 
     name: str
     checkpoint: Checkpoint
@@ -56,6 +62,7 @@ class _Contents:
     graphs: Mapping[str, onnx.ModelProto]
     parity: Sequence[Parity] = ()
     precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
+    compact: bool = False
 
 
 def write_bundle(
@@ -106,6 +113,11 @@ def write_bundle(
             _write(staging / stage, replace(contents, graphs=graphs))
             parity += measure(staging / stage, stage, expected, options.box_counts, progress=progress)
         judge(parity)
+        if options.compact:
+            contents = replace(contents, compact=True)
+            _write(staging / COMPACT, contents)
+            parity += measure(staging / COMPACT, COMPACT, expected, options.box_counts, progress=progress)
+            judge(parity)
         contents = replace(contents, parity=parity)
         if planned.attempts:
             contents = _with_precisions(contents, planned, options.size, staging / "candidate", progress)
@@ -145,7 +157,10 @@ def _with_precisions(
 def _write(folder: pathlib.Path, contents: _Contents) -> None:
     folder.mkdir(exist_ok=True)
     specs = contents.specs
-    data = {spec.name: contents.graphs[spec.name].SerializeToString(deterministic=True) for spec in specs}
+    stored = with_half_weights if contents.compact else lambda graph: graph
+    data = {
+        spec.name: stored(contents.graphs[spec.name]).SerializeToString(deterministic=True) for spec in specs
+    }
     for spec in specs:
         (folder / spec.file).write_bytes(data[spec.name])
     manifest = manifest_bytes(

@@ -16,6 +16,7 @@ Examples:
   litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
   litemed-export lite_medsam.pth -o bundle --int8 --calibration train/cases \\
       --agreement val/cases --ground-truth val/gts
+  litemed-export lite_medsam.pth -o bundle --compact      half the bytes
   litemed-export --untrained -o bundle        random weights, to try the tools out
   litemed-export --inspect bundle
 
@@ -76,6 +77,11 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
     "computes in bf16, of bf16 and of both together.",
 )
 @click.option("--ground-truth", type=_FOLDER, help="Folder of their ground truth, to measure DSC as well.")
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Store weights as float16, in half the bytes; computed in float32 all the same.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -111,6 +117,7 @@ def _run(
     calibration: pathlib.Path | None,
     agreement: pathlib.Path | None,
     ground_truth: pathlib.Path | None,
+    compact: bool,
     overwrite: bool,
     debug: bool,
 ) -> None:
@@ -157,6 +164,7 @@ def _run(
         size=size,
         box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
         precisions=PrecisionOptions(int8, calibration, agreement, ground_truth),
+        compact=compact,
     )
     parity = write_bundle(weights, output, settings, progress=click.echo)
     worst = max(p.max_abs_diff for p in parity)

@@ -35,6 +35,8 @@ MAX_ABS_DIFF = 1e-4  # of embeddings and logits, relative to the largest value w
 # from float64, and an engine 3e-3. So a difference is also let pass that is of the order of that rounding.
 MAX_ROUNDINGS = 10.0
 MIN_MASK_IOU = 0.999
+COMPACT = "compact"  # the stage of graphs whose weights were rounded to float16: their masks alone decide
+MIN_COMPACT_IOU = 0.99
 CHUNK = 16  # boxes that PyTorch decodes at once; 241 would take 7 GB
 
 Float = NDArray[np.float32]
@@ -46,7 +48,8 @@ class Parity:
 
     Attributes:
         graph: "encoder", "decoder" (on PyTorch's embedding) or "both" (on the engine's own).
-        stage: "exported" (as torch wrote it) or "simplified" (as it is shipped).
+        stage: "exported" (as torch wrote it), "simplified" (as it is shipped) or "compact" (shipped with
+            weights rounded to float16).
         engine: "onnxruntime" or "openvino".
         boxes: how many were decoded at once; None for the encoder.
         max_abs_diff: largest absolute difference of the embedding or the logits over all images.
@@ -70,12 +73,14 @@ class Parity:
             f", {self.boxes} boxes" if self.boxes else ""
         )
         allowed = max(MAX_ABS_DIFF * max(1.0, self.largest), MAX_ROUNDINGS * self.rounding)
-        if self.graph == "both" and math.isfinite(self.max_abs_diff):
+        compact = self.stage == COMPACT
+        if (self.graph == "both" or compact) and math.isfinite(self.max_abs_diff):
             allowed = math.inf  # the decoder magnifies the encoder's rounding; the masks decide
+        least = MIN_COMPACT_IOU if compact else MIN_MASK_IOU
         if not self.max_abs_diff <= allowed:  # also true of NaN
             return f"{where}: differs by {self.max_abs_diff:.2g}, more than {allowed:.2g}"
-        if self.mask_iou is not None and self.mask_iou < MIN_MASK_IOU:
-            return f"{where}: mask IoU {self.mask_iou:.5f} is below {MIN_MASK_IOU}"
+        if self.mask_iou is not None and self.mask_iou < least:
+            return f"{where}: mask IoU {self.mask_iou:.5f} is below {least}"
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -17,7 +18,9 @@ from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_che
 from litemed.export.cli import main
 from litemed.export.errors import ExportError, VerificationError
 from litemed.export.graphs import check, graph_specs, simplify, to_onnx
+from litemed.export.storage import with_half_weights
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import OutputError
 
 QUICK = ExportOptions(size=64, box_counts=(1, 2))  # a small input, since exporting takes long at full size
@@ -86,6 +89,53 @@ def test_untrained_weights_are_marked(tmp_path, checkpoint, bundle):
     assert manifest(bundle)["weights"]["trained"] is True
     write_bundle(checkpoint, tmp_path / "b", ExportOptions(trained=False, size=64, box_counts=(1,)))
     assert manifest(tmp_path / "b")["weights"]["trained"] is False
+
+
+def test_a_compact_bundle_takes_half_the_bytes_and_computes_in_float32(checkpoint, bundle, tmp_path):
+    path = tmp_path / "compact"
+    parity = write_bundle(checkpoint, path, dataclasses.replace(QUICK, compact=True))
+    found = {(p.engine, p.graph, p.boxes) for p in parity if p.stage == "compact"}
+    assert found == {(p.engine, p.graph, p.boxes) for p in parity if p.stage == "simplified"}
+    assert manifest(path)["parity"][-1]["stage"] == "compact"
+    image = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    boxes = np.array([[5, 5, 40, 40], [20, 30, 60, 50]], np.float32)
+    for name in ("encoder", "decoder"):
+        full, half = ((folder / f"{name}.onnx").stat().st_size for folder in (bundle, path))
+        assert 0.45 < half / full < 0.56
+    for engine in ("onnxruntime", "openvino"):
+        full, half = (open_engine(engine, Bundle.open(folder), 1) for folder in (bundle, path))
+        embedding = full.encode(image)
+        apart = np.abs(half.encode(image) - embedding).max() / np.abs(embedding).max()
+        assert 1e-6 < apart < 0.02  # weights were rounded, nothing else
+        whole, rounded = (one.decode(embedding, boxes)[0] for one in (full, half))
+        assert np.abs(whole - rounded).max() < 0.02 * np.abs(whole).max()
+
+
+def test_a_compact_bundle_of_other_masks_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "MIN_COMPACT_IOU", 1.1)
+    with pytest.raises(VerificationError, match=r"compact decoder on onnxruntime, 1 boxes: mask IoU"):
+        write_bundle(checkpoint, tmp_path / "bundle", dataclasses.replace(QUICK, compact=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_float16_cannot_hold_stay_as_they_are():
+    weights = {"large": np.full(5000, 1e5), "small": np.full(10, 0.1), "fine": np.linspace(-1, 1, 5000)}
+    weights["indices"] = np.arange(5000)
+    tensors = [
+        onnx.numpy_helper.from_array(v.astype(np.int64 if k == "indices" else np.float32), k)
+        for k, v in weights.items()
+    ]
+    graph = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    stored = with_half_weights(graph).graph
+    assert {t.name for t in stored.initializer} == {"large", "small", "indices", "fine.float16"}
+    assert [(n.op_type, list(n.input), list(n.output)) for n in stored.node] == [
+        ("Cast", ["fine.float16"], ["fine"])
+    ]
+    half = next(t for t in stored.initializer if t.name == "fine.float16")
+    assert np.array_equal(
+        onnx.numpy_helper.to_array(half), weights["fine"].astype(np.float32).astype(np.float16)
+    )
+    assert len(graph.graph.node) == 0  # the graph given is left alone
 
 
 def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypatch):
