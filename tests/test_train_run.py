@@ -188,6 +188,17 @@ def test_an_average_of_the_weights_is_what_is_written_and_resumes_exactly(data, 
         assert torch.equal(state.average[f"module.model.{name}"], tensors[name])
 
 
+def test_a_run_that_samples_tokens_resumes_exactly(data, base, tmp_path):
+    request = Request(data, tmp_path / "whole", base, changed(prompts={"per_image": 2, "tokens": 64}))
+    assert train(request, SILENT)
+    stopped = dataclasses.replace(request, folder=tmp_path / "stopped", stop_after_s=0.0)
+    finished = train(stopped, SILENT)
+    while not finished:
+        finished = train(dataclasses.replace(stopped, resume=True, changes=[]), SILENT)
+    one, other = (tmp_path / name / "last.safetensors" for name in ("whole", "stopped"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_the_average_follows_the_weights():
     network = TrainedNetwork(LiteMedSAM(64), "decoder")
     average = averaged(network, 0.9)

@@ -96,19 +96,23 @@ class Prompts:
 
     jitter_pixels: each edge moves outwards by up to this, as published. jitter_share: each edge also moves
     either way by up to this share of the box's side. min_object_pixels: smaller objects are not prompted,
-    counted at the size of the network's input.
+    counted at the size of the network's input. tokens: how many image tokens are decoded for each box, drawn
+    at random and mostly near it (see `litemed.train.tokens`); 0: all.
     """
 
     per_image: int = 4
     jitter_pixels: int = 5
     jitter_share: float = 0.0
     min_object_pixels: int = 4
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         _between("prompts.per_image", self.per_image, 1)
         _between("prompts.jitter_pixels", self.jitter_pixels, 0, 128)
         _between("prompts.jitter_share", self.jitter_share, 0, 0.5)
         _between("prompts.min_object_pixels", self.min_object_pixels, 1)
+        if self.tokens and self.tokens < 64:
+            raise UsageError(f"prompts.tokens = {self.tokens}: must be 0 or at least 64")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from litemed.train.sampler import Batches, ModalitySampler, modality_shares, who
 from litemed.train.schedule import LearningRate
 from litemed.train.state import State, random_state, set_random_state, write_state
 from litemed.train.tables import as_tables
+from litemed.train.tokens import sample_tokens
 from litemed.train.validation import ValidationScores, validate
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -195,9 +196,15 @@ class Trainer:
         step = self.progress.epoch * self.batches.per_epoch + self.progress.step
         self._rate.before_step(step)
         device = self._processes.device
+        count = self.config.prompts.tokens
+        tokens = sample_tokens(batch.boxes, self.config.run.size, count) if count else None
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
-            logits, iou = batch_forward(self._forward, batch)
-        parts = mask_losses(logits, iou, batch.masks, self.config.loss)
+            logits, iou = batch_forward(self._forward, batch, tokens)
+        if tokens is None:
+            parts = mask_losses(logits, iou, batch.masks, self.config.loss)
+        else:
+            masks = tokens.of_masks(batch.masks)
+            parts = mask_losses(logits, iou, masks, self.config.loss, tokens.pixel_weight)
         # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
         # processes, hence the factor.
         images = self._processes.sum(torch.tensor(float(batch.images), device=device)).clamp(min=1)

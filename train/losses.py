@@ -1,6 +1,7 @@
 """What a predicted mask costs: Dice, focal, and how wrong the predicted IoU is. One value for each box.
 
-Shapes: N boxes, P pixels in any number of trailing axes. Everything is computed in float32 or better.
+Shapes: N boxes, P pixels in any number of trailing axes; `weights`, of the shape of the logits, says how many
+pixels each one stands for, None one each. Everything is computed in float32 or better.
 """
 
 from __future__ import annotations
@@ -30,29 +31,33 @@ class LossParts:
         return weights.dice * self.dice + weights.focal * self.focal + weights.iou * self.iou
 
 
-def mask_losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, settings: Loss) -> LossParts:
-    """Return all losses. logits: (N, H, W). predicted_iou: (N,). masks: (N, H, W), 0 or 1, any dtype."""
+def mask_losses(
+    logits: Tensor, predicted_iou: Tensor, masks: Tensor, settings: Loss, weights: Tensor | None = None
+) -> LossParts:
+    """Return all losses. logits: (N, H, W) or (N, P). predicted_iou: (N,). masks: as logits, 0 or 1."""
     logits, target = logits.float(), masks.float()
-    reached = achieved_iou(logits, target)
+    reached = achieved_iou(logits, target, weights)
     return LossParts(
-        dice=dice_loss(logits, target),
-        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha),
+        dice=dice_loss(logits, target, weights),
+        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha, weights),
         iou=(predicted_iou.float() - reached).square(),
     )
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) with p = sigmoid(logits), (N,).
 
     Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below the line.
     """
     probability, target = logits.sigmoid().flatten(1), target.flatten(1)
-    overlap = (probability * target).sum(1)
-    whole = probability.sum(1) + target.sum(1)
+    overlap = _total(probability * target, weights)
+    whole = _total(probability + target, weights)
     return 1 - (2 * overlap + DICE_SMOOTHING) / (whole + DICE_SMOOTHING)
 
 
-def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
+def focal_loss(
+    logits: Tensor, target: Tensor, gamma: float, alpha: float, weights: Tensor | None = None
+) -> Tensor:
     """Return the mean over the pixels of -alpha_t (1 - p_t)^gamma log(p_t), (N,).
 
     alpha weighs the pixels of the object, 1 - alpha the others. Source: Lin et al., "Focal Loss for Dense
@@ -60,13 +65,19 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Te
     """
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
     alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
-    return (alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)).mean(1)
+    loss = alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)
+    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1)
 
 
 @torch.no_grad()
-def achieved_iou(logits: Tensor, target: Tensor) -> Tensor:
+def achieved_iou(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the IoU of the mask `logits > 0` with the target, (N,); 1 where both are empty."""
     predicted, wanted = (logits > 0).flatten(1), (target > 0.5).flatten(1)
-    overlap = (predicted & wanted).sum(1)
-    union = (predicted | wanted).sum(1)
+    overlap = _total(predicted & wanted, weights)
+    union = _total(predicted | wanted, weights)
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+
+
+def _total(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the sum over the pixels of (N, P), weighted if need be: (N,)."""
+    return values.sum(1) if weights is None else (values * weights.flatten(1)).sum(1)

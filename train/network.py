@@ -14,6 +14,7 @@ from litemed.models.tiny_vit import MBConv
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA, Optimizer
 from litemed.train.dataset import Batch
+from litemed.train.tokens import TokenSample
 
 WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
 
@@ -52,30 +53,52 @@ class TrainedNetwork(nn.Module):
                 module.train(mode and self.tune == TUNE_ALL)
         return self
 
-    def forward(self, image: Tensor, boxes: Tensor, image_of_box: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, boxes: Tensor, image_of_box: Tensor, tokens: TokenSample | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Segment N boxes on B images.
 
         Args:
             image: (B, 3, S, S) in [0, 1].
             boxes: (N, 4) x0, y0, x1, y1 in its pixels.
             image_of_box: (N,) int64, the image of each box.
+            tokens: M image tokens of each box to decode; None decodes all.
 
         Returns:
-            logits (N, S, S) and predicted IoU (N,).
+            logits (N, S, S), or with `tokens` those of their pixels (N, 16 M), and predicted IoU (N,).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
             embedding = self.model.encode(image)
+        if tokens is not None:
+            return self._decode_tokens(embedding, boxes, image_of_box, tokens)
         return self.decode(embedding.index_select(0, image_of_box), boxes)
 
     def decode(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Segment N boxes (N, 4) on embeddings (N or 1, 256, S/4, S/4): logits (N, S, S) and IoU (N,)."""
-        prompts, decoder = self.model.prompt_encoder, self.model.mask_decoder
-        with torch.autocast(embedding.device.type, enabled=False):
+        sparse, dense, positions = self._prompts(boxes)
+        logits, iou = self.model.mask_decoder(embedding, positions, sparse, dense)
+        return logits[:, 0], iou[:, 0]
+
+    def _decode_tokens(
+        self, embedding: Tensor, boxes: Tensor, image_of_box: Tensor, tokens: TokenSample
+    ) -> tuple[Tensor, Tensor]:
+        sparse, dense, positions = self._prompts(boxes)
+        logits, iou = self.model.mask_decoder(
+            tokens.of_image(embedding, image_of_box),
+            tokens.of_image(positions, torch.zeros_like(image_of_box)),
+            sparse,
+            dense,
+            key_bias=tokens.weight.log(),
+        )  # (N, 1, 4 M, 4): token by token, and within each row by row
+        return logits.flatten(1), iou[:, 0]
+
+    def _prompts(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sparse and dense embeddings of boxes (N, 4), and the positions of the image's tokens."""
+        prompts = self.model.prompt_encoder
+        with torch.autocast(boxes.device.type, enabled=False):
             # bfloat16 would place a box's corners only to the nearest pixel.
             sparse, dense = prompts(boxes.float())
-            positions = prompts.image_positions()
-        logits, iou = decoder(embedding, positions, sparse, dense)
-        return logits[:, 0], iou[:, 0]
+            return sparse, dense, prompts.image_positions()
 
     def tuned(self) -> list[nn.Parameter]:
         """Return the parameters that are trained."""
@@ -103,9 +126,11 @@ def parameter_groups(network: TrainedNetwork, settings: Optimizer) -> list[dict[
     ]
 
 
-def batch_forward(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return logits (N, S, S) and predicted IoU (N,) of a batch."""
-    return network(batch.image, batch.boxes, batch.image_of_box)
+def batch_forward(
+    network: nn.Module, batch: Batch, tokens: TokenSample | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return logits (N, S, S), or (N, 16 M) of M tokens a box, and predicted IoU (N,) of a batch."""
+    return network(batch.image, batch.boxes, batch.image_of_box, tokens)
 
 
 def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:

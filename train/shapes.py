@@ -19,8 +19,9 @@ Image = NDArray[np.uint8]
 Labels = NDArray[np.uint16]
 Grey = NDArray[np.float32]
 
-MOST_OBJECTS = 12
-_MIN_SHARE = 0.002  # of the image; smaller shapes get no label
+MOST_OBJECTS = 48
+_FEW = 12  # in most images at most so many, of any size; in the others many small ones, as cells
+_MIN_SHARE = 0.0004  # of the image; smaller shapes get no label
 _POINTS = 72  # of an outline
 _SUBPIXEL_BITS = 4
 
@@ -33,8 +34,8 @@ def draw_shapes(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
         random: everything is drawn from it.
 
     Returns:
-        image uint8 (size, size, 3), and labels uint16 (size, size): objects are numbered from 1, at least one
-        of them covers 0.2 % of the image.
+        image uint8 (size, size, 3), and labels uint16 (size, size): objects are numbered from 1, each of
+        them covers at least 0.04 % of the image.
     """
     while True:
         image, labels = _draw(size, random)
@@ -102,12 +103,14 @@ def _draw(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
     labels = np.zeros((size, size), np.uint16)
     for _ in range(int(random.integers(0, 6))):
         _paint(grey, _random_shape(size, random), random)  # a distractor, which a later object may cover
-    count = 1 + int(random.integers(0, MOST_OBJECTS) * random.random())
+    crowd = random.random() < 0.4
+    count = int(random.integers(_FEW, MOST_OBJECTS + 1)) if crowd else 1 + int(_FEW * random.random() ** 2)
+    most = 0.08 if crowd else 0.28
     centre: tuple[float, float] | None = None
     alike = random.random() < 0.3  # cells in a picture look alike; organs do not
     level = random.choice([-1.0, 1.0]) * math.exp(random.uniform(math.log(8), math.log(90)))
     for number in range(1, count + 1):
-        mask, centre = _object(size, centre if random.random() < 0.3 else None, random)
+        mask, centre = _object(size, most, centre if random.random() < 0.3 else None, random)
         mask &= labels == 0
         _paint(grey, mask, random, level if alike else None)
         labels[mask] = number
@@ -136,10 +139,13 @@ def _draw_body(grey: Grey, random: np.random.Generator) -> None:
 
 
 def _object(
-    size: int, beside: tuple[float, float] | None, random: np.random.Generator
+    size: int, most: float, beside: tuple[float, float] | None, random: np.random.Generator
 ) -> tuple[NDArray[np.bool_], tuple[float, float]]:
-    """Return an object's mask and centre; `beside` has it begin where another one is."""
-    radius = size * math.exp(random.uniform(math.log(0.03), math.log(0.28)))
+    """Return an object's mask and centre.
+
+    most: its largest radius, as a share of the image. beside: begin where another object is.
+    """
+    radius = size * math.exp(random.uniform(math.log(most / 9), math.log(most)))
     if beside is None:
         x, y = random.uniform(0.1 * size, 0.9 * size, 2)
         if random.random() < 0.1:
