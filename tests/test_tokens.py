@@ -45,6 +45,7 @@ def test_a_small_box_gets_all_tokens_near_it():
 
 def test_no_sample_is_drawn_where_all_are_wanted():
     assert sample_tokens(BOXES, SIZE, SIDE * SIDE) is None
+    assert sample_tokens(BOXES, SIZE, 0) is None
 
 
 def test_sums_over_samples_are_right_on_average():

@@ -196,15 +196,13 @@ class Trainer:
         step = self.progress.epoch * self.batches.per_epoch + self.progress.step
         self._rate.before_step(step)
         device = self._processes.device
-        count = self.config.prompts.tokens
-        tokens = sample_tokens(batch.boxes, self.config.run.size, count) if count else None
+        tokens = sample_tokens(batch.boxes, self.config.run.size, self.config.prompts.tokens)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
             logits, iou = batch_forward(self._forward, batch, tokens)
-        if tokens is None:
-            parts = mask_losses(logits, iou, batch.masks, self.config.loss)
-        else:
-            masks = tokens.of_masks(batch.masks)
-            parts = mask_losses(logits, iou, masks, self.config.loss, tokens.pixel_weight)
+        masks, weights = batch.masks, None
+        if tokens is not None:
+            masks, weights = tokens.of_masks(masks), tokens.pixel_weight
+        parts = mask_losses(logits, iou, masks, self.config.loss, weights)
         # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
         # processes, hence the factor.
         images = self._processes.sum(torch.tensor(float(batch.images), device=device)).clamp(min=1)

@@ -54,13 +54,15 @@ class TokenSample:
 
 
 def sample_tokens(boxes: Tensor, size: int, count: int) -> TokenSample | None:
-    """Draw `count` tokens for each box (N, 4) in pixels of an input of side `size`; None when that is all.
+    """Draw `count` tokens for each box (N, 4) in pixels of an input of side `size`.
+
+    None where no sample is needed: for a count of 0, which stands for all tokens, or of all there are.
 
     Drawn with PyTorch's random numbers, on the device of the boxes.
     """
     side = size // PATCH
     total = side * side
-    if count >= total:
+    if not 0 < count < total:
         return None
     centre = torch.arange(side, device=boxes.device) + 0.5
     low, high = boxes[:, None, :2] / PATCH, (boxes[:, None, 2:] + 1) / PATCH  # (N, 1, 2)
@@ -68,8 +70,8 @@ def sample_tokens(boxes: Tensor, size: int, count: int) -> TokenSample | None:
     within = (centre[:, None] >= low - margin) & (centre[:, None] <= high + margin)  # (N, side, 2), x then y
     near = (within[:, :, None, 1] & within[:, None, :, 0]).flatten(1)  # (N, L)
     found = near.sum(1, keepdim=True)
-    wanted = torch.clamp(total - found, max=count)  # of the others, at most
-    taken_near = torch.minimum(found, torch.clamp(count - wanted, min=int(NEAR_SHARE * count)))
+    lacking = count - torch.clamp(total - found, max=count)  # where there are not enough others
+    taken_near = torch.minimum(found, torch.clamp(lacking, min=int(NEAR_SHARE * count)))
     taken_far = count - taken_near
     chance = torch.rand(near.shape, device=boxes.device)
     chosen = torch.zeros_like(near)
