@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = pathlib.Path(os.environ.get("LITEMED_SHARED", ROOT.parent / "shared"))
 
 Find = Callable[[str], pathlib.Path]
+
+
+def pytest_configure() -> None:
+    """Take interrupts though the shell that began the tests in its background has them ignored.
+
+    Processes inherit that, and those of the tests that wait for an interrupt would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
