@@ -116,6 +116,23 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Steps of the mask decoder on images that are encoded once an epoch; see `litemed.train.pool`.
+
+    passes: how often an epoch goes through its images, each time encoded as they were the first time; then
+    run.tune has to be "decoder". 0: no pool, images are encoded for each step. boxes: how many of an image's
+    `prompts.per_image` boxes a step takes, drawn anew each time.
+    """
+
+    passes: int = 0
+    boxes: int = 1
+
+    def __post_init__(self) -> None:
+        _between("pool.passes", self.passes, 0)
+        _between("pool.boxes", self.boxes, 1)
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """The probability of each augmentation, and how far it goes; see `litemed.train.augment`.
 
@@ -250,6 +267,7 @@ class Config:
     run: Run = Run()
     sampling: Sampling = field(default_factory=Sampling)
     prompts: Prompts = Prompts()
+    pool: Pool = Pool()
     augmentation: Augmentation = Augmentation()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()

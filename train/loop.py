@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 
 from litemed.export.checkpoint import Checkpoint, weights_digest
+from litemed.runtime.errors import UsageError
 from litemed.train.averaging import averaged
-from litemed.train.config import Config
+from litemed.train.config import TUNE_DECODER, Config
 from litemed.train.dataset import Batch, SliceSource, by_source
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
@@ -23,6 +24,7 @@ from litemed.train.loader import loader_workers, timed, training_loader
 from litemed.train.losses import mask_losses
 from litemed.train.network import TrainedNetwork, batch_forward, build_network, parameter_groups
 from litemed.train.outputs import write_weights
+from litemed.train.pool import EmbeddingPool
 from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.progress import Progress, Reporter
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
@@ -39,6 +41,9 @@ _AGREE_EVERY = 10
 
 _REASONS_SHOWN = 20
 """Lines about slices that could not be used, in a run; beyond them they are only counted."""
+
+
+_NOTHING_USABLE = "no training slice could be used in a whole epoch: see the lines above"
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Trainer:
         self._stop = stop
         self._reasons_left = _REASONS_SHOWN
         device, run = processes.device, config.run
+        if config.pool.passes and run.tune != TUNE_DECODER:
+            raise UsageError(
+                f"pool.passes = {config.pool.passes}: with run.tune = {run.tune!r} the encoder learns, so "
+                'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
+            )
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
@@ -103,7 +113,8 @@ class Trainer:
             lr=config.optimizer.lr,
             fused=device.type == "cuda",
         )
-        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
+        self.steps_per_epoch = self.batches.per_epoch * max(1, config.pool.passes)
+        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.steps_per_epoch)
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def _sampler(self) -> ModalitySampler:
@@ -172,10 +183,16 @@ class Trainer:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
         progress = self.progress
         self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
-        self.batches.start_at(progress.epoch, progress.step)
         self.network.train()
         began, seconds_before = time.monotonic(), progress.seconds
-        for batch, waited in timed(self.loader):
+        batches: Iterable[Batch] | None = self.loader
+        if self.config.pool.passes:
+            batches = self._pooled()
+        else:
+            self.batches.start_at(progress.epoch, progress.step)
+        if batches is None:
+            return False
+        for batch, waited in timed(batches):
             self._note_skipped(batch)
             self.step(batch.to(self._processes.device))
             progress.step += 1
@@ -183,7 +200,7 @@ class Trainer:
             progress.seconds = seconds_before + time.monotonic() - began
             if self._reporter.is_due():
                 self._reporter.status(self._status())
-            if progress.step == self.batches.per_epoch:
+            if progress.step == self.steps_per_epoch:
                 break
             if self._stops():
                 return False
@@ -191,9 +208,30 @@ class Trainer:
                 self._save_state()
         return True
 
+    def _pooled(self) -> Iterator[Batch] | None:
+        """Encode the epoch's images; returns the batches of the steps yet to do, or None if told to stop."""
+        progress, config = self.progress, self.config
+        pool = EmbeddingPool(self.network, config.pool, config.run.seed, self._processes.rank)
+        self.batches.start_at(progress.epoch, 0)
+        progress.skipped = 0  # a resumed epoch meets them again
+        for number, batch in enumerate(self.loader, 1):
+            self._note_skipped(batch)
+            on_device = batch.to(self._processes.device)
+            pool.add(on_device, uses_bfloat16(config, self._processes.device))
+            if self._stops():
+                return None
+            if self._reporter.is_due():
+                share = f"{number}/{self.batches.per_epoch}"
+                self._reporter.status(f"epoch {progress.epoch + 1}/{config.run.epochs} encoding {share}")
+        if not len(pool):
+            raise TrainingError(_NOTHING_USABLE)
+        images = config.run.batch_size // self._processes.world
+        steps = range(progress.step, self.steps_per_epoch)
+        return (pool.draw(images, progress.epoch, step) for step in steps)
+
     def step(self, batch: Batch) -> None:
         """Take one optimizer step on a batch that is on the device already."""
-        step = self.progress.epoch * self.batches.per_epoch + self.progress.step
+        step = self.progress.epoch * self.steps_per_epoch + self.progress.step
         self._rate.before_step(step)
         device = self._processes.device
         tokens = sample_tokens(batch.boxes, self.config.run.size, self.config.prompts.tokens)
@@ -246,7 +284,7 @@ class Trainer:
     def _mean_losses(self) -> dict[str, float]:
         dice, focal, iou, total, images = self._processes.sum(self._sums.clone()).tolist()
         if not images:
-            raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
+            raise TrainingError(_NOTHING_USABLE)
         self._check_finite(total)
         means = {"loss": total, "dice": dice, "focal": focal, "iou": iou}
         return {"samples": images, **{name: value / images for name, value in means.items()}}
@@ -307,7 +345,7 @@ class Trainer:
         self._reasons_left -= min(self._reasons_left, len(batch.skipped))
 
     def _status(self) -> str:
-        progress, steps = self.progress, self.batches.per_epoch
+        progress, steps = self.progress, self.steps_per_epoch
         total, images = self._sums[3:].tolist()
         rate = progress.step * self.config.run.batch_size / progress.seconds
         return (

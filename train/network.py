@@ -54,21 +54,27 @@ class TrainedNetwork(nn.Module):
         return self
 
     def forward(
-        self, image: Tensor, boxes: Tensor, image_of_box: Tensor, tokens: TokenSample | None = None
+        self,
+        image: Tensor,
+        boxes: Tensor,
+        image_of_box: Tensor,
+        tokens: TokenSample | None = None,
+        encoded: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Segment N boxes on B images.
 
         Args:
-            image: (B, 3, S, S) in [0, 1].
+            image: (B, 3, S, S) in [0, 1]; with `encoded` embeddings (B, 256, S/4, S/4) instead.
             boxes: (N, 4) x0, y0, x1, y1 in its pixels.
             image_of_box: (N,) int64, the image of each box.
             tokens: M image tokens of each box to decode; None decodes all.
+            encoded: whether the images are encoded already.
 
         Returns:
             logits (N, S, S), or with `tokens` those of their pixels (N, 16 M), and predicted IoU (N,).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
-            embedding = self.model.encode(image)
+            embedding = image if encoded else self.model.encode(image)
         if tokens is not None:
             return self._decode_tokens(embedding, boxes, image_of_box, tokens)
         return self.decode(embedding.index_select(0, image_of_box), boxes)
@@ -130,7 +136,7 @@ def batch_forward(
     network: nn.Module, batch: Batch, tokens: TokenSample | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return logits (N, S, S), or (N, 16 M) of M tokens a box, and predicted IoU (N,) of a batch."""
-    return network(batch.image, batch.boxes, batch.image_of_box, tokens)
+    return network(batch.image, batch.boxes, batch.image_of_box, tokens, batch.encoded)
 
 
 def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:
