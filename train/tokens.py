@@ -74,10 +74,12 @@ def sample_tokens(boxes: Tensor, size: int, count: int) -> TokenSample | None:
     taken_near = torch.minimum(found, torch.clamp(lacking, min=int(NEAR_SHARE * count)))
     taken_far = count - taken_near
     chance = torch.rand(near.shape, device=boxes.device)
-    chosen = torch.zeros_like(near)
-    for part, quota in ((near, taken_near), (~near, taken_far)):
-        rank = torch.where(part, chance, 2.0).argsort(1).argsort(1)
-        chosen |= part & (rank < quota)
-    index = chosen.nonzero()[:, 1].view(len(boxes), count)
+    place = torch.arange(count, device=boxes.device)
+    drawn = [
+        (torch.where(part, chance, 2.0).topk(count, 1, largest=False).indices, place < quota)
+        for part, quota in ((near, taken_near), (~near, taken_far))
+    ]
+    candidates, taken = (torch.cat(both, 1) for both in zip(*drawn, strict=True))
+    index = candidates[taken].view(len(boxes), count)
     stands_for = torch.where(near, found / taken_near.clamp(min=1), (total - found) / taken_far.clamp(min=1))
     return TokenSample(index, stands_for.take_along_dim(index, 1))
