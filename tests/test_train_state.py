@@ -61,7 +61,7 @@ class Payload:
 
 def damaged(path: Path, how: str) -> None:
     if how == "pickle":
-        torch.save({"format": "litemed-state-1", "model": Payload()}, path)
+        torch.save({"format": "litemed-state-2", "model": Payload()}, path)
     elif how == "bare pickle":
         path.write_bytes(pickle.dumps(Payload()))
     elif how == "truncated":
@@ -70,7 +70,7 @@ def damaged(path: Path, how: str) -> None:
     elif how == "other":
         torch.save({"model": {}}, path)
     elif how == "incomplete":
-        torch.save({"format": "litemed-state-1", "model": {}}, path)
+        torch.save({"format": "litemed-state-2", "model": {}}, path)
     else:
         path.write_bytes(b"")
 

@@ -21,6 +21,10 @@ TUNE_DECODER: Final = "decoder"
 TUNE_ALL: Final = "all"
 TUNES: Final = (TUNE_LORA_DECODER, TUNE_LORA, TUNE_DECODER, TUNE_ALL)
 
+ADAMW: Final = "adamw"
+MUON: Final = "muon"
+OPTIMIZERS: Final = (ADAMW, MUON)
+
 
 def _between(name: str, value: float, low: float, high: float = math.inf) -> None:
     if not (math.isfinite(value) and low <= value <= high):
@@ -121,15 +125,18 @@ class Pool:
 
     passes: how often an epoch goes through its images, each time encoded as they were the first time; then
     run.tune has to be "decoder". 0: no pool, images are encoded for each step. boxes: how many of an image's
-    `prompts.per_image` boxes a step takes, drawn anew each time.
+    `prompts.per_image` boxes a step takes, drawn anew each time. ellipses: share of a step's boxes, from 0 to
+    1, that lie anywhere instead, with an ellipse for a mask (see `litemed.train.geometry`).
     """
 
     passes: int = 0
     boxes: int = 1
+    ellipses: float = 0.0
 
     def __post_init__(self) -> None:
         _between("pool.passes", self.passes, 0)
         _between("pool.boxes", self.boxes, 1)
+        _between("pool.ellipses", self.ellipses, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -183,17 +190,20 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW. clip_norm: gradients are scaled down to this norm; 0 leaves them alone.
+    """kind: "adamw", or "muon" (see `litemed.train.muon`).
 
-    decay_all: also norms, biases and tables of positions decay, as PyTorch does by itself.
+    clip_norm: gradients are scaled down to this norm; 0 leaves them alone. decay_all: also norms, biases and
+    tables of positions decay, as PyTorch does by itself.
     """
 
+    kind: str = ADAMW
     lr: float = 5e-5
     weight_decay: float = 0.01
     decay_all: bool = True
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        _one_of("optimizer.kind", self.kind, OPTIMIZERS)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"optimizer.lr = {self.lr}: must be above 0")
         _between("optimizer.weight_decay", self.weight_decay, 0)

@@ -22,7 +22,7 @@ from litemed.train.errors import TrainingError
 from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader
 from litemed.train.losses import mask_losses
-from litemed.train.network import TrainedNetwork, batch_forward, build_network, parameter_groups
+from litemed.train.network import TrainedNetwork, batch_forward, build_network, build_optimizer
 from litemed.train.outputs import write_weights
 from litemed.train.pool import EmbeddingPool
 from litemed.train.prepare.modalities import MODALITIES
@@ -108,11 +108,7 @@ class Trainer:
         self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(config.hardware.workers, processes.world)
         self.loader = training_loader(config, data.training, self.batches, self._workers, device)
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(self.network, config.optimizer),
-            lr=config.optimizer.lr,
-            fused=device.type == "cuda",
-        )
+        self._optimizer = build_optimizer(self.network, config.optimizer)
         self.steps_per_epoch = self.batches.per_epoch * max(1, config.pool.passes)
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.steps_per_epoch)
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)

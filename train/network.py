@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import LoRAConfig, add_lora
 from litemed.models.tiny_vit import MBConv
 from litemed.runtime.errors import UsageError
-from litemed.train.config import TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA, Optimizer
+from litemed.train.config import MUON, TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA, Optimizer
 from litemed.train.dataset import Batch
+from litemed.train.muon import Muon
 from litemed.train.tokens import TokenSample
 
 WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
@@ -111,24 +113,33 @@ class TrainedNetwork(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
+def build_optimizer(network: TrainedNetwork, settings: Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer of what is trained."""
+    groups = parameter_groups(network, settings)
+    if settings.kind == MUON:
+        return Muon(groups, settings.lr)
+    on_gpu = next(network.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=on_gpu)
+
+
 def parameter_groups(network: TrainedNetwork, settings: Optimizer) -> list[dict[str, Any]]:
-    """Return what is trained in groups for PyTorch's optimizers: what decays, and what does not.
+    """Return what is trained in groups for optimizers: what decays and what does not, matrices and others.
 
     Without `settings.decay_all` norms, biases, the attention's tables of relative positions and learnt tokens
-    do not.
+    do not decay. `matrix` tells which groups hold the weights of linear layers.
     """
     tables = [one.weight for one in network.modules() if isinstance(one, nn.Embedding)]
     looked_up = {id(parameter) for parameter in tables}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             is_table = id(parameter) in looked_up or name.endswith("attention_biases")
             multiplies = parameter.ndim > 1 and not is_table
-            groups[settings.decay_all or multiplies].append(parameter)
+            is_matrix = multiplies and parameter.ndim == 2
+            groups[settings.decay_all or multiplies, is_matrix].append(parameter)
     return [
-        {"params": parameters, "weight_decay": settings.weight_decay if decays else 0.0}
-        for decays, parameters in groups.items()
-        if parameters
+        {"params": groups[key], "weight_decay": settings.weight_decay if key[0] else 0.0, "matrix": key[1]}
+        for key in sorted(groups, reverse=True)
     ]
 
 

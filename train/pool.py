@@ -13,6 +13,7 @@ from torch import Tensor
 
 from litemed.train.config import Pool
 from litemed.train.dataset import Batch
+from litemed.train.geometry import inscribed_ellipses, random_boxes
 from litemed.train.network import TrainedNetwork
 
 _POOL_STREAM = 3
@@ -29,7 +30,7 @@ class EmbeddingPool:
 
     Args:
         network: its encoder is used; it must not learn.
-        settings: boxes of an image in each step.
+        settings: boxes of an image in each step, and how many of these give way to boxes anywhere.
         seed, rank: with the epoch and the step they decide what is drawn.
     """
 
@@ -83,11 +84,16 @@ class EmbeddingPool:
             masks.append(self._labels[image] == numbers[:, None, None] + 1)
             weights += [1 / count] * count
             image_of_box += [image] * count
-        device = boxes[0].device
+        all_boxes, all_masks = torch.cat(boxes), torch.cat(masks).to(torch.uint8)
+        device, size = all_boxes.device, all_masks.shape[-1]
+        anywhere = round(self._settings.ellipses * len(all_boxes))
+        if anywhere:
+            all_boxes[:anywhere] = torch.from_numpy(random_boxes(anywhere, size, random)).to(device)
+            all_masks[:anywhere] = inscribed_ellipses(all_boxes[:anywhere], size)
         return Batch(
             image=self._all().permute(0, 3, 1, 2),
-            boxes=torch.cat(boxes),
-            masks=torch.cat(masks).to(torch.uint8),
+            boxes=all_boxes,
+            masks=all_masks,
             image_of_box=torch.tensor(image_of_box, device=device),
             weights=torch.tensor(weights, device=device),
             images=len(chosen),
