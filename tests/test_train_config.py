@@ -123,7 +123,7 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
     for path in sorted(folder.glob("*.toml")):
         config = updated(Config(), read_toml(path), str(path))
         sizes[path.stem] = config.run.size
-        assert config.run.tune == ("decoder" if path.stem == "decoder" else "all")
+        assert config.run.tune == ("decoder" if path.stem in ("boxes", "decoder") else "all")
         assert bool(config.pool.passes) == (config.run.tune == "decoder")
         assert config.sampling.drawn > 0
-    assert sizes == {"small": 64, "middle": 128, "full": 256, "decoder": 256}
+    assert sizes == {"small": 64, "middle": 128, "full": 256, "boxes": 256, "decoder": 256}
