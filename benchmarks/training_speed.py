@@ -41,10 +41,11 @@ from litemed.runtime.command import run_command
 from litemed.runtime.errors import InputError
 from litemed.runtime.files import atomic_write, make_folder
 from litemed.train.config import TUNE_ALL, Config
-from litemed.train.dataset import Batch
+from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import joined
 from litemed.train.loader import timed
-from litemed.train.loop import Data, Trainer, uses_bfloat16
+from litemed.train.loop import Trainer
+from litemed.train.network import uses_bfloat16
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair

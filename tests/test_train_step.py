@@ -13,9 +13,10 @@ import torch
 from litemed.benchmarks.phantoms import draw_image
 from litemed.export.checkpoint import untrained_checkpoint
 from litemed.train.config import Config
-from litemed.train.dataset import Batch
+from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
-from litemed.train.loop import Data, Trainer, uses_bfloat16
+from litemed.train.loop import Trainer
+from litemed.train.network import uses_bfloat16
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair

@@ -48,6 +48,18 @@ class SliceSource(Protocol):
         """Return the numbers of the slices of each modality that has any."""
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is scored on.
+
+    digest: of both; a run is resumed only on the data that it was started on.
+    """
+
+    training: SliceSource
+    validation: SliceSource
+    digest: str
+
+
 def by_source(source: SliceSource, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return the slices `indices` (n,) parted by the source they come from, in the order of the names."""
     names = np.array([source.info(i).source for i in indices.tolist()])

@@ -1,4 +1,4 @@
-"""Batches, made by processes beside the one that trains."""
+"""Which batches a run takes, made by processes beside the one that trains."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from litemed.train.config import Config
-from litemed.train.dataset import Batch, SliceSource, TrainingSet, collate
-from litemed.train.sampler import Batches
+from litemed.train.dataset import Batch, SliceSource, TrainingSet, by_source, collate
+from litemed.train.prepare.modalities import MODALITIES
+from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
 
 _MOST_WORKERS = 16
 
@@ -23,6 +24,27 @@ _MOST_WORKERS = 16
 def loader_workers(wanted: int, processes: int) -> int:
     """Return how many loader processes each of `processes` starts: `wanted`, or its share of cores for -1."""
     return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // processes)) if wanted < 0 else wanted
+
+
+def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:
+    """Return the sampler of a run, and warnings of what the data lack or the table leaves out.
+
+    Raises UsageError when the table gives all weight to modalities without slices.
+    """
+    run, sampling = config.run, config.sampling
+    indices = source.indices_by_modality()
+    found = modality_shares(sampling, MODALITIES, tuple(indices))
+    warnings = []
+    if found.absent:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
+        warnings.append(f"no training slices of {', '.join(found.absent)}; drawn instead: {shares}")
+    if found.undrawn:
+        warnings.append(f"{', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
+    samples = whole_batches(run.samples_per_epoch or len(source), run.batch_size)
+    sources = {
+        name: by_source(source, of) if sampling.balance_sources else [of] for name, of in indices.items()
+    }
+    return ModalitySampler(sources, found.shares, samples, run.seed, sampling.drawn), warnings
 
 
 def training_loader(

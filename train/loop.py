@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +15,23 @@ from litemed.export.checkpoint import Checkpoint, weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.train.averaging import averaged
 from litemed.train.config import TUNE_DECODER, Config
-from litemed.train.dataset import Batch, SliceSource, by_source
+from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
-from litemed.train.loader import loader_workers, timed, training_loader
+from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
 from litemed.train.losses import mask_losses
-from litemed.train.network import TrainedNetwork, batch_forward, build_network, build_optimizer
+from litemed.train.network import (
+    TrainedNetwork,
+    batch_forward,
+    build_network,
+    build_optimizer,
+    uses_bfloat16,
+)
 from litemed.train.outputs import write_weights
 from litemed.train.pool import EmbeddingPool
-from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.progress import Progress, Reporter
-from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.sampler import Batches
 from litemed.train.schedule import LearningRate
 from litemed.train.state import State, random_state, set_random_state, write_state
 from litemed.train.tables import as_tables
@@ -44,18 +48,6 @@ _REASONS_SHOWN = 20
 
 
 _NOTHING_USABLE = "no training slice could be used in a whole epoch: see the lines above"
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from and is scored on.
-
-    digest: of both; a run is resumed only on the data that it was started on.
-    """
-
-    training: SliceSource
-    validation: SliceSource
-    digest: str
 
 
 class Trainer:
@@ -105,32 +97,16 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         self._forward = processes.wrap(self.network.train())
-        self.batches = Batches(self._sampler(), run.batch_size, processes.rank, processes.world)
+        sampler, warnings = training_sampler(config, data.training)
+        for warning in warnings:
+            reporter.line(f"warning: {warning}")
+        self.batches = Batches(sampler, run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(config.hardware.workers, processes.world)
         self.loader = training_loader(config, data.training, self.batches, self._workers, device)
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self.steps_per_epoch = self.batches.per_epoch * max(1, config.pool.passes)
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.steps_per_epoch)
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
-
-    def _sampler(self) -> ModalitySampler:
-        run, training = self.config.run, self._data.training
-        indices = training.indices_by_modality()
-        found = modality_shares(self.config.sampling, MODALITIES, tuple(indices))
-        if found.absent:
-            shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
-            self._reporter.line(
-                f"warning: no training slices of {', '.join(found.absent)}; drawn instead: {shares}"
-            )
-        if found.undrawn:
-            self._reporter.line(f"warning: {', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
-        samples = whole_batches(run.samples_per_epoch or len(training), run.batch_size)
-        sampling = self.config.sampling
-        sources = {
-            name: by_source(training, of) if sampling.balance_sources else [of]
-            for name, of in indices.items()
-        }
-        return ModalitySampler(sources, found.shares, samples, run.seed, sampling.drawn)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
@@ -181,11 +157,9 @@ class Trainer:
         self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
         self.network.train()
         began, seconds_before = time.monotonic(), progress.seconds
-        batches: Iterable[Batch] | None = self.loader
-        if self.config.pool.passes:
-            batches = self._pooled()
-        else:
-            self.batches.start_at(progress.epoch, progress.step)
+        pooled = self.config.pool.passes > 0
+        self.batches.start_at(progress.epoch, 0 if pooled else progress.step)
+        batches = self._pooled() if pooled else self.loader
         if batches is None:
             return False
         for batch, waited in timed(batches):
@@ -204,21 +178,19 @@ class Trainer:
                 self._save_state()
         return True
 
-    def _pooled(self) -> Iterator[Batch] | None:
+    def _pooled(self) -> Iterable[Batch] | None:
         """Encode the epoch's images; returns the batches of the steps yet to do, or None if told to stop."""
         progress, config = self.progress, self.config
         pool = EmbeddingPool(self.network, config.pool, config.run.seed, self._processes.rank)
-        self.batches.start_at(progress.epoch, 0)
         progress.skipped = 0  # a resumed epoch meets them again
         for number, batch in enumerate(self.loader, 1):
             self._note_skipped(batch)
-            on_device = batch.to(self._processes.device)
-            pool.add(on_device, uses_bfloat16(config, self._processes.device))
+            pool.add(batch.to(self._processes.device), uses_bfloat16(config, self._processes.device))
             if self._stops():
                 return None
             if self._reporter.is_due():
-                share = f"{number}/{self.batches.per_epoch}"
-                self._reporter.status(f"epoch {progress.epoch + 1}/{config.run.epochs} encoding {share}")
+                epoch = f"epoch {progress.epoch + 1}/{config.run.epochs}"
+                self._reporter.status(f"{epoch} encoding {number}/{self.batches.per_epoch}")
         if not len(pool):
             raise TrainingError(_NOTHING_USABLE)
         images = config.run.batch_size // self._processes.world
@@ -374,9 +346,3 @@ class Trainer:
                 random=random_state(),
             ),
         )
-
-
-def uses_bfloat16(config: Config, device: torch.device) -> bool:
-    """Whether the forward pass is computed in bfloat16 where PyTorch's autocast holds that safe."""
-    wanted = config.hardware.precision
-    return wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")

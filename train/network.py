@@ -13,7 +13,16 @@ from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import LoRAConfig, add_lora
 from litemed.models.tiny_vit import MBConv
 from litemed.runtime.errors import UsageError
-from litemed.train.config import MUON, TUNE_ALL, TUNE_DECODER, TUNE_LORA, TUNE_LORA_DECODER, LoRA, Optimizer
+from litemed.train.config import (
+    MUON,
+    TUNE_ALL,
+    TUNE_DECODER,
+    TUNE_LORA,
+    TUNE_LORA_DECODER,
+    Config,
+    LoRA,
+    Optimizer,
+)
 from litemed.train.dataset import Batch
 from litemed.train.muon import Muon
 from litemed.train.tokens import TokenSample
@@ -141,6 +150,12 @@ def parameter_groups(network: TrainedNetwork, settings: Optimizer) -> list[dict[
         {"params": groups[key], "weight_decay": settings.weight_decay if key[0] else 0.0, "matrix": key[1]}
         for key in sorted(groups, reverse=True)
     ]
+
+
+def uses_bfloat16(config: Config, device: torch.device) -> bool:
+    """Whether the forward pass is computed in bfloat16 where PyTorch's autocast holds that safe."""
+    wanted = config.hardware.precision
+    return wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
 
 
 def batch_forward(

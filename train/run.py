@@ -26,9 +26,10 @@ from litemed.runtime.files import (
 )
 from litemed.train import report, state
 from litemed.train.config import TUNE_ALL, Config
+from litemed.train.dataset import Data
 from litemed.train.distributed import Processes, joined
 from litemed.train.history import CURVE, EVENTS, LOG
-from litemed.train.loop import BEST, LAST, Data, Trainer
+from litemed.train.loop import BEST, LAST, Trainer
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
 from litemed.train.tables import differences, updated
