@@ -227,11 +227,11 @@ def test_indices_are_not_averaged():
 
 def test_norms_biases_and_tables_are_let_off_the_decay():
     network = TrainedNetwork(LiteMedSAM(64), "all")
-    assert {group["weight_decay"] for group in parameter_groups(network, Optimizer(weight_decay=0.1))} == {
-        0.1
-    }
+    alike = parameter_groups(network, Optimizer(weight_decay=0.1))
+    assert {group["weight_decay"] for group in alike} == {0.1}
     groups = parameter_groups(network, Optimizer(weight_decay=0.1, decay_all=False))
     assert sum(len(group["params"]) for group in groups) == len(network.tuned())
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
     (stays,) = (group for group in groups if not group["weight_decay"])
     free = {id(parameter) for parameter in stays["params"]}
     model = network.model
