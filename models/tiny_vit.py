@@ -102,7 +102,8 @@ class Attention(nn.Module):
         windows, tokens, dim = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * self.head_dim)
         q, k, v = qkv.permute(0, 2, 1, 3).split(self.head_dim, dim=-1)
-        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1) + self.attention_biases[:, self.offset_index]
+        bias = self.attention_biases[:, self.offset_index].to(q.dtype)  # else bfloat16 scores grow to float32
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1) + bias
         context = scores.softmax(dim=-1) @ v
         return self.proj(context.transpose(1, 2).reshape(windows, tokens, dim))
 

@@ -199,6 +199,25 @@ def test_a_run_that_samples_tokens_resumes_exactly(data, base, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_what_is_frozen_stays_and_so_do_its_statistics(data, base, tmp_path):
+    frozen = ["image_encoder.patch_embed", "image_encoder.layers.0"]
+    assert train(Request(data, tmp_path, base, changed(run={"tune": "all", "freeze": frozen})), SILENT)
+    before, after = load_file(base), load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(tuple(frozen)))
+    downsample = "image_encoder.layers.1.downsample.conv1"
+    for name in (f"{downsample}.c.weight", f"{downsample}.bn.running_mean", "mask_decoder.iou_token.weight"):
+        assert not torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize(
+    ("freeze", "why"),
+    [(["image_encoder.layer"], "no module 'image_encoder.layer'"), ([""], "nothing is left")],
+)
+def test_what_cannot_be_frozen_is_said(freeze, why):
+    with pytest.raises(UsageError, match=why):
+        TrainedNetwork(LiteMedSAM(64), "decoder").freeze(freeze)
+
+
 def test_the_average_follows_the_weights():
     network = TrainedNetwork(LiteMedSAM(64), "decoder")
     average = averaged(network, 0.9)

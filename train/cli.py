@@ -20,7 +20,7 @@ Examples:
       go on with a run that was stopped
   litemed-train data --base lite_medsam.pth -o run --set optimizer.lr=1e-4 --set run.batch_size=8
   litemed-train data --from-scratch --size 64 --epochs 100 -o small
-  litemed-train data --init small/best.safetensors --tune all --size 128 -o medium
+  litemed-train data --base small/best.safetensors --tune all --size 128 -o medium
       all weights, from small to full size
   torchrun --nproc-per-node 4 -m litemed.train.cli data --base lite_medsam.pth -o run
       four GPUs

@@ -94,6 +94,7 @@ class Trainer:
                 'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
             )
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
+        self.network.freeze(run.freeze)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         self._forward = processes.wrap(self.network.train())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,12 +57,26 @@ class TrainedNetwork(nn.Module):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_tuned(name, tune))
 
+    def freeze(self, modules: Sequence[str]) -> None:
+        """Leave alone what `tune` would train in these modules, such as "image_encoder.layers.0".
+
+        Raises UsageError for a name that is no module of LiteMedSAM, and when nothing is left to train.
+        """
+        for name in modules:
+            try:
+                module = self.model.get_submodule(name)
+            except AttributeError:
+                raise UsageError(f"run.freeze: LiteMedSAM has no module {name!r}") from None
+            module.requires_grad_(False)
+        if not self.tuned():
+            raise UsageError(f"run.freeze: nothing is left to train with run.tune = {self.tune!r}")
+
     def train(self, mode: bool = True) -> TrainedNetwork:
-        """Set training mode; batch norms learn only where all weights do, else their statistics stay."""
+        """Set training mode; only batch norms whose weights are trained learn statistics, else these stay."""
         super().train(mode)
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(mode and self.tune == TUNE_ALL)
+                module.train(mode and module.weight.requires_grad)
         return self
 
     def forward(

@@ -1,7 +1,8 @@
 """Draw images of organ-like shapes: material without end for training where real slices are few.
 
 Every image has a textured ground, perhaps a body with a bright rim, and shapes with an outline of random
-waves: round, long and thin, rings; and winding tubes. Their grey levels may be close to what surrounds them,
+waves: round, long and thin, rings; and winding tubes. Or it is of layers across the picture, some of them
+objects, and of thin pockets between them. The objects' grey levels may be close to what surrounds them,
 edges soft; some touch one another, and some things are drawn that are not objects: spots, lines, shapes
 without a label. They look like no organ in particular. What can be learnt from them is what a box asks for:
 the thing in it.
@@ -9,6 +10,7 @@ the thing in it.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -23,6 +25,8 @@ MOST_OBJECTS = 48
 _FEW = 12  # in most images at most so many, of any size; in the others many small ones, as cells
 _MIN_SHARE = 0.0004  # of the image; smaller shapes get no label
 _POINTS = 72  # of an outline
+_LAYERED = 0.2  # of the images
+_LAYER_IS_OBJECT, _MOST_POCKETS = 0.15, 8
 _SUBPIXEL_BITS = 4
 
 
@@ -101,6 +105,25 @@ def _draw(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
     if random.random() < 0.5:
         _draw_body(grey, random)
     labels = np.zeros((size, size), np.uint16)
+    if random.random() < _LAYERED:
+        _draw_layers(grey, labels, random)
+    else:
+        _draw_objects(grey, labels, random)
+    _draw_lines(grey, random)
+    grey *= 1 + 0.25 * random.random() * cv2.resize(
+        random.uniform(-1, 1, (3, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
+    if random.random() < 0.5:
+        cv2.GaussianBlur(grey, (0, 0), random.uniform(0.4, 1.5) * size / 256 + 0.1, dst=grey)
+    grey += random.uniform(0, 12) * random.standard_normal(grey.shape, np.float32)
+    tint = random.uniform(0.5, 1, 3) if random.random() < 0.4 else np.ones(3)
+    image = np.clip(np.rint(grey[..., None] * tint), 0, 255).astype(np.uint8)
+    return image, labels
+
+
+def _draw_objects(grey: Grey, labels: Labels, random: np.random.Generator) -> None:
+    """Draw shapes without a label, then objects over them."""
+    size = len(grey)
     for _ in range(int(random.integers(0, 6))):
         _paint(grey, _random_shape(size, random), random)  # a distractor, which a later object may cover
     crowd = random.random() < 0.4
@@ -114,16 +137,53 @@ def _draw(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
         mask &= labels == 0
         _paint(grey, mask, random, level if alike else None)
         labels[mask] = number
-    _draw_lines(grey, random)
-    grey *= 1 + 0.25 * random.random() * cv2.resize(
-        random.uniform(-1, 1, (3, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
-    )
-    if random.random() < 0.5:
-        cv2.GaussianBlur(grey, (0, 0), random.uniform(0.4, 1.5) * size / 256 + 0.1, dst=grey)
-    grey += random.uniform(0, 12) * random.standard_normal(grey.shape, np.float32)
-    tint = random.uniform(0.5, 1, 3) if random.random() < 0.4 else np.ones(3)
-    image = np.clip(np.rint(grey[..., None] * tint), 0, 255).astype(np.uint8)
-    return image, labels
+
+
+def _draw_layers(grey: Grey, labels: Labels, random: np.random.Generator) -> None:
+    """Draw curved layers from side to side, as of a retina or a skin, some of them objects; and pockets.
+
+    A pocket is a thin lens along one of the borders, mostly darker than what is round it.
+    """
+    size = len(grey)
+    column, row = np.arange(size), np.arange(size)[:, None]
+    # As pictures of layers are: dark above, fading below.
+    border = size * (random.uniform(0.1, 0.6) + random.uniform(0, 0.06) * _wave(size, random))
+    border = border + random.uniform(-0.15, 0.15) * (column - size / 2)
+    grey[row < border] *= random.uniform(0, 0.4)
+    borders = []
+    for _ in range(int(random.integers(3, 10))):
+        borders.append(border)
+        thickness = size * math.exp(random.uniform(math.log(0.008), math.log(0.09)))
+        border = border + np.maximum(thickness * (1 + 0.4 * _wave(size, random)), 1)
+    fade = np.exp(-np.maximum(row - border, 0) / (size * random.uniform(0.05, 0.4)))
+    grey *= np.where(row >= border, fade, 1).astype(np.float32)
+    number = 0
+    for above, below in itertools.pairwise([*borders, border]):
+        layer = (row >= above) & (row < below)
+        level = random.uniform(40, 220)
+        grey[layer] = level + random.uniform(1, 15) * texture(size, random)[layer]
+        if random.random() < _LAYER_IS_OBJECT:
+            number += 1
+            labels[layer] = number
+    for _ in range(int(random.integers(1, _MOST_POCKETS + 1))):
+        along = borders[int(random.integers(len(borders)))] + size * random.normal(0, 0.01)
+        half = size * math.exp(random.uniform(math.log(0.012), math.log(0.25)))
+        height = max(1.0, min(half * math.exp(random.uniform(math.log(0.06), 0)), 0.05 * size))
+        bump = 1 - np.square((column - random.uniform(0, size)) / half)
+        bump = height * np.sqrt(np.maximum(bump, 0)) * np.maximum(1 + 0.3 * _wave(size, random), 0.2)
+        number += 1
+        pocket = (np.abs(row - along) < bump) & (bump > 0)
+        _paint(grey, pocket, random, -random.uniform(20, 120) if random.random() < 0.8 else None)
+        labels[pocket] = number
+    grey *= 1 + random.uniform(0, 0.3) * random.standard_normal(grey.shape, np.float32)
+    if random.random() < 0.2:
+        grey[:], labels[:] = grey.T.copy(), labels.T.copy()
+
+
+def _wave(length: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return a smooth random curve (length,), of about -1 to 1."""
+    nodes = random.uniform(-1, 1, (1, int(random.integers(3, 12)))).astype(np.float32)
+    return cv2.resize(nodes, (length, 1), interpolation=cv2.INTER_CUBIC)[0]
 
 
 def _draw_body(grey: Grey, random: np.random.Generator) -> None:
