@@ -23,7 +23,7 @@ def test_shapes_follow_from_the_seed_and_have_objects(size):
         assert image.dtype == np.uint8
         assert labels.shape == (size, size)
         assert labels.dtype == np.uint16
-        assert min(np.count_nonzero(labels == n) for n in np.unique(labels)[1:]) >= 0.0004 * size * size
+        assert min(np.count_nonzero(labels == n) for n in np.unique(labels)[1:]) >= 0.00015 * size * size
         assert image.std() > 1
         counts.append(len(np.unique(labels)) - 1)
     assert min(counts) == 1

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from litemed.benchmarks.phantoms import draw_image
 from litemed.runtime.errors import InputError
-from litemed.runtime.preprocess import preprocess, scale_boxes
+from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
 from litemed.train.config import Augmentation, Prompts
 from litemed.train.dataset import Sample, Skipped, TrainingSet, by_source, collate, make_sample, resize_slice
 from litemed.train.prepare.store import SliceInfo
-from litemed.train.prompts import choose, find_boxes, jitter
+from litemed.train.prompts import as_if_finer, choose, find_boxes, jitter
 from litemed.train.sampler import Draw
 
 NO_CHANGE = Augmentation(flip_horizontal=0, flip_vertical=0)
@@ -115,6 +115,34 @@ def test_jittered_boxes_stay_within_reach_and_image(seed, pixels, share, size):
         assert (boxes[:, 2:] >= high).all()
         assert (low - boxes[:, :2] <= reach + 1).all()
         assert (boxes[:, 2:] - high <= reach + 1).all()
+
+
+def test_boxes_as_of_finer_images_are_a_pixel_wider_at_most():
+    tight = np.array([[100, 100, 150, 160], [7, 0, 8, 1]])
+    apart = np.stack([as_if_finer(tight, np.random.default_rng(seed)) - tight for seed in range(3000)])
+    one, at_the_edge = apart[:, 0], apart[:, 1]
+    assert one.min(0).tolist() == [-1, -1, 0, 0]
+    assert one.max(0).tolist() == [0, 0, 1, 1]
+    assert one.mean(0) == pytest.approx([-0.2, -0.2, 0.2, 0.2], abs=0.03)
+    assert (at_the_edge[:, 1] == 0).all()
+    many = np.tile(tight[:1], (100, 1))
+    moved = jitter(many, (256, 256), Prompts(jitter_pixels=0, finer=1.0), 256, np.random.default_rng(1))
+    assert np.abs(moved - many).max() == 1
+
+
+@pytest.mark.parametrize("side", [300, 500, 1100])
+def test_the_runtime_makes_boxes_of_finer_images_wider_as_presumed(side):
+    """By half of what a pixel of the input is larger than the image's, on each side."""
+    random = np.random.default_rng(0)
+    apart = []
+    for _ in range(300):
+        x0, y0, x1, y1 = (*random.integers(10, side // 2, 2), *random.integers(side // 2 + 10, side - 10, 2))
+        labels = np.zeros((side, side), np.uint8)
+        labels[y0 : y1 + 1, x0 : x1 + 1] = 1
+        _, at_input = resize_slice(labels, labels, 256)
+        scaled = scale_boxes(np.array([[x0, y0, x1, y1]]), Frame.of(side, side, 256))
+        apart.append((scaled[0] - find_boxes(at_input).xyxy[0]) * [-1, -1, 1, 1])
+    assert np.mean(apart) == pytest.approx((1 - 256 / side) / 2, abs=0.05)
 
 
 def test_by_default_edges_move_outwards_by_0_to_5_pixels_at_256():

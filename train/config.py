@@ -101,14 +101,16 @@ class Prompts:
     """The boxes that are drawn from the labels. Pixels are of a 256-pixel input, whatever `run.size` is.
 
     jitter_pixels: each edge moves outwards by up to this, as published. jitter_share: each edge also moves
-    either way by up to this share of the box's side. min_object_pixels: smaller objects are not prompted,
-    counted at the size of the network's input. tokens: how many image tokens are decoded for each box, drawn
-    at random and mostly near it (see `litemed.train.tokens`); 0: all.
+    either way by up to this share of the box's side. finer: share of the images, from 0 to 1, whose boxes
+    are made as if they had more pixels (see `litemed.train.prompts.as_if_finer`). min_object_pixels: smaller
+    objects are not prompted, counted at the size of the network's input. tokens: how many image tokens are
+    decoded for each box, drawn at random and mostly near it (see `litemed.train.tokens`); 0: all.
     """
 
     per_image: int = 4
     jitter_pixels: int = 5
     jitter_share: float = 0.0
+    finer: float = 0.0
     min_object_pixels: int = 4
     tokens: int = 0
 
@@ -116,6 +118,7 @@ class Prompts:
         _between("prompts.per_image", self.per_image, 1)
         _between("prompts.jitter_pixels", self.jitter_pixels, 0, 128)
         _between("prompts.jitter_share", self.jitter_share, 0, 0.5)
+        _between("prompts.finer", self.finer, 0, 1)
         _between("prompts.min_object_pixels", self.min_object_pixels, 1)
         if self.tokens and self.tokens < 64:
             raise UsageError(f"prompts.tokens = {self.tokens}: must be 0 or at least 64")

@@ -11,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SMALLEST, _LARGEST = 0.02, 0.85  # geometric mean of the sides, as a share of the input's side
-_ASPECT = 0.4  # standard deviation of the logarithm of half the ratio of the sides
-_LEAST_PIXELS = 3
+_SMALLEST, _LARGEST = 0.015, 0.85  # geometric mean of the sides, as a share of the input's side
+_ASPECT, _THIN_ASPECT = 0.4, 1.4  # standard deviations of half the logarithm of the sides' ratio
+_THIN = 0.2  # share of the boxes with the latter
+_LEAST_PIXELS = 2
 
 
 def random_boxes(count: int, size: int, random: np.random.Generator) -> NDArray[np.float32]:
     """Return boxes (count, 4), x0 y0 x1 y1 in whole pixels, both included, of an input of side `size`."""
     side = size * np.exp(random.uniform(np.log(_SMALLEST), np.log(_LARGEST), count))
-    aspect = np.exp(random.normal(0, _ASPECT, count))
+    spread = np.where(random.random(count) < _THIN, _THIN_ASPECT, _ASPECT)
+    aspect = np.exp(spread * random.standard_normal(count))
     sides = np.clip(np.rint([side * aspect, side / aspect]), _LEAST_PIXELS, size - 2).T
     low = np.floor(random.random((count, 2)) * (size - sides))
     return np.concatenate([low, low + sides - 1], axis=1).astype(np.float32)

@@ -15,6 +15,7 @@ from litemed.train.config import Pool
 from litemed.train.dataset import Batch
 from litemed.train.geometry import inscribed_ellipses, random_boxes
 from litemed.train.network import TrainedNetwork
+from litemed.train.prompts import as_if_finer
 
 _POOL_STREAM = 3
 """Keeps the pool's random numbers apart from those of the sampler and of the samples."""
@@ -31,12 +32,16 @@ class EmbeddingPool:
     Args:
         network: its encoder is used; it must not learn.
         settings: boxes of an image in each step, and how many of these give way to boxes anywhere.
+        finer: share of the steps whose boxes anywhere are made `as_if_finer`.
         seed, rank: with the epoch and the step they decide what is drawn.
     """
 
-    def __init__(self, network: TrainedNetwork, settings: Pool, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, network: TrainedNetwork, settings: Pool, seed: int, rank: int = 0, finer: float = 0.0
+    ) -> None:
         self._network = network
         self._settings = settings
+        self._finer = finer
         self._seed, self._rank = seed, rank
         self._embeddings: list[Tensor] = []  # (b, h, w, 256) each
         self._boxes: list[Tensor] = []  # (K, 4) of each image
@@ -88,8 +93,11 @@ class EmbeddingPool:
         device, size = all_boxes.device, all_masks.shape[-1]
         anywhere = round(self._settings.ellipses * len(all_boxes))
         if anywhere:
-            all_boxes[:anywhere] = torch.from_numpy(random_boxes(anywhere, size, random)).to(device)
-            all_masks[:anywhere] = inscribed_ellipses(all_boxes[:anywhere], size)
+            places = random_boxes(anywhere, size, random)
+            all_masks[:anywhere] = inscribed_ellipses(torch.from_numpy(places).to(device), size)
+            if random.random() < self._finer:
+                places = as_if_finer(places.astype(np.int64), random).astype(np.float32)
+            all_boxes[:anywhere] = torch.from_numpy(places).to(device)
         return Batch(
             image=self._all().permute(0, 3, 1, 2),
             boxes=all_boxes,

@@ -14,6 +14,8 @@ from litemed.train.config import Prompts
 REFERENCE_SIZE = 256
 """The input size that jitter in pixels refers to."""
 
+_FINER_PIXEL = (0.2, 1.0)  # side of a pixel of a finer image, in those of the network's input
+
 
 @dataclass(frozen=True, eq=False)
 class ObjectBoxes:
@@ -50,6 +52,18 @@ def choose(objects: ObjectBoxes, count: int, random: np.random.Generator) -> Obj
     return ObjectBoxes(objects.numbers[chosen], objects.xyxy[chosen])
 
 
+def as_if_finer(xyxy: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Return tight boxes (N, 4) as the runtime would have made them from an image of more pixels.
+
+    There an object begins and ends between the pixels of the network's input, and the runtime rounds both
+    down, as published. So a box of a much finer image is a pixel wider and higher on average: little, but not
+    to a cell of ten. The resolution is drawn once for all boxes.
+    """
+    pixel = random.uniform(*_FINER_PIXEL)
+    moves = random.random(xyxy.shape) < (1 - pixel) / 2
+    return np.maximum(xyxy + np.array([-1, -1, 1, 1]) * moves, 0)
+
+
 def jitter(
     xyxy: NDArray[np.int64],
     shape: tuple[int, int],
@@ -57,15 +71,18 @@ def jitter(
     size: int,
     random: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Return boxes as a hurried hand draws them, float32 (N, 4), whole numbers.
+    """Return boxes as they come in practice, float32 (N, 4), whole numbers.
 
     xyxy: (N, 4), x0 y0 x1 y1 in pixels of an image of `shape` (height, width) that lies in the network's
     input of side `size`. Each edge moves outwards by 0 to `settings.jitter_pixels` pixels of a 256-pixel
     input (as published with LiteMedSAM) and either way by up to `settings.jitter_share` of the box's side.
+    The boxes of `settings.finer` of the images are first turned into those of a finer one; see `as_if_finer`.
     The result is rounded to integers, up or down at random so that no edge tends to either side, lies within
     [0, width] x [0, height] and has an area.
     """
     height, width = shape
+    if random.random() < settings.finer:
+        xyxy = as_if_finer(xyxy, random)
     outwards = np.array([-1, -1, 1, 1])
     pixels = random.integers(0, settings.jitter_pixels, endpoint=True, size=xyxy.shape) * (
         size / REFERENCE_SIZE

@@ -23,7 +23,7 @@ Grey = NDArray[np.float32]
 
 MOST_OBJECTS = 48
 _FEW = 12  # in most images at most so many, of any size; in the others many small ones, as cells
-_MIN_SHARE = 0.0004  # of the image; smaller shapes get no label
+_MIN_SHARE = 0.00015  # of the image; smaller shapes get no label
 _POINTS = 72  # of an outline
 _LAYERED = 0.2  # of the images
 _LAYER_IS_OBJECT, _MOST_POCKETS = 0.15, 8
@@ -39,7 +39,7 @@ def draw_shapes(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
 
     Returns:
         image uint8 (size, size, 3), and labels uint16 (size, size): objects are numbered from 1, each of
-        them covers at least 0.04 % of the image.
+        them covers at least 0.015 % of the image.
     """
     while True:
         image, labels = _draw(size, random)
