@@ -126,4 +126,4 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
         assert config.run.tune == ("decoder" if path.stem in ("boxes", "decoder") else "all")
         assert bool(config.pool.passes) == (config.run.tune == "decoder")
         assert config.sampling.drawn > 0
-    assert sizes == {"small": 64, "middle": 128, "full": 256, "boxes": 256, "decoder": 256}
+    assert sizes == {"small": 64, "middle": 128, "full": 256, "encoder": 128, "boxes": 256, "decoder": 256}
