@@ -74,3 +74,14 @@ def test_the_training_set_makes_samples_of_them():
     assert found.masks.any(axis=(1, 2)).all()
     assert np.array_equal(found.image, dataset[Draw(0, 3, DRAWN)].image)
     assert not np.array_equal(found.image, dataset[Draw(1, 3, DRAWN)].image)
+
+
+def test_layers_and_pockets_make_objects_that_are_much_wider_than_high():
+    found = 0
+    for seed in range(60):
+        _, labels = draw_shapes(128, np.random.default_rng(seed))
+        for number in np.unique(labels)[1:]:
+            columns = np.flatnonzero((labels == number).any(0))
+            thickness = np.count_nonzero(labels == number) / len(columns)  # also of one that bends
+            found += len(columns) > 64 and thickness < 8
+    assert found >= 5
