@@ -71,6 +71,7 @@ def test_labels_stay_on_what_they_label(seed, colour, names, sides):
         assert moved_image.shape == image.shape
         assert moved_labels.shape == labels.shape
         assert (moved_image.dtype, moved_labels.dtype) == (image.dtype, labels.dtype)
+        assert set(np.unique(moved_labels)) <= set(np.unique(labels))
         moved_places += list(moved_image.transpose(2, 0, 1)) if colour else [moved_image]
     inside = moved_places[2] == 255
     assert inside.mean() > 0.3

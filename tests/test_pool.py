@@ -17,7 +17,7 @@ from litemed.export.checkpoint import untrained_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import UsageError
 from litemed.train import run
-from litemed.train.config import TUNE_DECODER, Augmentation, Config, Pool, Prompts
+from litemed.train.config import TUNE_DECODER, Augmentation, Config, Pool, Prompts, Run
 from litemed.train.dataset import Batch, Skipped, collate, make_sample
 from litemed.train.geometry import inscribed_ellipses
 from litemed.train.history import LOG
@@ -30,6 +30,7 @@ from litemed.train.progress import Reporter
 from litemed.train.state import read_state
 
 SIZE = 64
+PLAIN = Config(run=Run(seed=3), pool=Pool(1, 2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +60,7 @@ def batch_of(seeds: range) -> Batch:
 
 @pytest.fixture(scope="module")
 def filled(network) -> tuple[EmbeddingPool, list[Batch]]:
-    pool, batches = EmbeddingPool(network, Pool(1, 2), seed=3), [batch_of(range(5)), batch_of(range(5, 7))]
+    pool, batches = EmbeddingPool(network, PLAIN), [batch_of(range(5)), batch_of(range(5, 7))]
     for batch in [*batches, collate([Skipped("nothing")], SIZE)]:
         pool.add(batch, bfloat16=False)
     return pool, batches
@@ -94,9 +95,9 @@ def test_every_image_counts_the_same_and_gives_at_most_so_many_boxes(filled):
 
 
 def test_so_many_boxes_of_a_step_are_ellipses_anywhere(network, filled):
-    pool = EmbeddingPool(network, Pool(1, 2, ellipses=0.5), seed=3)
+    pool = EmbeddingPool(network, dataclasses.replace(PLAIN, pool=Pool(1, 2, ellipses=0.5)))
     pool.add(filled[1][0], bfloat16=False)
-    drawn, plain = pool.draw(5, 0, 0), EmbeddingPool(network, Pool(1, 2), seed=3)
+    drawn, plain = pool.draw(5, 0, 0), EmbeddingPool(network, PLAIN)
     plain.add(filled[1][0], bfloat16=False)
     expected = plain.draw(5, 0, 0)
     count = round(len(drawn.boxes) / 2)
@@ -105,6 +106,19 @@ def test_so_many_boxes_of_a_step_are_ellipses_anywhere(network, filled):
     for name in ("boxes", "masks"):
         assert torch.equal(getattr(drawn, name)[count:], getattr(expected, name)[count:])
     assert torch.equal(drawn.image_of_box, expected.image_of_box)
+
+
+def test_boxes_anywhere_are_made_as_of_finer_images_round_the_same_ellipses(network, filled):
+    drawn = {}
+    for finer in (0.0, 1.0):
+        config = dataclasses.replace(PLAIN, pool=Pool(1, 2, ellipses=1.0), prompts=Prompts(finer=finer))
+        pool = EmbeddingPool(network, config)
+        pool.add(filled[1][0], bfloat16=False)
+        drawn[finer] = [pool.draw(5, 0, step) for step in range(10)]
+    outwards = torch.tensor([-1, -1, 1, 1])
+    wider = torch.cat([(b.boxes - a.boxes) * outwards for a, b in zip(*drawn.values(), strict=True)])
+    assert wider.unique().tolist() == [0, 1]
+    assert all(torch.equal(a.masks, b.masks) for a, b in zip(*drawn.values(), strict=True))
 
 
 def test_each_step_draws_anew_and_always_the_same(filled):

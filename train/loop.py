@@ -182,9 +182,7 @@ class Trainer:
     def _pooled(self) -> Iterable[Batch] | None:
         """Encode the epoch's images; returns the batches of the steps yet to do, or None if told to stop."""
         progress, config = self.progress, self.config
-        pool = EmbeddingPool(
-            self.network, config.pool, config.run.seed, self._processes.rank, config.prompts.finer
-        )
+        pool = EmbeddingPool(self.network, config, self._processes.rank)
         progress.skipped = 0  # a resumed epoch meets them again
         for number, batch in enumerate(self.loader, 1):
             self._note_skipped(batch)

@@ -28,6 +28,8 @@ from litemed.train.dataset import Batch
 from litemed.train.muon import Muon
 from litemed.train.tokens import TokenSample
 
+_ENCODED_AT_ONCE = 4  # images; in float32 at the full size each takes half a gigabyte on its way
+
 WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
 
 # A box prompt with a single mask as the answer reaches none of these: they keep their values.
@@ -104,6 +106,10 @@ class TrainedNetwork(nn.Module):
         if tokens is not None:
             return self._decode_tokens(embedding, boxes, image_of_box, tokens)
         return self.decode(embedding.index_select(0, image_of_box), boxes)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode B images (B, 3, S, S) a few at once, which bounds the memory: (B, 256, S/4, S/4)."""
+        return torch.cat([self.model.encode(some) for some in images.split(_ENCODED_AT_ONCE)])
 
     def decode(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Segment N boxes (N, 4) on embeddings (N or 1, 256, S/4, S/4): logits (N, S, S) and IoU (N,)."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litemed.train.config import Pool
+from litemed.train.config import Config
 from litemed.train.dataset import Batch
 from litemed.train.geometry import inscribed_ellipses, random_boxes
 from litemed.train.network import TrainedNetwork
@@ -19,8 +19,6 @@ from litemed.train.prompts import as_if_finer
 
 _POOL_STREAM = 3
 """Keeps the pool's random numbers apart from those of the sampler and of the samples."""
-
-_AT_ONCE = 4  # images that are encoded in one call
 
 
 class EmbeddingPool:
@@ -31,18 +29,16 @@ class EmbeddingPool:
 
     Args:
         network: its encoder is used; it must not learn.
-        settings: boxes of an image in each step, and how many of these give way to boxes anywhere.
-        finer: share of the steps whose boxes anywhere are made `as_if_finer`.
-        seed, rank: with the epoch and the step they decide what is drawn.
+        config: of the run; its pool says how many boxes of an image a step takes and how many of them give
+            way to boxes anywhere; its seed, with the rank, the epoch and the step, decides what is drawn.
+        rank: of this process.
     """
 
-    def __init__(
-        self, network: TrainedNetwork, settings: Pool, seed: int, rank: int = 0, finer: float = 0.0
-    ) -> None:
+    def __init__(self, network: TrainedNetwork, config: Config, rank: int = 0) -> None:
         self._network = network
-        self._settings = settings
-        self._finer = finer
-        self._seed, self._rank = seed, rank
+        self._settings = config.pool
+        self._finer = config.prompts.finer
+        self._seed, self._rank = config.run.seed, rank
         self._embeddings: list[Tensor] = []  # (b, h, w, 256) each
         self._boxes: list[Tensor] = []  # (K, 4) of each image
         self._labels: list[Tensor] = []  # int16 (S, S) of each image: box j, counted from 1, or 0
@@ -61,9 +57,8 @@ class EmbeddingPool:
         if not batch.images:
             return
         with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=bfloat16):
-            for images in batch.image.split(_AT_ONCE):
-                embedding = self._network.model.encode(images)
-                self._embeddings.append(embedding.permute(0, 2, 3, 1).to(torch.float16))
+            embedding = self._network.encode(batch.image)
+        self._embeddings.append(embedding.permute(0, 2, 3, 1).to(torch.float16))
         for image in range(batch.images):
             chosen = batch.image_of_box == image
             self._boxes.append(batch.boxes[chosen])

@@ -27,8 +27,6 @@ from litemed.train.prompts import find_boxes
 BOXES_AT_ONCE = 32
 """Bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32."""
 
-_ENCODED_AT_ONCE = 8  # images; in float32 at the full size each takes half a gigabyte on its way
-
 
 @dataclass(frozen=True)
 class ValidationScores:
@@ -112,7 +110,7 @@ def label_maps(
 ) -> list[NDArray[np.unsignedinteger]]:
     """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them."""
     images = torch.from_numpy(np.stack([item.image for item in items])).to(device)
-    embeddings = torch.cat([network.model.encode(some) for some in images.split(_ENCODED_AT_ONCE)])
+    embeddings = network.encode(images)
     maps = []
     for item, embedding in zip(items, embeddings, strict=True):
         labels = np.zeros(item.truth.shape, label_dtype(len(item.boxes)))
