@@ -85,3 +85,15 @@ def test_layers_and_pockets_make_objects_that_are_much_wider_than_high():
             thickness = np.count_nonzero(labels == number) / len(columns)  # also of one that bends
             found += len(columns) > 64 and thickness < 8
     assert found >= 5
+
+
+def test_some_objects_are_of_parts_that_lie_apart_and_most_are_not():
+    import cv2
+
+    apart = []
+    for seed in range(60):
+        _, labels = draw_shapes(256, np.random.default_rng(seed))
+        for number in np.unique(labels)[1:]:
+            wider = cv2.dilate((labels == number).astype(np.uint8), np.ones((9, 9), np.uint8))
+            apart.append(cv2.connectedComponents(wider)[0] > 2)  # the ground is one of them
+    assert 0.07 < np.mean(apart) < 0.2  # 0.04 where only what lies over it parts an object

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from litemed.benchmarks.phantoms import draw_image
 from litemed.export.checkpoint import untrained_checkpoint
+from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.errors import UsageError
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
@@ -81,6 +83,42 @@ def test_bfloat16_computes_otherwise_and_learns_the_same_in_float32_weights(slic
     assert all(weights.dtype == torch.float32 for weights in rough.network.parameters())
     assert not torch.equal(gradient(exact), gradient(rough))
     assert torch.cosine_similarity(gradient(exact), gradient(rough), dim=0) > 0.95
+
+
+def test_a_step_learns_from_windows_of_the_images(slices, tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(LiteMedSAM, "encode", _noting(LiteMedSAM.encode, shapes))
+    settings = {"run": {"size": 128, "tune": "all", "windows": True}, "prompts": {"tokens": 64}}
+    trainer, batch = after_a_step(slices, tmp_path, **settings)
+    assert batch.image.shape == (2, 3, 128, 128)
+    ((images, _, height, width),) = shapes
+    assert images == 2
+    assert {height, width} <= {112, 128}
+    encoder = trainer.network.model.image_encoder
+    assert all(weights.grad is not None for weights in encoder.parameters() if weights.requires_grad)
+    assert gradient(trainer).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"run": {"size": 128}},
+        {"run": {"size": 64}, "prompts": {"tokens": 64}},
+        {"run": {"size": 128, "tune": "decoder"}, "prompts": {"tokens": 64}, "pool": {"passes": 1}},
+    ],
+)
+def test_windows_need_a_sample_of_tokens_a_large_image_and_an_encoder_that_runs(slices, tmp_path, settings):
+    settings = {**settings, "run": {**settings["run"], "windows": True}}
+    with pytest.raises(UsageError, match=r"run\.windows: needs prompts\.tokens"):
+        after_a_step(slices, tmp_path, **settings)
+
+
+def _noting(function: Callable[..., torch.Tensor], shapes: list[Any]) -> Callable[..., torch.Tensor]:
+    def wrapped(model: LiteMedSAM, image: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(image.shape))
+        return function(model, image)
+
+    return wrapped
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,10 @@ class Run:
 
     samples_per_epoch: 0 means as many as there are training slices. size: side of the network's input
     in pixels. freeze: modules of LiteMedSAM, such as "image_encoder.layers.0", that are left alone though
-    `tune` would train them. average: decay of an exponential moving average of the weights over the steps,
-    which then is what is scored and written; 0: none. state_every_steps: how often the state to resume from
-    is written within an epoch.
+    `tune` would train them. windows: encode only a window of each image (see `litemed.train.windows`).
+    average: decay of an exponential moving average of the weights over the steps, which then is what is
+    scored and written; 0: none. state_every_steps: how often the state to resume from is written within an
+    epoch.
     """
 
     seed: int = 0
@@ -55,6 +56,7 @@ class Run:
     size: int = 256
     tune: str = TUNE_LORA_DECODER
     freeze: tuple[str, ...] = ()
+    windows: bool = False
     average: float = 0.0
     state_every_steps: int = 500
 

@@ -37,6 +37,7 @@ from litemed.train.state import State, random_state, set_random_state, write_sta
 from litemed.train.tables import as_tables
 from litemed.train.tokens import sample_tokens
 from litemed.train.validation import ValidationScores, validate
+from litemed.train.windows import LEAST_SIZE, in_windows
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -92,6 +93,10 @@ class Trainer:
             raise UsageError(
                 f"pool.passes = {config.pool.passes}: with run.tune = {run.tune!r} the encoder learns, so "
                 'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
+            )
+        if run.windows and not (config.prompts.tokens and run.size >= LEAST_SIZE and not config.pool.passes):
+            raise UsageError(
+                f"run.windows: needs prompts.tokens above 0, run.size of at least {LEAST_SIZE} and no pool"
             )
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
         self.network.freeze(run.freeze)
@@ -202,10 +207,15 @@ class Trainer:
         """Take one optimizer step on a batch that is on the device already."""
         step = self.progress.epoch * self.steps_per_epoch + self.progress.step
         self._rate.before_step(step)
-        device = self._processes.device
-        tokens = sample_tokens(batch.boxes, self.config.run.size, self.config.prompts.tokens)
+        device, size = self._processes.device, self.config.run.size
+        windows = allowed = None
+        if self.config.run.windows:
+            batch, windows = in_windows(batch)
+        if windows is not None:
+            allowed = windows.tokens()[batch.image_of_box]
+        tokens = sample_tokens(batch.boxes, size, self.config.prompts.tokens, allowed)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
-            logits, iou = batch_forward(self._forward, batch, tokens)
+            logits, iou = batch_forward(self._forward, batch, tokens, windows)
         masks, weights = batch.masks, None
         if tokens is not None:
             masks, weights = tokens.of_masks(masks), tokens.pixel_weight

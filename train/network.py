@@ -27,6 +27,7 @@ from litemed.train.config import (
 from litemed.train.dataset import Batch
 from litemed.train.muon import Muon
 from litemed.train.tokens import TokenSample
+from litemed.train.windows import Windows
 
 _ENCODED_AT_ONCE = 4  # images; in float32 at the full size each takes half a gigabyte on its way
 
@@ -88,6 +89,7 @@ class TrainedNetwork(nn.Module):
         image_of_box: Tensor,
         tokens: TokenSample | None = None,
         encoded: bool = False,
+        windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Segment N boxes on B images.
 
@@ -97,12 +99,18 @@ class TrainedNetwork(nn.Module):
             image_of_box: (N,) int64, the image of each box.
             tokens: M image tokens of each box to decode; None decodes all.
             encoded: whether the images are encoded already.
+            windows: of the images, which alone are encoded; `tokens` must lie in them.
 
         Returns:
             logits (N, S, S), or with `tokens` those of their pixels (N, 16 M), and predicted IoU (N,).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
-            embedding = image if encoded else self.model.encode(image)
+            if encoded:
+                embedding = image
+            elif windows is None:
+                embedding = self.model.encode(image)
+            else:
+                embedding = windows.in_place(self.model.encode(windows.of_images(image)))
         if tokens is not None:
             return self._decode_tokens(embedding, boxes, image_of_box, tokens)
         return self.decode(embedding.index_select(0, image_of_box), boxes)
@@ -180,10 +188,10 @@ def uses_bfloat16(config: Config, device: torch.device) -> bool:
 
 
 def batch_forward(
-    network: nn.Module, batch: Batch, tokens: TokenSample | None = None
+    network: nn.Module, batch: Batch, tokens: TokenSample | None = None, windows: Windows | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return logits (N, S, S), or (N, 16 M) of M tokens a box, and predicted IoU (N,) of a batch."""
-    return network(batch.image, batch.boxes, batch.image_of_box, tokens, batch.encoded)
+    return network(batch.image, batch.boxes, batch.image_of_box, tokens, batch.encoded, windows)
 
 
 def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:

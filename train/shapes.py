@@ -3,9 +3,9 @@
 Every image has a textured ground, perhaps a body with a bright rim, and shapes with an outline of random
 waves: round, long and thin, rings; and winding tubes. Or it is of layers across the picture, some of them
 objects, and of thin pockets between them. The objects' grey levels may be close to what surrounds them,
-edges soft; some touch one another, and some things are drawn that are not objects: spots, lines, shapes
-without a label. They look like no organ in particular. What can be learnt from them is what a box asks for:
-the thing in it.
+edges soft; some touch one another, some are of several parts that look alike, and some things are drawn that
+are not objects: spots, lines, shapes without a label. They look like no organ in particular. What can be
+learnt from them is what a box asks for: the thing in it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _MIN_SHARE = 0.00015  # of the image; smaller shapes get no label
 _POINTS = 72  # of an outline
 _LAYERED = 0.2  # of the images
 _LAYER_IS_OBJECT, _MOST_POCKETS = 0.15, 8
+_ANOTHER_PART, _ANOTHER_POCKET = 0.08, 0.4  # chance that a shape belongs to the object drawn before it
 _SUBPIXEL_BITS = 4
 
 
@@ -131,11 +132,15 @@ def _draw_objects(grey: Grey, labels: Labels, random: np.random.Generator) -> No
     most = 0.08 if crowd else 0.28
     centre: tuple[float, float] | None = None
     alike = random.random() < 0.3  # cells in a picture look alike; organs do not
-    level = random.choice([-1.0, 1.0]) * math.exp(random.uniform(math.log(8), math.log(90)))
-    for number in range(1, count + 1):
+    level = _contrast(random)
+    number = 0
+    for _ in range(count):
         mask, centre = _object(size, most, centre if random.random() < 0.3 else None, random)
         mask &= labels == 0
-        _paint(grey, mask, random, level if alike else None)
+        if not number or random.random() >= _ANOTHER_PART:
+            number += 1
+            level = level if alike else _contrast(random)
+        _paint(grey, mask, random, level)
         labels[mask] = number
 
 
@@ -165,15 +170,19 @@ def _draw_layers(grey: Grey, labels: Labels, random: np.random.Generator) -> Non
         if random.random() < _LAYER_IS_OBJECT:
             number += 1
             labels[layer] = number
-    for _ in range(int(random.integers(1, _MOST_POCKETS + 1))):
-        along = borders[int(random.integers(len(borders)))] + size * random.normal(0, 0.01)
+    along = borders[0]
+    for pockets in range(int(random.integers(1, _MOST_POCKETS + 1))):
+        if not pockets or random.random() < 0.6:
+            along = borders[int(random.integers(len(borders)))] + size * random.normal(0, 0.01)
         half = size * math.exp(random.uniform(math.log(0.012), math.log(0.25)))
         height = max(1.0, min(half * math.exp(random.uniform(math.log(0.06), 0)), 0.05 * size))
         bump = 1 - np.square((column - random.uniform(0, size)) / half)
         bump = height * np.sqrt(np.maximum(bump, 0)) * np.maximum(1 + 0.3 * _wave(size, random), 0.2)
-        number += 1
+        if not pockets or random.random() >= _ANOTHER_POCKET:
+            number += 1
+            level = -random.uniform(20, 120) if random.random() < 0.8 else _contrast(random)
         pocket = (np.abs(row - along) < bump) & (bump > 0)
-        _paint(grey, pocket, random, -random.uniform(20, 120) if random.random() < 0.8 else None)
+        _paint(grey, pocket, random, level)
         labels[pocket] = number
     grey *= 1 + random.uniform(0, 0.3) * random.standard_normal(grey.shape, np.float32)
     if random.random() < 0.2:
@@ -244,7 +253,7 @@ def _paint(
     if not mask.any():
         return
     if step is None:
-        step = random.choice([-1, 1]) * math.exp(random.uniform(math.log(8), math.log(110)))
+        step = _contrast(random)
     if float(grey[mask].mean()) + step < 0:
         step = abs(step)  # darker than black would not be seen
     own = random.uniform(1, 20) * texture(len(grey), random)
@@ -253,6 +262,11 @@ def _paint(
     level = float(grey[mask].mean()) + step
     inside = keep * (grey + step) + (1 - keep) * (level + own)
     grey += edge * (inside - grey)
+
+
+def _contrast(random: np.random.Generator) -> float:
+    """Return a step of the grey level: little is as likely as much."""
+    return float(random.choice([-1.0, 1.0])) * math.exp(random.uniform(math.log(8), math.log(110)))
 
 
 def _draw_lines(grey: Grey, random: np.random.Generator) -> None:

@@ -53,10 +53,13 @@ class TokenSample:
         return self.weight.repeat_interleave(PATCH * PATCH, 1)
 
 
-def sample_tokens(boxes: Tensor, size: int, count: int) -> TokenSample | None:
+def sample_tokens(boxes: Tensor, size: int, count: int, allowed: Tensor | None = None) -> TokenSample | None:
     """Draw `count` tokens for each box (N, 4) in pixels of an input of side `size`.
 
     None where no sample is needed: for a count of 0, which stands for all tokens, or of all there are.
+
+    allowed: bool (N, L), which tokens there are to draw from, at least `count` of each row; None: all. Those
+    drawn stand for the others as well, near the box and elsewhere, unless there are none of a kind.
 
     Drawn with PyTorch's random numbers, on the device of the boxes.
     """
@@ -69,15 +72,19 @@ def sample_tokens(boxes: Tensor, size: int, count: int) -> TokenSample | None:
     margin = _MARGIN_SHARE * (high - low) + _MARGIN_TOKENS
     within = (centre[:, None] >= low - margin) & (centre[:, None] <= high + margin)  # (N, side, 2), x then y
     near = (within[:, :, None, 1] & within[:, None, :, 0]).flatten(1)  # (N, L)
+    far = ~near
     found = near.sum(1, keepdim=True)
-    lacking = count - torch.clamp(total - found, max=count)  # where there are not enough others
-    taken_near = torch.minimum(found, torch.clamp(lacking, min=int(NEAR_SHARE * count)))
+    if allowed is not None:
+        near, far = near & allowed, far & allowed
+    there = near.sum(1, keepdim=True)
+    lacking = count - torch.clamp(far.sum(1, keepdim=True), max=count)  # where there are not enough others
+    taken_near = torch.minimum(there, torch.clamp(lacking, min=int(NEAR_SHARE * count)))
     taken_far = count - taken_near
     chance = torch.rand(near.shape, device=boxes.device)
     place = torch.arange(count, device=boxes.device)
     drawn = [
         (torch.where(part, chance, 2.0).topk(count, 1, largest=False).indices, place < quota)
-        for part, quota in ((near, taken_near), (~near, taken_far))
+        for part, quota in ((near, taken_near), (far, taken_far))
     ]
     candidates, taken = (torch.cat(both, 1) for both in zip(*drawn, strict=True))
     index = candidates[taken].view(len(boxes), count)
