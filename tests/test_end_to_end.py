@@ -155,7 +155,7 @@ def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     chosen = validation_slices(source, SLICES_EACH).tolist()
     batch = collate([make_sample(*source[i], SIZE, prompts, still, random) for i in chosen], SIZE)
     with torch.no_grad():
-        logits, iou = batch_forward(TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval(), batch)
+        logits, iou, _ = batch_forward(TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval(), batch)
     parts = mask_losses(logits, iou, batch.masks, Loss())
     each = torch.stack([parts.total(Loss()), parts.dice])
     total, dice = ((each * batch.weights).sum(1) / batch.images).tolist()

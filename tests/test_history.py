@@ -17,11 +17,12 @@ HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
 
 def rows() -> list[Row]:
-    scores = ValidationScores({"CT": 0.25, "US": 0.75}, {"CT": 1, "US": 1}, skipped=1)
+    dsc, ellipse = {"CT": 0.25, "US": 0.75}, {"CT": 0.5, "US": 0.7}
+    scores = ValidationScores(dsc, ellipse, {"CT": 1, "US": 1}, skipped=1)
     trained = {"samples": 8, "lr": 1e-4, "loss": 0.5, "dice": 0.25, "focal": 0.125, "iou": 0.125}
     trained |= {"skipped": 0, "seconds": 2.0, "samples_per_second": 4.0, "wait_share": 0.0}
-    scored = {"epoch": 2, **trained, "dsc": 0.5, "dsc_CT": 0.25, "dsc_US": 0.75}
-    return [untrained_row(scores), {"epoch": 1, **trained, "dsc": None}, scored]
+    scored = {"epoch": 2, **trained, "dsc": 0.5, "ellipse": 0.6, "dsc_CT": 0.25, "dsc_US": 0.75}
+    return [untrained_row(scores), {"epoch": 1, **trained, "dsc": None, "ellipse": None}, scored]
 
 
 def test_the_log_keeps_what_was_not_measured_empty(tmp_path: Path) -> None:
@@ -29,7 +30,8 @@ def test_the_log_keeps_what_was_not_measured_empty(tmp_path: Path) -> None:
     with (tmp_path / "log.csv").open(newline="") as stream:
         base, first, second = csv.DictReader(stream)
     assert (base["epoch"], base["loss"], base["dsc"], base["skipped"]) == ("0", "", "0.5", "1")
-    assert (first["loss"], first["dsc"], first["dsc_CT"]) == ("0.5", "", "")
+    assert (first["loss"], first["dsc"], first["ellipse"], first["dsc_CT"]) == ("0.5", "", "", "")
+    assert base["ellipse"] == second["ellipse"] == "0.6"
     assert (second["lr"], second["dsc_CT"], second["dsc_US"]) == ("0.0001", "0.25", "0.75")
 
 

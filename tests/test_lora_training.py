@@ -60,7 +60,7 @@ def step(network: TrainedNetwork, batch: Batch, steps: int = 1, lr: float = 1e-3
     network.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        logits, iou = batch_forward(network, batch)
+        logits, iou, _ = batch_forward(network, batch)
         mask_losses(logits, iou, batch.masks, Loss()).total(Loss()).sum().backward()
         optimizer.step()
     network.eval()
@@ -172,7 +172,7 @@ def test_the_same_weights_go_on_at_another_size(base):
     for size in (64, 128):
         network = build_network(base, size, "all", LoRA(), seed=0).eval()
         with torch.inference_mode():
-            logits, iou = network(
+            logits, iou, _ = network(
                 torch.rand(1, 3, size, size), torch.tensor([[3.0, 3, 40, 50]]), torch.tensor([0])
             )
         assert (logits.shape, iou.shape) == ((1, size, size), (1,))
@@ -185,7 +185,7 @@ def test_boxes_are_embedded_in_full_precision_under_autocast(base, batch):
     with torch.inference_mode():
         batch_forward(network, batch)
         with torch.autocast("cpu", torch.bfloat16):
-            logits, _ = batch_forward(network, batch)
+            logits, _, _ = batch_forward(network, batch)
     assert logits.dtype == torch.bfloat16
     assert torch.equal(seen[0], seen[1])
 
@@ -194,7 +194,7 @@ def test_channels_last_gives_the_same_answer_and_gradients(base, batch):
     results = []
     for memory in (torch.contiguous_format, torch.channels_last):
         network = build(base, "all").eval().to(memory_format=memory)
-        logits, _ = network(batch.image.contiguous(memory_format=memory), batch.boxes, batch.image_of_box)
+        logits, _, _ = network(batch.image.contiguous(memory_format=memory), batch.boxes, batch.image_of_box)
         logits.square().mean().backward()
         results.append((logits, network.model.image_encoder.patch_embed.seq[0].c.weight.grad))
     for plain, last in zip(*results, strict=True):

@@ -67,6 +67,8 @@ def test_losses_agree_with_the_reference(seed, scale, share, size, gamma, alpha)
         x, t = logits[i].float().double().numpy(), target[i].numpy()
         assert parts.dice[i].item() == pytest.approx(reference_dice(x, t), abs=2e-6)
         assert parts.focal[i].item() == pytest.approx(reference_focal(x, t, gamma, alpha), rel=1e-5, abs=1e-7)
+        entropy = 2 * reference_focal(x, t, 0, 0.5)
+        assert parts.entropy[i].item() == pytest.approx(entropy, rel=1e-5, abs=1e-7)
         iou = reference_iou(x, t)
         assert achieved_iou(logits, target)[i].item() == pytest.approx(iou, abs=1e-6)
         assert parts.iou[i].item() == pytest.approx((float(predicted_iou[i]) - iou) ** 2, abs=1e-5)
@@ -74,9 +76,19 @@ def test_losses_agree_with_the_reference(seed, scale, share, size, gamma, alpha)
 
 def test_the_total_is_weighted():
     logits, target = random_masks(0, 1, 0.3, 6)
-    settings = Loss(dice=2, focal=30, iou=0.5)
+    settings = Loss(dice=2, focal=30, iou=0.5, entropy=4)
     parts = mask_losses(logits, torch.zeros(3), target, settings)
-    assert torch.allclose(parts.total(settings), 2 * parts.dice + 30 * parts.focal + 0.5 * parts.iou)
+    expected = 2 * parts.dice + 30 * parts.focal + 0.5 * parts.iou + 4 * parts.entropy
+    assert torch.allclose(parts.total(settings), expected)
+
+
+def test_of_a_sample_of_pixels_the_entropy_alone_counts_all_alike():
+    logits, target = random_masks(3, 2, 0.3, 6)
+    counts = torch.randint(1, 9, (3, 36)).float()
+    plain = mask_losses(logits, torch.zeros(3), target, Loss())
+    weighted = mask_losses(logits.flatten(1), torch.zeros(3), target.flatten(1), Loss(), counts)
+    assert torch.allclose(weighted.entropy, plain.entropy)
+    assert not torch.allclose(weighted.focal, plain.focal)
 
 
 def test_perfect_masks_cost_next_to_nothing_and_opposite_ones_most():

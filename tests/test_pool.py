@@ -76,11 +76,13 @@ def test_drawn_boxes_keep_their_masks_and_images_and_the_network_says_the_same(n
     numbers = torch.cat([batches[0].image_of_box, batches[1].image_of_box + 5])
     boxes, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("boxes", "masks"))
     with torch.no_grad():
-        logits, iou = batch_forward(network, drawn)
+        logits, iou, _ = batch_forward(network, drawn)
         for n, image in enumerate(drawn.image_of_box):
             (same,) = torch.nonzero((numbers == image) & (boxes == drawn.boxes[n]).all(1))
             assert torch.equal(drawn.masks[n], masks[same[0]])
-            expected, same_iou = network(images[image][None], boxes[same], torch.zeros(1, dtype=torch.int64))
+            expected, same_iou, _ = network(
+                images[image][None], boxes[same], torch.zeros(1, dtype=torch.int64)
+            )
             assert torch.allclose(logits[n], expected[0], atol=2e-3 * float(expected.abs().max()))
             assert torch.allclose(iou[n], same_iou[0], atol=2e-3)
 

@@ -74,8 +74,8 @@ def test_all_tokens_in_any_order_give_what_decoding_them_at_once_gives():
     order = torch.stack([torch.randperm(SIDE * SIDE) for _ in BOXES])
     every = TokenSample(order, torch.ones(order.shape))
     with torch.no_grad():
-        logits, iou = network(image, BOXES, image_of_box)
-        sampled, same = network(image, BOXES, image_of_box, every)
+        logits, iou, _ = network(image, BOXES, image_of_box)
+        sampled, same, _ = network(image, BOXES, image_of_box, every)
     assert torch.allclose(sampled, every.of_masks(logits), atol=1e-4 * float(logits.abs().max()))
     assert torch.allclose(iou, same, atol=1e-5)
 
@@ -89,8 +89,8 @@ def test_the_attention_counts_a_token_as_often_as_it_stands_for_others():
     weighted = TokenSample(index, torch.full((1, 200), 2.0))
     with torch.no_grad():
         image = torch.rand(1, 3, SIZE, SIZE)
-        repeated, iou = network(image, boxes, one, twice)
-        once, same = network(image, boxes, one, weighted)
+        repeated, iou, _ = network(image, boxes, one, twice)
+        once, same, _ = network(image, boxes, one, weighted)
     assert torch.allclose(repeated[:, : 200 * 16], once, atol=1e-4 * float(once.abs().max()))
     assert torch.allclose(iou, same, atol=1e-5)
 

@@ -72,7 +72,7 @@ def test_hardware_does_not_make_another_run():
         ("[sampling.weights]\nCT = -1", ["sampling.weights.CT", "-1"]),
         ("[sampling]\nothers = 0\nweights = {CT = 0}", ["every weight is 0"]),
         ("[augmentation]\nblur = 1.5", ["augmentation.blur", "1.5", "between 0 and 1"]),
-        ("[loss]\ndice = 0\nfocal = 0", ["dice and focal are both 0"]),
+        ("[loss]\ndice = 0\nfocal = 0", ["dice, focal, entropy and pixels are all 0"]),
         ("[loss]\nfocal_gamma = 0.5", ["focal_gamma", "0.5"]),
         ("[lora]\ntargets = 'attn.q'", ["lora.targets", "list"]),
         ("[lora]\ntargets = [1]", ["lora.targets", "1", "text"]),
@@ -125,5 +125,7 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
         sizes[path.stem] = config.run.size
         assert config.run.tune == ("decoder" if path.stem in ("boxes", "decoder") else "all")
         assert bool(config.pool.passes) == (config.run.tune == "decoder")
+        assert bool(config.loss.pixels) == (config.run.tune == "all")
+        assert config.run.windows == (path.stem == "encoder")
         assert config.sampling.drawn > 0
-    assert sizes == {"small": 64, "middle": 128, "full": 256, "encoder": 128, "boxes": 256, "decoder": 256}
+    assert sizes == {"small": 64, "middle": 128, "full": 256, "encoder": 256, "boxes": 256, "decoder": 256}

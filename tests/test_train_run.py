@@ -182,7 +182,7 @@ def test_an_average_of_the_weights_is_what_is_written_and_resumes_exactly(data, 
     assert written == (tmp_path / "stopped" / "last.safetensors").read_bytes()
     state = read_state(tmp_path / "whole")
     tensors = load_file(decoder_path(tmp_path / "whole" / "last.safetensors"))
-    moved = [name for name, value in tensors.items() if not torch.equal(state.model[name], value)]
+    moved = [name for name, value in tensors.items() if not torch.equal(state.model[f"model.{name}"], value)]
     assert len(moved) > len(tensors) / 2
     for name in moved:
         assert torch.equal(state.average[f"module.model.{name}"], tensors[name])

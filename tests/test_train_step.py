@@ -113,6 +113,33 @@ def test_windows_need_a_sample_of_tokens_a_large_image_and_an_encoder_that_runs(
         after_a_step(slices, tmp_path, **settings)
 
 
+def test_every_pixel_is_asked_with_the_weight_that_was_set(slices, tmp_path):
+    def loss(pixels: float, **more: float) -> float:
+        settings = {"run": {"size": 64, "tune": "all"}, "loss": {"pixels": pixels, **more}}
+        return float(after_a_step(slices, tmp_path, **settings)[0]._sums[3])
+
+    without, once, thrice = loss(0), loss(1), loss(3)
+    assert once > without + 0.5
+    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4)
+    masks = {"dice": 0, "focal": 0, "iou": 0}
+    assert loss(1, **masks) == pytest.approx(once - without, rel=1e-4)
+
+
+def test_the_encoder_can_learn_from_pixels_alone(slices, tmp_path):
+    frozen = ("prompt_encoder", "mask_decoder")
+    settings: dict[str, Any] = {"run": {"tune": "all", "freeze": frozen}}
+    settings["loss"] = {"dice": 0, "focal": 0, "iou": 0, "pixels": 1}
+    trainer, _ = after_a_step(slices, tmp_path, **settings)
+    before, after = untrained_checkpoint().state, trainer.network.model.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"image_encoder"}
+
+
+def test_pixels_are_not_asked_of_an_encoder_that_is_left_alone(slices, tmp_path):
+    with pytest.raises(UsageError, match=r"loss\.pixels: asks the encoder"):
+        after_a_step(slices, tmp_path, run={"tune": "decoder"}, loss={"pixels": 1})
+
+
 def _noting(function: Callable[..., torch.Tensor], shapes: list[Any]) -> Callable[..., torch.Tensor]:
     def wrapped(model: LiteMedSAM, image: torch.Tensor) -> torch.Tensor:
         shapes.append(tuple(image.shape))

@@ -14,11 +14,13 @@ from litemed.benchmarks.evaluate.metrics import dsc
 from litemed.benchmarks.phantoms import draw_image
 from litemed.export.checkpoint import untrained_checkpoint
 from litemed.train.distributed import Processes
+from litemed.train.geometry import inscribed_ellipses
 from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.validation import (
     BOXES_AT_ONCE,
     dice_by_label,
+    dice_of_ellipses,
     label_maps,
     make_item,
     validate,
@@ -111,7 +113,28 @@ def test_scores_are_means_over_objects_then_slices_then_modalities(network):
         maps = label_maps(network, items, torch.device("cpu"))
         dice = [dice_by_label(labels, item.truth).mean() for labels, item in zip(maps, items, strict=True)]
         assert scores.dsc[name] == pytest.approx(np.mean(dice))
+        assert scores.ellipse[name] == pytest.approx(
+            np.mean([dice_of_ellipses(item.truth).mean() for item in items])
+        )
     assert scores.macro == pytest.approx((scores.dsc["CT"] + scores.dsc["US"]) / 2)
+
+
+def test_ellipses_are_those_that_boxes_are_trained_on():
+    boxes = np.array([[3, 5, 22, 17], [30, 2, 31, 40], [40, 40, 59, 59]])
+    masks = inscribed_ellipses(torch.from_numpy(boxes).float(), 64).numpy() > 0
+    truth = np.zeros((64, 64), np.uint8)
+    truth[masks[0]] = 1
+    truth[2:41, 30:32] = 2
+    truth[40:60, 40:60] = 3
+    found = dice_of_ellipses(truth)
+    objects = [truth == number for number in (1, 2, 3)]
+    expected = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(masks, objects, strict=True)]
+    assert found.tolist() == pytest.approx(expected)
+    assert found[0] == 1
+    assert found[2] == pytest.approx(2 * np.pi / (4 + np.pi), abs=0.01)
+    dot = np.zeros((4, 4), np.uint8)
+    dot[3, 3] = 1
+    assert 0 < dice_of_ellipses(dot)[0] <= 1
 
 
 @pytest.mark.parametrize(("per_modality", "expected"), [(0, 10), (2, 4), (100, 10), (1, 2)])

@@ -177,19 +177,28 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the parts of the loss; gamma and alpha of the focal loss."""
+    """Weights of the parts of the loss; gamma and alpha of the focal loss.
+
+    entropy: weight of the cross-entropy of the pixels that are decoded (see `litemed.train.losses`).
+    pixels: weight of what a linear head reads of every pixel from the embedding (see `litemed.train.pixels`);
+    0: no such head.
+    """
 
     dice: float = 1.0
     focal: float = 1.0
     iou: float = 1.0
+    entropy: float = 0.0
+    pixels: float = 0.0
     focal_gamma: float = 2.0
     focal_alpha: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("dice", "focal", "iou"):
+        for name in ("dice", "focal", "iou", "entropy", "pixels"):
             _between(f"loss.{name}", getattr(self, name), 0)
-        if self.dice == self.focal == 0:
-            raise UsageError("loss: dice and focal are both 0, so that no mask would be learnt")
+        if self.dice == self.focal == self.entropy == self.pixels == 0:
+            raise UsageError(
+                "loss: dice, focal, entropy and pixels are all 0, so that no mask would be learnt"
+            )
         _between("loss.focal_alpha", self.focal_alpha, 0, 1)
         if self.focal_gamma != 0:  # between 0 and 1 its gradient is infinite at a perfect prediction
             _between("loss.focal_gamma", self.focal_gamma, 1)

@@ -71,12 +71,13 @@ class Sample:
     """One image and some of its objects.
 
     image: float32 (3, S, S) in [0, 1], as the runtime makes it. boxes: float32 (K, 4), x0 y0 x1 y1 in its
-    pixels. masks: uint8 (K, S, S), 0 or 1.
+    pixels. masks: uint8 (K, S, S), 0 or 1. labels: int32 (S, S), all objects, by number.
     """
 
     image: NDArray[np.float32]
     boxes: NDArray[np.float32]
     masks: NDArray[np.uint8]
+    labels: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Batch:
 
     image: float32 (B, 3, S, S); or, where `encoded`, the embeddings of at least these images, (P, 256, S/4,
     S/4). boxes: float32 (N, 4). masks: uint8 (N, S, S). image_of_box: int64 (N,).
+    labels: int32 (B, S, S), all objects of the images, by number; of no image where `encoded`.
     weights: float32 (N,), 1 / boxes of the same image, so that every image counts the same.
     images: how many images count, 0 when none could be used (B and N are then 1, and the weight is 0).
     skipped: one line for each slice that could not be used.
@@ -100,6 +102,7 @@ class Batch:
     image: Tensor
     boxes: Tensor
     masks: Tensor
+    labels: Tensor
     image_of_box: Tensor
     weights: Tensor
     images: int
@@ -118,7 +121,7 @@ class Batch:
         return dataclasses.replace(moved, image=moved.image.contiguous(memory_format=torch.channels_last))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        names = ("image", "boxes", "masks", "image_of_box", "weights")
+        names = ("image", "boxes", "masks", "labels", "image_of_box", "weights")
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         return dataclasses.replace(self, **changed)
 
@@ -151,7 +154,9 @@ def make_sample(
     np.equal(moved_labels, objects.numbers[:, None, None], out=masks[:, :height, :width], casting="unsafe")
     boxes = jitter(objects.xyxy, (height, width), prompts, size, random)
     coloured = recolour(moved_image, attempt, random, size / REFERENCE_SIZE)
-    return Sample(preprocess(coloured, size)[0][0], boxes, masks)
+    all_labels = np.zeros((size, size), np.int32)
+    all_labels[:height, :width] = moved_labels
+    return Sample(preprocess(coloured, size)[0][0], boxes, masks, all_labels)
 
 
 def check_slice(image: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -217,6 +222,7 @@ def collate(samples: Sequence[Sample | Skipped], size: int) -> Batch:
             image=torch.zeros(1, 3, size, size),
             boxes=torch.tensor([[0.0, 0.0, size, size]]),
             masks=torch.zeros(1, size, size, dtype=torch.uint8),
+            labels=torch.zeros(1, size, size, dtype=torch.int32),
             image_of_box=torch.zeros(1, dtype=torch.int64),
             weights=torch.zeros(1),
             images=0,
@@ -227,6 +233,7 @@ def collate(samples: Sequence[Sample | Skipped], size: int) -> Batch:
         image=torch.from_numpy(np.stack([sample.image for sample in usable])),
         boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in usable])),
         masks=torch.from_numpy(np.concatenate([sample.masks for sample in usable])),
+        labels=torch.from_numpy(np.stack([sample.labels for sample in usable])),
         image_of_box=torch.from_numpy(np.repeat(np.arange(len(usable)), counts)),
         weights=torch.from_numpy(np.repeat(1 / np.array(counts), counts).astype(np.float32)),
         images=len(usable),

@@ -2,8 +2,9 @@
 
 A row of the history, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images
 that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `dsc` (the macro mean on the validation
-slices, empty when not measured), `skipped` slices, `seconds`, `samples_per_second`, `wait_share` (of the
-time, spent waiting for the loader) and `dsc_MODALITY` for each modality.
+slices, empty when not measured), `ellipse` (that of the ellipses in the boxes), `skipped` slices, `seconds`,
+`samples_per_second`, `wait_share` (of the time, spent waiting for the loader) and `dsc_MODALITY` for each
+modality.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from litemed.train.validation import ValidationScores
 LOG = "log.csv"
 EVENTS = "tensorboard"
 _FIRST = (
-    *("epoch", "samples", "lr", "loss", "dice", "focal", "iou", "dsc"),
+    *("epoch", "samples", "lr", "loss", "dice", "focal", "iou", "dsc", "ellipse"),
     *("skipped", "seconds", "samples_per_second", "wait_share"),
 )
 CURVE = "loss.png"
@@ -64,6 +65,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
         _plot(right, scored, name, name.removeprefix("dsc_"))
     if scored:
         _plot(right, scored, "dsc", "macro", bold=True)
+        _plot(right, scored, "ellipse", "ellipse in the box")
         right.legend(fontsize="small", ncols=2)
     left.legend(fontsize="small")
     left.set(xlabel="epoch", ylabel="mean training loss", ylim=(0, None))
@@ -124,15 +126,19 @@ def untrained_row(scores: ValidationScores) -> Row:
 
 
 def score_columns(scores: ValidationScores | None) -> Row:
-    """Return the columns of validation scores; `dsc` alone, empty, where there was none."""
+    """Return the columns of validation scores; the first two, empty, where there was none."""
     if scores is None:
-        return {"dsc": None}
-    return {"dsc": scores.macro, **{f"dsc_{name}": value for name, value in scores.dsc.items()}}
+        return {"dsc": None, "ellipse": None}
+    return {
+        "dsc": scores.macro,
+        "ellipse": scores.macro_ellipse,
+        **{f"dsc_{name}": value for name, value in scores.dsc.items()},
+    }
 
 
 def summary(row: Row, epochs: int, is_best: bool) -> str:
     """Return the line that is printed at the end of an epoch."""
-    dsc = "" if row["dsc"] is None else f" DSC {row['dsc']:.4f}"
+    dsc = "" if row["dsc"] is None else f" DSC {row['dsc']:.4f} (ellipse {row['ellipse']:.4f})"
     skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
     return (
         f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} (dice {row['dice']:.4f} "

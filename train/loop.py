@@ -29,6 +29,7 @@ from litemed.train.network import (
     uses_bfloat16,
 )
 from litemed.train.outputs import write_weights
+from litemed.train.pixels import pixel_loss
 from litemed.train.pool import EmbeddingPool
 from litemed.train.progress import Progress, Reporter
 from litemed.train.sampler import Batches
@@ -37,7 +38,7 @@ from litemed.train.state import State, random_state, set_random_state, write_sta
 from litemed.train.tables import as_tables
 from litemed.train.tokens import sample_tokens
 from litemed.train.validation import ValidationScores, validate
-from litemed.train.windows import LEAST_SIZE, in_windows
+from litemed.train.windows import LEAST_SIZE, Windows, in_windows
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -94,11 +95,15 @@ class Trainer:
                 f"pool.passes = {config.pool.passes}: with run.tune = {run.tune!r} the encoder learns, so "
                 'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
             )
+        if config.loss.pixels and run.tune == TUNE_DECODER:
+            raise UsageError('loss.pixels: asks the encoder, which run.tune = "decoder" leaves alone')
         if run.windows and not (config.prompts.tokens and run.size >= LEAST_SIZE and not config.pool.passes):
             raise UsageError(
                 f"run.windows: needs prompts.tokens above 0, run.size of at least {LEAST_SIZE} and no pool"
             )
-        self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
+        self.network = build_network(
+            base, run.size, run.tune, config.lora, run.seed, config.loss.pixels > 0
+        ).to(device)
         self.network.freeze(run.freeze)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
@@ -116,7 +121,7 @@ class Trainer:
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
-        self.network.model.load_state_dict(state.model)
+        self.network.load_state_dict(state.model)
         if self._average is not None and state.average is not None:
             self._average.load_state_dict(state.average)
         self._optimizer.load_state_dict(state.optimizer)
@@ -154,7 +159,9 @@ class Trainer:
         row = untrained_row(scores)
         self.progress.history.append(row)
         if scores.macro is not None:
-            self._reporter.line(f"before training: DSC {scores.macro:.4f}")
+            self._reporter.line(
+                f"before training: DSC {scores.macro:.4f} (ellipse in the box {scores.macro_ellipse:.4f})"
+            )
         return row
 
     def _train_epoch(self) -> bool:
@@ -215,7 +222,7 @@ class Trainer:
             allowed = windows.tokens()[batch.image_of_box]
         tokens = sample_tokens(batch.boxes, size, self.config.prompts.tokens, allowed)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
-            logits, iou = batch_forward(self._forward, batch, tokens, windows)
+            logits, iou, pixels = batch_forward(self._forward, batch, tokens, windows)
         masks, weights = batch.masks, None
         if tokens is not None:
             masks, weights = tokens.of_masks(masks), tokens.pixel_weight
@@ -225,6 +232,8 @@ class Trainer:
         images = self._processes.sum(torch.tensor(float(batch.images), device=device)).clamp(min=1)
         losses = torch.stack([parts.dice, parts.focal, parts.iou, parts.total(self.config.loss)])
         summed = (losses * batch.weights).sum(1)
+        if pixels is not None:
+            summed[3] += self.config.loss.pixels * self._pixel_loss(pixels, batch, windows)
         self._optimizer.zero_grad(set_to_none=True)
         (summed[3] * self._processes.world / images).backward()
         if self.config.optimizer.clip_norm:
@@ -234,6 +243,14 @@ class Trainer:
             self._average.update_parameters(self.network)
         self._sums[:4] += summed.detach()
         self._sums[4] += batch.images
+
+    def _pixel_loss(self, pixels: torch.Tensor, batch: Batch, windows: Windows | None) -> torch.Tensor:
+        """Return the sum over the images that have boxes."""
+        image, labels = batch.image, batch.labels
+        if windows is not None:
+            image, labels = windows.of_images(image), windows.of_images(labels[:, None])[:, 0]
+        counts = torch.zeros(len(image), device=image.device).index_add_(0, batch.image_of_box, batch.weights)
+        return (pixel_loss(pixels, image, labels) * counts).sum()
 
     def _end_epoch(self) -> dict[str, Any]:
         """Score, write and count the epoch; returns its row of the history."""
@@ -349,7 +366,7 @@ class Trainer:
                 config=as_tables(self.config),
                 base=self._base_digest,
                 data=self._data.digest,
-                model=self.network.model.state_dict(),
+                model=self.network.state_dict(),
                 average=None if self._average is None else self._average.state_dict(),
                 optimizer=self._optimizer.state_dict(),
                 schedule=self._rate.state_dict(),

@@ -20,15 +20,25 @@ DICE_SMOOTHING = 1.0
 
 @dataclass(frozen=True)
 class LossParts:
-    """Losses of N boxes, each (N,): dice in [0, 1], focal at least 0, squared error of the predicted IoU."""
+    """Losses of N boxes, each (N,): dice in [0, 1], focal at least 0, squared error of the predicted IoU.
+
+    entropy: the mean cross-entropy of the pixels that were decoded, of all alike: where those are a sample
+    of tokens, mostly near the box, it is of them and not of the image.
+    """
 
     dice: Tensor
     focal: Tensor
     iou: Tensor
+    entropy: Tensor
 
     def total(self, weights: Loss) -> Tensor:
         """Return the weighted sum, (N,)."""
-        return weights.dice * self.dice + weights.focal * self.focal + weights.iou * self.iou
+        return (
+            weights.dice * self.dice
+            + weights.focal * self.focal
+            + weights.iou * self.iou
+            + weights.entropy * self.entropy
+        )
 
 
 def mask_losses(
@@ -41,6 +51,7 @@ def mask_losses(
         dice=dice_loss(logits, target, weights),
         focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha, weights),
         iou=(predicted_iou.float() - reached).square(),
+        entropy=F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from litemed.train.config import (
 )
 from litemed.train.dataset import Batch
 from litemed.train.muon import Muon
+from litemed.train.pixels import PixelHead
 from litemed.train.tokens import TokenSample
 from litemed.train.windows import Windows
 
@@ -45,18 +46,32 @@ _UNREACHED = (
 )
 
 
+class Prediction(NamedTuple):
+    """What the network says of N boxes and B images.
+
+    logits: (N, S, S), or of a sample of M tokens (N, 16 M). iou: (N,), predicted. pixels: (B, 3, H, W), see
+    `litemed.train.pixels`; None without the head for it.
+    """
+
+    logits: Tensor
+    iou: Tensor
+    pixels: Tensor | None
+
+
 class TrainedNetwork(nn.Module):
     """LiteMedSAM with a set of its weights to tune.
 
     Args:
         model: with LoRA in place if `tune` trains adapters.
         tune: "lora+decoder", "lora", "decoder" or "all".
+        pixels: whether it also reads from the embedding what every pixel is.
     """
 
-    def __init__(self, model: LiteMedSAM, tune: str) -> None:
+    def __init__(self, model: LiteMedSAM, tune: str, pixels: bool = False) -> None:
         super().__init__()
         self.model = model
         self.tune = tune
+        self.pixels = PixelHead() if pixels else None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_tuned(name, tune))
 
@@ -90,7 +105,7 @@ class TrainedNetwork(nn.Module):
         tokens: TokenSample | None = None,
         encoded: bool = False,
         windows: Windows | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Prediction:
         """Segment N boxes on B images.
 
         Args:
@@ -101,19 +116,22 @@ class TrainedNetwork(nn.Module):
             encoded: whether the images are encoded already.
             windows: of the images, which alone are encoded; `tokens` must lie in them.
 
-        Returns:
-            logits (N, S, S), or with `tokens` those of their pixels (N, 16 M), and predicted IoU (N,).
+        The pixels of the prediction are those of the images, or of the windows; none where `encoded`.
         """
+        pixels = None
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
-            if encoded:
-                embedding = image
-            elif windows is None:
-                embedding = self.model.encode(image)
-            else:
-                embedding = windows.in_place(self.model.encode(windows.of_images(image)))
+            embedding = (
+                image
+                if encoded
+                else self.model.encode(image if windows is None else windows.of_images(image))
+            )
+        if self.pixels is not None and not encoded:
+            pixels = self.pixels(embedding)
+        if windows is not None:
+            embedding = windows.in_place(embedding)
         if tokens is not None:
-            return self._decode_tokens(embedding, boxes, image_of_box, tokens)
-        return self.decode(embedding.index_select(0, image_of_box), boxes)
+            return Prediction(*self._decode_tokens(embedding, boxes, image_of_box, tokens), pixels)
+        return Prediction(*self.decode(embedding.index_select(0, image_of_box), boxes), pixels)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode B images (B, 3, S, S) a few at once, which bounds the memory: (B, 256, S/4, S/4)."""
@@ -189,13 +207,17 @@ def uses_bfloat16(config: Config, device: torch.device) -> bool:
 
 def batch_forward(
     network: nn.Module, batch: Batch, tokens: TokenSample | None = None, windows: Windows | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return logits (N, S, S), or (N, 16 M) of M tokens a box, and predicted IoU (N,) of a batch."""
+) -> Prediction:
+    """Return what the network says of a batch."""
     return network(batch.image, batch.boxes, batch.image_of_box, tokens, batch.encoded, windows)
 
 
-def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:
+def build_network(
+    base: Checkpoint | None, size: int, tune: str, lora: LoRA, seed: int, pixels: bool = False
+) -> TrainedNetwork:
     """Return the network of `base`, or with all weights drawn at random, ready to be tuned.
+
+    pixels: with a head that reads every pixel from the embedding.
 
     Raises UsageError for an impossible choice of LoRA, an adapter on a base that already holds one, or one
     without a base.
@@ -204,7 +226,7 @@ def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, see
     if base is None:
         if tune != TUNE_ALL:
             raise UsageError(f"training from scratch trains all weights, not {tune}: leave --tune out")
-        return TrainedNetwork(from_scratch(size), tune)
+        return TrainedNetwork(from_scratch(size), tune, pixels)
     model = base.model(size)
     if tune in WITH_LORA:
         if base.lora is not None:
@@ -212,7 +234,7 @@ def build_network(base: Checkpoint | None, size: int, tune: str, lora: LoRA, see
                 f"{base.file}: already holds a LoRA, which a second cannot be added to; use --tune all"
             )
         add_lora(model.image_encoder, lora_config(lora))
-    return TrainedNetwork(model, tune)
+    return TrainedNetwork(model, tune, pixels)
 
 
 def lora_config(settings: LoRA) -> LoRAConfig:

@@ -97,6 +97,7 @@ class EmbeddingPool:
             image=self._all().permute(0, 3, 1, 2),
             boxes=all_boxes,
             masks=all_masks,
+            labels=torch.empty(0, size, size, dtype=torch.int32, device=device),
             image_of_box=torch.tensor(image_of_box, device=device),
             weights=torch.tensor(weights, device=device),
             images=len(chosen),

@@ -16,7 +16,7 @@ import torch
 from litemed.runtime.files import atomic_write
 from litemed.train.errors import TrainingError
 
-FORMAT: Final = "litemed-state-2"
+FORMAT: Final = "litemed-state-3"
 FILE: Final = "state.pt"
 
 
