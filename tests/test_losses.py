@@ -68,7 +68,7 @@ def test_losses_agree_with_the_reference(seed, scale, share, size, gamma, alpha)
         assert parts.dice[i].item() == pytest.approx(reference_dice(x, t), abs=2e-6)
         assert parts.focal[i].item() == pytest.approx(reference_focal(x, t, gamma, alpha), rel=1e-5, abs=1e-7)
         entropy = 2 * reference_focal(x, t, 0, 0.5)
-        assert parts.entropy[i].item() == pytest.approx(entropy, rel=1e-5, abs=1e-7)
+        assert parts.entropy[i].item() == pytest.approx(entropy, rel=1e-4, abs=1e-6)
         iou = reference_iou(x, t)
         assert achieved_iou(logits, target)[i].item() == pytest.approx(iou, abs=1e-6)
         assert parts.iou[i].item() == pytest.approx((float(predicted_iou[i]) - iou) ** 2, abs=1e-5)
@@ -84,7 +84,7 @@ def test_the_total_is_weighted():
 
 def test_of_a_sample_of_pixels_the_entropy_alone_counts_all_alike():
     logits, target = random_masks(3, 2, 0.3, 6)
-    counts = torch.randint(1, 9, (3, 36)).float()
+    counts = torch.randint(1, 9, logits.flatten(1).shape).float()
     plain = mask_losses(logits, torch.zeros(3), target, Loss())
     weighted = mask_losses(logits.flatten(1), torch.zeros(3), target.flatten(1), Loss(), counts)
     assert torch.allclose(weighted.entropy, plain.entropy)
