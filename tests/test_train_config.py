@@ -124,8 +124,8 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
         config = updated(Config(), read_toml(path), str(path))
         sizes[path.stem] = config.run.size
         assert config.run.tune == ("decoder" if path.stem in ("boxes", "decoder") else "all")
-        assert bool(config.pool.passes) == (config.run.tune == "decoder")
+        assert bool(config.pool.passes) == (path.stem == "boxes")
         assert bool(config.loss.pixels) == (config.run.tune == "all")
-        assert config.run.windows == (path.stem == "encoder")
+        assert config.run.windows == (path.stem in ("encoder", "decoder"))
         assert config.sampling.drawn > 0
     assert sizes == {"small": 64, "middle": 128, "full": 256, "encoder": 256, "boxes": 256, "decoder": 256}
