@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from litemed.train.network import TrainedNetwork, batch_forward
 from litemed.train.prepare.store import Slices
 from litemed.train.validation import validation_slices
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # Pictures, and volumes (the last two). Left out are CT, which the default table would give 40 % of a run that
 # is over before the others had their turn, OCT, whose objects vanish at 64 pixels, and two more to be short.
@@ -68,15 +68,6 @@ class Run(NamedTuple):
     def log(self) -> list[dict[str, str]]:
         with (self.folder / "log.csv").open(newline="") as stream:
             return list(csv.DictReader(stream))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads gain little at 64 pixels, and wait for one another where something else runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def litemed(command: str, *arguments: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +23,10 @@ from litemed.train.losses import mask_losses
 from litemed.train.network import TrainedNetwork, batch_forward, build_network, from_scratch
 from litemed.train.outputs import write_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 SIZE = 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On busy cores several threads of PyTorch wait for one another far longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -29,21 +29,16 @@ from litemed.train.prepare.sources import Found, Pair
 from litemed.train.progress import Reporter
 from litemed.train.state import read_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 SIZE = 64
 PLAIN = Config(run=Run(seed=3), pool=Pool(1, 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def network() -> TrainedNetwork:
+    torch.manual_seed(0)
     return TrainedNetwork(LiteMedSAM(SIZE), TUNE_DECODER).eval()
 
 

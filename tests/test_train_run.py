@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,9 @@ from litemed.train.progress import Reporter
 from litemed.train.run import Request, stop_signal, train
 from litemed.train.state import FILE, read_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 TINY: dict[str, Any] = {
     "run": {"size": 64, "epochs": 2, "batch_size": 2, "samples_per_epoch": 4},
     "prompts": {"per_image": 2},
@@ -47,15 +49,6 @@ TINY: dict[str, Any] = {
     "hardware": {"workers": 0, "device": "cpu"},
 }
 SILENT = Reporter(None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, and no threads that wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepare(folder: Path, modalities: tuple[str, ...], too_small: int = 0) -> Path:

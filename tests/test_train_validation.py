@@ -27,6 +27,9 @@ from litemed.train.validation import (
     validation_slices,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -47,15 +50,6 @@ class Pictures:
 
     def indices_by_modality(self) -> dict[str, np.ndarray]:
         return {"CT": np.arange(0, len(self), 2), "US": np.arange(1, len(self), 2)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On busy cores several threads of PyTorch wait for one another far longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

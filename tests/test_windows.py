@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,9 @@ from litemed.train.dataset import Batch, Skipped, collate
 from litemed.train.network import TrainedNetwork, batch_forward
 from litemed.train.tokens import sample_tokens
 from litemed.train.windows import Windows, draw_windows, in_windows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 SIZE, SIDE = 256, 64
 BOXES = torch.tensor(
@@ -26,14 +27,6 @@ PLACES = [
     ((112, 56), (144, 112)),
     ((0, 112), (112, 144)),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
