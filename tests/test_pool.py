@@ -21,6 +21,7 @@ from litemed.train.config import TUNE_DECODER, Augmentation, Config, Pool, Promp
 from litemed.train.dataset import Batch, Skipped, collate, make_sample
 from litemed.train.geometry import inscribed_ellipses
 from litemed.train.history import LOG
+from litemed.train.losses import UNKNOWN
 from litemed.train.network import TrainedNetwork, batch_forward
 from litemed.train.pool import EmbeddingPool
 from litemed.train.prepare.pipeline import prepare_slices
@@ -28,12 +29,15 @@ from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.progress import Reporter
 from litemed.train.state import read_state
+from litemed.train.windows import in_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SIZE = 64
 PLAIN = Config(run=Run(seed=3), pool=Pool(1, 2))
+LARGE = 128  # the least size of images that windows are cut from
+WINDOWS = Config(run=Run(size=LARGE, seed=3, windows=True), pool=Pool(1, 2), prompts=Prompts(tokens=64))
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +46,20 @@ def network() -> TrainedNetwork:
     return TrainedNetwork(LiteMedSAM(SIZE), TUNE_DECODER).eval()
 
 
-def batch_of(seeds: range) -> Batch:
+def batch_of(seeds: range, size: int = SIZE) -> Batch:
     """Return phantoms with one to three boxes each, and a slice that could not be used."""
     random = np.random.default_rng(0)
     samples = []
     for seed in seeds:
         phantom = draw_image(96, 96, 1 + seed % 3, seed=seed)
         still = Augmentation(flip_horizontal=0, flip_vertical=0)
-        samples.append(make_sample(phantom.image, phantom.labels, SIZE, Prompts(), still, random))
-    return collate([*samples, Skipped("too small")], SIZE)
+        samples.append(make_sample(phantom.image, phantom.labels, size, Prompts(), still, random))
+    return collate([*samples, Skipped("too small")], size)
 
 
 @pytest.fixture(scope="module")
 def filled(network) -> tuple[EmbeddingPool, list[Batch]]:
-    pool, batches = EmbeddingPool(network, PLAIN), [batch_of(range(5)), batch_of(range(5, 7))]
+    pool, batches = EmbeddingPool(network, PLAIN, epoch=0), [batch_of(range(5)), batch_of(range(5, 7))]
     for batch in [*batches, collate([Skipped("nothing")], SIZE)]:
         pool.add(batch, bfloat16=False)
     return pool, batches
@@ -64,39 +68,46 @@ def filled(network) -> tuple[EmbeddingPool, list[Batch]]:
 def test_drawn_boxes_keep_their_masks_and_images_and_the_network_says_the_same(network, filled):
     pool, batches = filled
     assert len(pool) == 7
-    drawn = pool.draw(4, epoch=0, step=0)
+    drawn = pool.draw(4, step=0)
     assert drawn.encoded
-    assert drawn.images == len(set(drawn.image_of_box.tolist())) == 4
+    assert drawn.images == len(drawn.image) == 4
+    assert set(drawn.image_of_box.tolist()) == {0, 1, 2, 3}
+    found = set()
     images = torch.cat([batch.image for batch in batches])
     numbers = torch.cat([batches[0].image_of_box, batches[1].image_of_box + 5])
     boxes, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("boxes", "masks"))
     with torch.no_grad():
         logits, iou, _ = batch_forward(network, drawn)
-        for n, image in enumerate(drawn.image_of_box):
-            (same,) = torch.nonzero((numbers == image) & (boxes == drawn.boxes[n]).all(1))
-            assert torch.equal(drawn.masks[n], masks[same[0]])
+        for n, place in enumerate(drawn.image_of_box.tolist()):
+            (same,) = torch.nonzero((boxes == drawn.boxes[n]).all(1))[:, 0].tolist()
+            image = int(numbers[same])
+            found.add((place, image))
+            assert torch.equal(drawn.masks[n], masks[same])
             expected, same_iou, _ = network(
-                images[image][None], boxes[same], torch.zeros(1, dtype=torch.int64)
+                images[image][None], boxes[same][None], torch.zeros(1, dtype=torch.int64)
             )
             assert torch.allclose(logits[n], expected[0], atol=2e-3 * float(expected.abs().max()))
             assert torch.allclose(iou[n], same_iou[0], atol=2e-3)
+    assert len(found) == 4  # boxes of one image stay together
 
 
 def test_every_image_counts_the_same_and_gives_at_most_so_many_boxes(filled):
-    drawn = filled[0].draw(99, epoch=1, step=0)
+    drawn = filled[0].draw(99, step=1)
     assert drawn.images == 7
+    boxes = []
     for image in range(7):
         weights = drawn.weights[drawn.image_of_box == image]
-        assert len(weights) == min(2, 1 + image % 3)
+        boxes.append(len(weights))
         assert float(weights.sum()) == pytest.approx(1)
+    assert sorted(boxes) == sorted(min(2, 1 + seed % 3) for seed in range(7))
 
 
 def test_so_many_boxes_of_a_step_are_ellipses_anywhere(network, filled):
-    pool = EmbeddingPool(network, dataclasses.replace(PLAIN, pool=Pool(1, 2, ellipses=0.5)))
+    pool = EmbeddingPool(network, dataclasses.replace(PLAIN, pool=Pool(1, 2, ellipses=0.5)), 0)
     pool.add(filled[1][0], bfloat16=False)
-    drawn, plain = pool.draw(5, 0, 0), EmbeddingPool(network, PLAIN)
+    drawn, plain = pool.draw(5, 0), EmbeddingPool(network, PLAIN, 0)
     plain.add(filled[1][0], bfloat16=False)
-    expected = plain.draw(5, 0, 0)
+    expected = plain.draw(5, 0)
     count = round(len(drawn.boxes) / 2)
     assert torch.equal(drawn.masks[:count], inscribed_ellipses(drawn.boxes[:count], SIZE))
     assert not torch.equal(drawn.boxes[:count], expected.boxes[:count])
@@ -109,22 +120,84 @@ def test_boxes_anywhere_are_made_as_of_finer_images_round_the_same_ellipses(netw
     drawn = {}
     for finer in (0.0, 1.0):
         config = dataclasses.replace(PLAIN, pool=Pool(1, 2, ellipses=1.0), prompts=Prompts(finer=finer))
-        pool = EmbeddingPool(network, config)
+        pool = EmbeddingPool(network, config, 0)
         pool.add(filled[1][0], bfloat16=False)
-        drawn[finer] = [pool.draw(5, 0, step) for step in range(10)]
+        drawn[finer] = [pool.draw(5, step) for step in range(10)]
     outwards = torch.tensor([-1, -1, 1, 1])
     wider = torch.cat([(b.boxes - a.boxes) * outwards for a, b in zip(*drawn.values(), strict=True)])
     assert wider.unique().tolist() == [0, 1]
     assert all(torch.equal(a.masks, b.masks) for a, b in zip(*drawn.values(), strict=True))
 
 
-def test_each_step_draws_anew_and_always_the_same(filled):
+@pytest.mark.parametrize("config", [PLAIN, WINDOWS])
+def test_of_boxes_anywhere_nothing_is_known_but_where_they_end(config):
+    config = dataclasses.replace(config, pool=Pool(1, 2, bounds=0.5))
+    size = config.run.size if config.run.windows else SIZE
+    network = TrainedNetwork(LiteMedSAM(size), TUNE_DECODER).eval()
+    pool = EmbeddingPool(network, config, 0)
+    pool.add(batch_of(range(6), size), bfloat16=False)
+    counts, places = [], set()
+    for step in range(40):
+        drawn = pool.draw(6, step)
+        bounds = (drawn.masks == UNKNOWN).flatten(1).any(1)
+        assert torch.bincount(drawn.image_of_box[bounds], minlength=len(drawn.image)).max() <= 1
+        counts.append(int(bounds.sum()))
+        for box, mask in zip(drawn.boxes[bounds].long().tolist(), drawn.masks[bounds], strict=True):
+            rows, columns = torch.nonzero(mask).T
+            assert box == [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())]
+            assert len(rows) == (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+            places.add(tuple(box))
+        for image in range(drawn.images):
+            assert float(drawn.weights[drawn.image_of_box == image].sum()) == pytest.approx(1)
+    assert 0.35 < sum(counts) / (40 * len(pool)) < 0.65
+    assert len(places) == sum(counts)
+
+
+def test_each_step_draws_anew_and_always_the_same(network, filled):
     def boxes(epoch: int, step: int) -> list[list[float]]:
-        return filled[0].draw(3, epoch, step).boxes.tolist()
+        pool = EmbeddingPool(network, PLAIN, epoch)
+        pool.add(filled[1][0], bfloat16=False)
+        return pool.draw(3, step).boxes.tolist()
 
     assert boxes(2, 5) == boxes(2, 5)
     others = [boxes(2, 5), boxes(2, 6), boxes(3, 5)]
     assert others[0] != others[1] != others[2] != others[0]
+
+
+def test_windows_are_encoded_alone_and_keep_their_place():
+    torch.manual_seed(0)
+    network = TrainedNetwork(LiteMedSAM(LARGE), TUNE_DECODER).eval()
+    batch = batch_of(range(4), LARGE)
+    pool, again = (EmbeddingPool(network, WINDOWS, epoch=2) for _ in range(2))
+    pool.add(batch, bfloat16=False)
+    torch.rand(1)  # the windows do not depend on it
+    again.add(batch, bfloat16=False)
+    drawn, same = pool.draw(9, step=0), again.draw(9, step=0)
+    assert torch.equal(drawn.image, same.image)
+    assert drawn.images == len(pool) > 0
+    shown = drawn.shown.view(-1, 1, LARGE // 4, LARGE // 4)
+    assert torch.equal(drawn.image.abs().sum(1, keepdim=True) > 0, shown)
+    random = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([3, 3, 2, 0]).generate_state(1)[0])  # seed, stream, epoch, rank
+    )
+    kept, windows = in_windows(batch, random)
+    with torch.no_grad():
+        encoded = windows.in_place(network.encode(windows.of_images(batch.image)))
+    for n in range(len(drawn.boxes)):
+        image, place = kept.image_of_box[(kept.boxes == drawn.boxes[n]).all(1)], drawn.image_of_box[n]
+        assert torch.equal(windows.tokens()[image][0], drawn.shown[place])
+        torch.testing.assert_close(drawn.image[place].float(), encoded[image][0], rtol=2e-3, atol=2e-3)
+
+
+def test_other_epochs_see_other_windows(network):
+    batch = batch_of(range(6), 320)
+    config = dataclasses.replace(WINDOWS, run=Run(size=320, seed=3, windows=True))
+    seen = set()
+    for epoch in range(6):
+        random = EmbeddingPool(network, config, epoch)
+        random.add(batch, bfloat16=False)
+        seen.add(random.draw(6, 0).shown.nonzero()[:, 1].sum().item())
+    assert len(seen) > 1
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +273,13 @@ def test_a_pool_is_refused_where_the_encoder_learns(prepared, tmp_path):
     data, base = prepared
     changes = [(SETTINGS, "test"), ({"run": {"tune": "all"}}, "test")]
     with pytest.raises(UsageError, match=r"pool\.passes = 2: with run\.tune = 'all'"):
+        run.train(run.Request(data, tmp_path / "run", base, changes), Reporter(None))
+
+
+def test_boxes_anywhere_are_refused_in_windows(prepared, tmp_path):
+    data, base = prepared
+    changes = [(SETTINGS, "test"), ({"run": {"size": LARGE, "windows": True}}, "test")]
+    with pytest.raises(UsageError, match=r"pool\.ellipses: lie anywhere"):
         run.train(run.Request(data, tmp_path / "run", base, changes), Reporter(None))
 
 

@@ -25,6 +25,9 @@ ADAMW: Final = "adamw"
 MUON: Final = "muon"
 OPTIMIZERS: Final = (ADAMW, MUON)
 
+LEAST_SIZE_OF_WINDOWS = 128
+"""Of images that are seen through windows, in pixels; see `litemed.train.windows`."""
+
 
 def _between(name: str, value: float, low: float, high: float = math.inf) -> None:
     if not (math.isfinite(value) and low <= value <= high):
@@ -133,17 +136,20 @@ class Pool:
     passes: how often an epoch goes through its images, each time encoded as they were the first time; then
     run.tune has to be "decoder". 0: no pool, images are encoded for each step. boxes: how many of an image's
     `prompts.per_image` boxes a step takes, drawn anew each time. ellipses: share of a step's boxes, from 0 to
-    1, that lie anywhere instead, with an ellipse for a mask (see `litemed.train.geometry`).
+    1, that lie anywhere instead, with an ellipse for a mask (see `litemed.train.geometry`). bounds: share of
+    a step's images that have one more box, anywhere, of whose mask all that is known is that it ends there.
     """
 
     passes: int = 0
     boxes: int = 1
     ellipses: float = 0.0
+    bounds: float = 0.0
 
     def __post_init__(self) -> None:
         _between("pool.passes", self.passes, 0)
         _between("pool.boxes", self.boxes, 1)
         _between("pool.ellipses", self.ellipses, 0, 1)
+        _between("pool.bounds", self.bounds, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -301,3 +307,20 @@ class Config:
     lora: LoRA = LoRA()
     validation: Validation = Validation()
     hardware: Hardware = Hardware()
+
+    def check(self) -> None:
+        """Raise UsageError for settings that do not go with one another."""
+        run, pool = self.run, self.pool
+        if pool.passes and run.tune != TUNE_DECODER:
+            raise UsageError(
+                f"pool.passes = {pool.passes}: with run.tune = {run.tune!r} the encoder learns, so "
+                'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
+            )
+        if run.windows and not (self.prompts.tokens and run.size >= LEAST_SIZE_OF_WINDOWS):
+            raise UsageError(
+                f"run.windows: needs prompts.tokens above 0 and run.size of at least {LEAST_SIZE_OF_WINDOWS}"
+            )
+        if run.windows and pool.ellipses:
+            raise UsageError("pool.ellipses: lie anywhere on an image, and run.windows shows a part of it")
+        if self.loss.pixels and run.tune == TUNE_DECODER:
+            raise UsageError('loss.pixels: asks the encoder, which run.tune = "decoder" leaves alone')

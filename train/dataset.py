@@ -91,12 +91,15 @@ class Skipped:
 class Batch:
     """B images with N boxes in all.
 
-    image: float32 (B, 3, S, S); or, where `encoded`, the embeddings of at least these images, (P, 256, S/4,
-    S/4). boxes: float32 (N, 4). masks: uint8 (N, S, S). image_of_box: int64 (N,).
+    image: float32 (B, 3, S, S); or, where `encoded`, the embeddings of the images, (B, 256, S/4, S/4).
+    boxes: float32 (N, 4). masks: uint8 (N, S, S), 0, 1 or UNKNOWN (see `litemed.train.losses`).
+    image_of_box: int64 (N,).
     labels: int32 (B, S, S), all objects of the images, by number; of no image where `encoded`.
     weights: float32 (N,), 1 / boxes of the same image, so that every image counts the same.
     images: how many images count, 0 when none could be used (B and N are then 1, and the weight is 0).
     skipped: one line for each slice that could not be used.
+    shown: bool (B, (S/4)^2), the image tokens that there are, where the images are seen through windows (see
+    `litemed.train.windows`); None: all.
     """
 
     image: Tensor
@@ -108,6 +111,7 @@ class Batch:
     images: int
     skipped: tuple[str, ...]
     encoded: bool = False
+    shown: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; called by PyTorch's DataLoader."""

@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 
 from litemed.export.checkpoint import Checkpoint, weights_digest
-from litemed.runtime.errors import UsageError
 from litemed.train.averaging import averaged
-from litemed.train.config import TUNE_DECODER, Config
+from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
@@ -38,7 +37,7 @@ from litemed.train.state import State, random_state, set_random_state, write_sta
 from litemed.train.tables import as_tables
 from litemed.train.tokens import sample_tokens
 from litemed.train.validation import ValidationScores, validate
-from litemed.train.windows import LEAST_SIZE, Windows, in_windows
+from litemed.train.windows import Windows, in_windows
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -90,17 +89,7 @@ class Trainer:
         self._stop = stop
         self._reasons_left = _REASONS_SHOWN
         device, run = processes.device, config.run
-        if config.pool.passes and run.tune != TUNE_DECODER:
-            raise UsageError(
-                f"pool.passes = {config.pool.passes}: with run.tune = {run.tune!r} the encoder learns, so "
-                'images cannot be encoded once an epoch; set run.tune = "decoder", or leave passes at 0'
-            )
-        if config.loss.pixels and run.tune == TUNE_DECODER:
-            raise UsageError('loss.pixels: asks the encoder, which run.tune = "decoder" leaves alone')
-        if run.windows and not (config.prompts.tokens and run.size >= LEAST_SIZE and not config.pool.passes):
-            raise UsageError(
-                f"run.windows: needs prompts.tokens above 0, run.size of at least {LEAST_SIZE} and no pool"
-            )
+        config.check()
         self.network = build_network(
             base, run.size, run.tune, config.lora, run.seed, config.loss.pixels > 0
         ).to(device)
@@ -194,7 +183,7 @@ class Trainer:
     def _pooled(self) -> Iterable[Batch] | None:
         """Encode the epoch's images; returns the batches of the steps yet to do, or None if told to stop."""
         progress, config = self.progress, self.config
-        pool = EmbeddingPool(self.network, config, self._processes.rank)
+        pool = EmbeddingPool(self.network, config, progress.epoch, self._processes.rank)
         progress.skipped = 0  # a resumed epoch meets them again
         for number, batch in enumerate(self.loader, 1):
             self._note_skipped(batch)
@@ -208,18 +197,17 @@ class Trainer:
             raise TrainingError(_NOTHING_USABLE)
         images = config.run.batch_size // self._processes.world
         steps = range(progress.step, self.steps_per_epoch)
-        return (pool.draw(images, progress.epoch, step) for step in steps)
+        return (pool.draw(images, step) for step in steps)
 
     def step(self, batch: Batch) -> None:
         """Take one optimizer step on a batch that is on the device already."""
         step = self.progress.epoch * self.steps_per_epoch + self.progress.step
         self._rate.before_step(step)
         device, size = self._processes.device, self.config.run.size
-        windows = allowed = None
-        if self.config.run.windows:
+        windows = None
+        if self.config.run.windows and not batch.encoded:
             batch, windows = in_windows(batch)
-        if windows is not None:
-            allowed = windows.tokens()[batch.image_of_box]
+        allowed = None if batch.shown is None else batch.shown[batch.image_of_box]
         tokens = sample_tokens(batch.boxes, size, self.config.prompts.tokens, allowed)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
             logits, iou, pixels = batch_forward(self._forward, batch, tokens, windows)

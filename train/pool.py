@@ -7,6 +7,8 @@ and encodes images of its own.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,39 +16,43 @@ from torch import Tensor
 from litemed.train.config import Config
 from litemed.train.dataset import Batch
 from litemed.train.geometry import inscribed_ellipses, random_boxes
+from litemed.train.losses import UNKNOWN
 from litemed.train.network import TrainedNetwork
 from litemed.train.prompts import as_if_finer
+from litemed.train.tokens import PATCH
+from litemed.train.windows import in_windows
 
 _POOL_STREAM = 3
 """Keeps the pool's random numbers apart from those of the sampler and of the samples."""
 
 
 class EmbeddingPool:
-    """Embeddings, boxes and masks of the images that were added.
+    """Embeddings, boxes and masks of an epoch's images.
 
     Each image takes 2 bytes x 256 x (S / 4)^2 for its embedding (float16) and 2 bytes x S^2 for its masks:
-    2.2 MiB at S = 256; on the device of the network.
+    2.2 MiB at S = 256, with `run.windows` a quarter of it; on the device of the network.
 
     Args:
         network: its encoder is used; it must not learn.
         config: of the run; its pool says how many boxes of an image a step takes and how many of them give
             way to boxes anywhere; its seed, with the rank, the epoch and the step, decides what is drawn.
+        epoch: counted from 0.
         rank: of this process.
     """
 
-    def __init__(self, network: TrainedNetwork, config: Config, rank: int = 0) -> None:
+    def __init__(self, network: TrainedNetwork, config: Config, epoch: int, rank: int = 0) -> None:
         self._network = network
         self._settings = config.pool
+        self._windows = config.run.windows
         self._finer = config.prompts.finer
-        self._seed, self._rank = config.run.seed, rank
-        self._embeddings: list[Tensor] = []  # (b, h, w, 256) each
-        self._boxes: list[Tensor] = []  # (K, 4) of each image
-        self._labels: list[Tensor] = []  # int16 (S, S) of each image: box j, counted from 1, or 0
-        self._whole = torch.empty(0)
+        self._seed = [config.run.seed, _POOL_STREAM, epoch, rank]
+        (of_windows,) = np.random.SeedSequence(self._seed).generate_state(1)
+        self._random = torch.Generator().manual_seed(int(of_windows))
+        self._images: list[_Image] = []
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._boxes)
+        return len(self._images)
 
     @torch.no_grad()
     def add(self, batch: Batch, bfloat16: bool) -> None:
@@ -56,35 +62,44 @@ class EmbeddingPool:
         """
         if not batch.images:
             return
-        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=bfloat16):
-            embedding = self._network.encode(batch.image)
-        self._embeddings.append(embedding.permute(0, 2, 3, 1).to(torch.float16))
-        for image in range(batch.images):
+        windows = None
+        if self._windows:
+            batch, windows = in_windows(batch, self._random)
+        pixels = batch.image if windows is None else windows.of_images(batch.image)
+        places = torch.zeros(len(pixels), 2, dtype=torch.int64) if windows is None else windows.low // PATCH
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
+            embeddings = self._network.encode(pixels)
+        embeddings = embeddings.permute(0, 2, 3, 1).to(torch.float16, memory_format=torch.contiguous_format)
+        for image, (embedding, place) in enumerate(zip(embeddings, places.tolist(), strict=True)):
             chosen = batch.image_of_box == image
-            self._boxes.append(batch.boxes[chosen])
             masks = batch.masks[chosen]  # apart from one another: objects of one map of labels
-            numbers = torch.arange(1, len(masks) + 1, dtype=torch.int16, device=masks.device)
-            self._labels.append((masks * numbers[:, None, None]).sum(0, dtype=torch.int16))
+            if len(masks):
+                numbers = torch.arange(1, len(masks) + 1, dtype=torch.int16, device=masks.device)
+                labels = (masks * numbers[:, None, None]).sum(0, dtype=torch.int16)
+                self._images.append(_Image(embedding, (place[0], place[1]), batch.boxes[chosen], labels))
 
-    def draw(self, images: int, epoch: int, step: int) -> Batch:
+    def draw(self, images: int, step: int) -> Batch:
         """Return a batch of boxes of so many images, or of all there are, drawn at random for a step.
 
-        Its `image` holds the embeddings of the whole pool, (P, 256, S/4, S/4) float16, `encoded` says so,
-        and `image_of_box` tells which of them each box needs.
+        Its `image` holds their embeddings, (B, 256, S/4, S/4) float16, and `encoded` says so.
         """
-        random = np.random.default_rng([self._seed, _POOL_STREAM, epoch, step, self._rank])
-        chosen = random.choice(len(self), min(images, len(self)), replace=False).tolist()
-        boxes, masks, weights, image_of_box = [], [], [], []
+        random = np.random.default_rng([*self._seed, step])
+        numbers = random.choice(len(self), min(images, len(self)), replace=False)
+        chosen = [self._images[number] for number in numbers]
+        boxes, masks, counts = [], [], []
         for image in chosen:
-            found = len(self._boxes[image])
+            found = len(image.boxes)
             count = min(self._settings.boxes, found)
-            numbers = torch.from_numpy(random.choice(found, count, replace=False))
-            numbers = numbers.to(self._labels[image].device)
-            boxes.append(self._boxes[image][numbers])
-            masks.append(self._labels[image] == numbers[:, None, None] + 1)
-            weights += [1 / count] * count
-            image_of_box += [image] * count
-        all_boxes, all_masks = torch.cat(boxes), torch.cat(masks).to(torch.uint8)
+            drawn = torch.from_numpy(random.choice(found, count, replace=False)).to(image.labels.device)
+            boxes.append(image.boxes[drawn])
+            masks.append((image.labels == drawn[:, None, None] + 1).to(torch.uint8))
+            counts.append(count)
+            if random.random() < self._settings.bounds:
+                box, mask = _bound(image, random)
+                boxes.append(box)
+                masks.append(mask)
+                counts[-1] += 1
+        all_boxes, all_masks = torch.cat(boxes), torch.cat(masks)
         device, size = all_boxes.device, all_masks.shape[-1]
         anywhere = round(self._settings.ellipses * len(all_boxes))
         if anywhere:
@@ -93,20 +108,55 @@ class EmbeddingPool:
             if random.random() < self._finer:
                 places = as_if_finer(places.astype(np.int64), random).astype(np.float32)
             all_boxes[:anywhere] = torch.from_numpy(places).to(device)
+        boxes_of_image = torch.tensor(counts, device=device)
+        image_of_box = torch.arange(len(chosen), device=device).repeat_interleave(boxes_of_image)
+        embeddings, shown = _in_place(chosen, size // PATCH)
         return Batch(
-            image=self._all().permute(0, 3, 1, 2),
+            image=embeddings.permute(0, 3, 1, 2),
             boxes=all_boxes,
             masks=all_masks,
             labels=torch.empty(0, size, size, dtype=torch.int32, device=device),
-            image_of_box=torch.tensor(image_of_box, device=device),
-            weights=torch.tensor(weights, device=device),
+            image_of_box=image_of_box,
+            weights=1 / boxes_of_image[image_of_box],
             images=len(chosen),
             skipped=(),
             encoded=True,
+            shown=shown.flatten(1) if self._windows else None,
         )
 
-    def _all(self) -> Tensor:
-        if self._embeddings:
-            self._whole = torch.cat(self._embeddings)
-            self._embeddings.clear()
-        return self._whole
+
+class _Image(NamedTuple):
+    """An image of the pool, or a window of it.
+
+    embedding: float16 (h, w, 256). place: x and y of its first token in the image. boxes: (K, 4) in pixels
+    of the image. labels: int16 (S, S): box j, counted from 1, or 0.
+    """
+
+    embedding: Tensor
+    place: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+
+
+def _bound(image: _Image, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a box (1, 4) anywhere on what there is of an image; returns it, and UNKNOWN in it, (1, S, S)."""
+    sides = np.array(image.embedding.shape[1::-1]) * PATCH
+    side = int(sides.min())
+    low = np.array(image.place) * PATCH + random.integers(0, sides - side, endpoint=True)
+    box = random_boxes(1, side, random) + np.tile(low, 2).astype(np.float32)
+    x0, y0, x1, y1 = box[0].astype(int)
+    mask = torch.zeros_like(image.labels, dtype=torch.uint8)
+    mask[y0 : y1 + 1, x0 : x1 + 1] = UNKNOWN
+    return torch.from_numpy(box).to(mask.device), mask[None]
+
+
+def _in_place(images: list[_Image], side: int) -> tuple[Tensor, Tensor]:
+    """Put embeddings into zeros (B, side, side, 256); returns them and where they are, bool."""
+    first = images[0].embedding
+    placed = first.new_zeros(len(images), side, side, first.shape[-1])
+    shown = first.new_zeros(len(images), side, side, dtype=torch.bool)
+    for n, (embedding, (x, y), *_) in enumerate(images):
+        height, width, _ = embedding.shape
+        placed[n, y : y + height, x : x + width] = embedding
+        shown[n, y : y + height, x : x + width] = True
+    return placed, shown

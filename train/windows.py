@@ -25,9 +25,6 @@ from litemed.train.tokens import PATCH
 BLOCK = 56
 """Pixels, after which the encoder's blocks of attention begin anew in all of its stages."""
 
-LEAST_SIZE = 128
-"""Of the images, in pixels."""
-
 _BLOCKS = 2  # a window's side
 _AT_EDGE = 0.25  # of the batches have windows at the far edge, for either axis
 _LEAST_OF_BOX, _LEAST_OF_WINDOW = 0.5, 0.25  # what a window has to show of a box, or a box cover of it
@@ -76,7 +73,13 @@ class Windows:
         return (area >= _LEAST_OF_BOX * own) | (area >= _LEAST_OF_WINDOW * sides.prod())
 
 
-def draw_windows(boxes: Tensor, image_of_box: Tensor, images: int, size: int) -> Windows:
+def draw_windows(
+    boxes: Tensor,
+    image_of_box: Tensor,
+    images: int,
+    size: int,
+    random: torch.Generator | None = None,
+) -> Windows:
     """Draw a window round the middle of one box of each image, chosen at random, as far as that can be.
 
     Args:
@@ -84,17 +87,16 @@ def draw_windows(boxes: Tensor, image_of_box: Tensor, images: int, size: int) ->
         image_of_box: (N,) int64.
         images: how many there are, B; those without a box get a window anywhere.
         size: at least 112.
-
-    Drawn with PyTorch's random numbers, on the CPU.
+        random: of the CPU, to draw with; None: PyTorch's own.
     """
-    chance = torch.rand(images, len(boxes)).masked_fill(
+    chance = torch.rand(images, len(boxes), generator=random).masked_fill(
         image_of_box.cpu() != torch.arange(images)[:, None], -1.0
     )
     middle = ((boxes[:, :2] + boxes[:, 2:] + 1) / 2).cpu()
     sides, lows = [], []
     for axis in range(2):
         last = (size - _BLOCKS * BLOCK) // BLOCK * BLOCK
-        if torch.rand(()) < _AT_EDGE:
+        if torch.rand((), generator=random) < _AT_EDGE:
             begins, side = torch.tensor([last]), size - last
         else:
             begins, side = torch.arange(0, last + 1, BLOCK), _BLOCKS * BLOCK
@@ -103,16 +105,19 @@ def draw_windows(boxes: Tensor, image_of_box: Tensor, images: int, size: int) ->
     # Boxes whose middle a window can hold come first.
     holdable = torch.stack([_holds(*low).any(1) for low in lows]).all(0)
     chosen = (chance + holdable * (chance >= 0)).argmax(1)
-    low = torch.stack([_draw(begins, _holds(begins, side, at)[chosen]) for begins, side, at in lows], 1)
+    low = torch.stack(
+        [_draw(begins, _holds(begins, side, at)[chosen], random) for begins, side, at in lows], 1
+    )
     return Windows(low.to(boxes.device), (sides[0], sides[1]), size)
 
 
-def in_windows(batch: Batch) -> tuple[Batch, Windows | None]:
+def in_windows(batch: Batch, random: torch.Generator | None = None) -> tuple[Batch, Windows | None]:
     """Draw windows for a batch; returns it with those boxes that they show, and them.
 
-    The images stay whole. None instead of windows, and the batch as it was, where they would show no box.
+    The images stay whole; `shown` of the batch says which of their tokens the windows hold. None instead of
+    windows, and the batch as it was, where they would show no box.
     """
-    windows = draw_windows(batch.boxes, batch.image_of_box, len(batch.image), batch.image.shape[-1])
+    windows = draw_windows(batch.boxes, batch.image_of_box, len(batch.image), batch.image.shape[-1], random)
     shown = windows.shown(batch.boxes, batch.image_of_box)
     if not batch.images or not shown.any():
         return batch, None
@@ -125,6 +130,7 @@ def in_windows(batch: Batch) -> tuple[Batch, Windows | None]:
         image_of_box=image_of_box,
         weights=1 / boxes_of_image[image_of_box],
         images=int((boxes_of_image > 0).sum()),
+        shown=windows.tokens(),
     )
     return kept, windows
 
@@ -134,6 +140,6 @@ def _holds(begins: Tensor, side: int, middle: Tensor) -> Tensor:
     return (begins <= middle[:, None]) & (middle[:, None] <= begins + side)
 
 
-def _draw(begins: Tensor, wanted: Tensor) -> Tensor:
+def _draw(begins: Tensor, wanted: Tensor, random: torch.Generator | None) -> Tensor:
     """Draw one of `begins` (W,) for each row of `wanted` (B, W), of those it wants if there are any: (B,)."""
-    return begins[(torch.rand(wanted.shape) + wanted).argmax(1)]
+    return begins[(torch.rand(wanted.shape, generator=random) + wanted).argmax(1)]
