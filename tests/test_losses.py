@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from litemed.train.config import Loss
-from litemed.train.losses import UNKNOWN, achieved_iou, dice_loss, focal_loss, mask_losses
+from litemed.train.losses import achieved_iou, dice_loss, focal_loss, mask_losses
 
 
 def sigmoid(x: float) -> float:
@@ -89,40 +89,6 @@ def test_of_a_sample_of_pixels_the_entropy_alone_counts_all_alike():
     weighted = mask_losses(logits.flatten(1), torch.zeros(3), target.flatten(1), Loss(), counts)
     assert torch.allclose(weighted.entropy, plain.entropy)
     assert not torch.allclose(weighted.focal, plain.focal)
-
-
-@pytest.mark.parametrize("counted", [False, True])
-def test_unknown_pixels_are_as_if_they_were_not_there(counted):
-    logits, target = random_masks(5, 2, 0.3, 6)
-    unknown = torch.rand(target[0].shape, generator=torch.Generator().manual_seed(0)) < 0.4
-    counts = torch.arange(1, target[0].numel() + 1.0).view(target[0].shape) if counted else None
-    whole = mask_losses(
-        logits,
-        torch.zeros(3),
-        torch.where(unknown, UNKNOWN, target),
-        Loss(),
-        None if counts is None else counts.expand(target.shape),
-    )
-    rest = mask_losses(
-        logits[:, ~unknown],
-        torch.zeros(3),
-        target[:, ~unknown],
-        Loss(),
-        None if counts is None else counts[~unknown].expand(3, -1),
-    )
-    for name in ("dice", "focal", "entropy"):
-        assert torch.allclose(getattr(whole, name), getattr(rest, name)), name
-    assert whole.iou.tolist() == [0, 0, 0]
-    assert rest.iou.min() > 0
-
-
-def test_a_mask_all_unknown_costs_nothing():
-    logits = torch.randn(1, 4, 4, requires_grad=True)
-    parts = mask_losses(logits, torch.ones(1), torch.full((1, 4, 4), UNKNOWN), Loss(entropy=1))
-    total = parts.total(Loss(entropy=1)).sum()
-    assert total.item() == 0
-    total.backward()
-    assert not logits.grad.any()
 
 
 def test_perfect_masks_cost_next_to_nothing_and_opposite_ones_most():

@@ -21,7 +21,6 @@ from litemed.train.config import TUNE_DECODER, Augmentation, Config, Pool, Promp
 from litemed.train.dataset import Batch, Skipped, collate, make_sample
 from litemed.train.geometry import inscribed_ellipses
 from litemed.train.history import LOG
-from litemed.train.losses import UNKNOWN
 from litemed.train.network import TrainedNetwork, batch_forward
 from litemed.train.pool import EmbeddingPool
 from litemed.train.prepare.pipeline import prepare_slices
@@ -127,30 +126,6 @@ def test_boxes_anywhere_are_made_as_of_finer_images_round_the_same_ellipses(netw
     wider = torch.cat([(b.boxes - a.boxes) * outwards for a, b in zip(*drawn.values(), strict=True)])
     assert wider.unique().tolist() == [0, 1]
     assert all(torch.equal(a.masks, b.masks) for a, b in zip(*drawn.values(), strict=True))
-
-
-@pytest.mark.parametrize("config", [PLAIN, WINDOWS])
-def test_of_boxes_anywhere_nothing_is_known_but_where_they_end(config):
-    config = dataclasses.replace(config, pool=Pool(1, 2, bounds=0.5))
-    size = config.run.size if config.run.windows else SIZE
-    network = TrainedNetwork(LiteMedSAM(size), TUNE_DECODER).eval()
-    pool = EmbeddingPool(network, config, 0)
-    pool.add(batch_of(range(6), size), bfloat16=False)
-    counts, places = [], set()
-    for step in range(40):
-        drawn = pool.draw(6, step)
-        bounds = (drawn.masks == UNKNOWN).flatten(1).any(1)
-        assert torch.bincount(drawn.image_of_box[bounds], minlength=len(drawn.image)).max() <= 1
-        counts.append(int(bounds.sum()))
-        for box, mask in zip(drawn.boxes[bounds].long().tolist(), drawn.masks[bounds], strict=True):
-            rows, columns = torch.nonzero(mask).T
-            assert box == [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())]
-            assert len(rows) == (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-            places.add(tuple(box))
-        for image in range(drawn.images):
-            assert float(drawn.weights[drawn.image_of_box == image].sum()) == pytest.approx(1)
-    assert 0.35 < sum(counts) / (40 * len(pool)) < 0.65
-    assert len(places) == sum(counts)
 
 
 def test_each_step_draws_anew_and_always_the_same(network, filled):

@@ -136,20 +136,17 @@ class Pool:
     passes: how often an epoch goes through its images, each time encoded as they were the first time; then
     run.tune has to be "decoder". 0: no pool, images are encoded for each step. boxes: how many of an image's
     `prompts.per_image` boxes a step takes, drawn anew each time. ellipses: share of a step's boxes, from 0 to
-    1, that lie anywhere instead, with an ellipse for a mask (see `litemed.train.geometry`). bounds: share of
-    a step's images that have one more box, anywhere, of whose mask all that is known is that it ends there.
+    1, that lie anywhere instead, with an ellipse for a mask (see `litemed.train.geometry`).
     """
 
     passes: int = 0
     boxes: int = 1
     ellipses: float = 0.0
-    bounds: float = 0.0
 
     def __post_init__(self) -> None:
         _between("pool.passes", self.passes, 0)
         _between("pool.boxes", self.boxes, 1)
         _between("pool.ellipses", self.ellipses, 0, 1)
-        _between("pool.bounds", self.bounds, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,7 @@ class Batch:
     """B images with N boxes in all.
 
     image: float32 (B, 3, S, S); or, where `encoded`, the embeddings of the images, (B, 256, S/4, S/4).
-    boxes: float32 (N, 4). masks: uint8 (N, S, S), 0, 1 or UNKNOWN (see `litemed.train.losses`).
-    image_of_box: int64 (N,).
+    boxes: float32 (N, 4). masks: uint8 (N, S, S). image_of_box: int64 (N,).
     labels: int32 (B, S, S), all objects of the images, by number; of no image where `encoded`.
     weights: float32 (N,), 1 / boxes of the same image, so that every image counts the same.
     images: how many images count, 0 when none could be used (B and N are then 1, and the weight is 0).

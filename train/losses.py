@@ -17,9 +17,6 @@ from litemed.train.config import Loss
 DICE_SMOOTHING = 1.0
 """Added above and below the fraction, in pixels, so that an empty mask predicted empty costs nothing."""
 
-UNKNOWN = 2
-"""In a mask: pixels that may be of the object or not, and count in no loss."""
-
 
 @dataclass(frozen=True)
 class LossParts:
@@ -47,21 +44,14 @@ class LossParts:
 def mask_losses(
     logits: Tensor, predicted_iou: Tensor, masks: Tensor, settings: Loss, weights: Tensor | None = None
 ) -> LossParts:
-    """Return all losses. logits: (N, H, W) or (N, P). predicted_iou: (N,). masks: as logits, 0, 1 or UNKNOWN.
-
-    Of a mask with pixels unknown the IoU is not, and costs nothing.
-    """
-    logits, target = logits.float(), (masks == 1).float()
-    known = masks != UNKNOWN
-    complete = known.flatten(1).all(1)
+    """Return all losses. logits: (N, H, W) or (N, P). predicted_iou: (N,). masks: as logits, 0 or 1."""
+    logits, target = logits.float(), masks.float()
     reached = achieved_iou(logits, target, weights)
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * known
-    weights = known.float() if weights is None else weights * known
     return LossParts(
         dice=dice_loss(logits, target, weights),
         focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha, weights),
-        iou=(predicted_iou.float() - reached).square() * complete,
-        entropy=entropy.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1),
+        iou=(predicted_iou.float() - reached).square(),
+        entropy=F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1),
     )
 
 
@@ -87,7 +77,7 @@ def focal_loss(
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
     alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
     loss = alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)
-    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1).clamp(min=1)
+    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1)
 
 
 @torch.no_grad()

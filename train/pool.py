@@ -16,7 +16,6 @@ from torch import Tensor
 from litemed.train.config import Config
 from litemed.train.dataset import Batch
 from litemed.train.geometry import inscribed_ellipses, random_boxes
-from litemed.train.losses import UNKNOWN
 from litemed.train.network import TrainedNetwork
 from litemed.train.prompts import as_if_finer
 from litemed.train.tokens import PATCH
@@ -92,14 +91,9 @@ class EmbeddingPool:
             count = min(self._settings.boxes, found)
             drawn = torch.from_numpy(random.choice(found, count, replace=False)).to(image.labels.device)
             boxes.append(image.boxes[drawn])
-            masks.append((image.labels == drawn[:, None, None] + 1).to(torch.uint8))
+            masks.append(image.labels == drawn[:, None, None] + 1)
             counts.append(count)
-            if random.random() < self._settings.bounds:
-                box, mask = _bound(image, random)
-                boxes.append(box)
-                masks.append(mask)
-                counts[-1] += 1
-        all_boxes, all_masks = torch.cat(boxes), torch.cat(masks)
+        all_boxes, all_masks = torch.cat(boxes), torch.cat(masks).to(torch.uint8)
         device, size = all_boxes.device, all_masks.shape[-1]
         anywhere = round(self._settings.ellipses * len(all_boxes))
         if anywhere:
@@ -136,18 +130,6 @@ class _Image(NamedTuple):
     place: tuple[int, int]
     boxes: Tensor
     labels: Tensor
-
-
-def _bound(image: _Image, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a box (1, 4) anywhere on what there is of an image; returns it, and UNKNOWN in it, (1, S, S)."""
-    sides = np.array(image.embedding.shape[1::-1]) * PATCH
-    side = int(sides.min())
-    low = np.array(image.place) * PATCH + random.integers(0, sides - side, endpoint=True)
-    box = random_boxes(1, side, random) + np.tile(low, 2).astype(np.float32)
-    x0, y0, x1, y1 = box[0].astype(int)
-    mask = torch.zeros_like(image.labels, dtype=torch.uint8)
-    mask[y0 : y1 + 1, x0 : x1 + 1] = UNKNOWN
-    return torch.from_numpy(box).to(mask.device), mask[None]
 
 
 def _in_place(images: list[_Image], side: int) -> tuple[Tensor, Tensor]:
