@@ -123,9 +123,13 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
     for path in sorted(folder.glob("*.toml")):
         config = updated(Config(), read_toml(path), str(path))
         sizes[path.stem] = config.run.size
-        assert config.run.tune == ("decoder" if path.stem in ("boxes", "decoder") else "all")
+        tunes = {"boxes": "decoder", "decoder": "decoder", "lora": "lora+decoder"}
+        assert config.run.tune == tunes.get(path.stem, "all")
+        config.check()
         assert bool(config.pool.passes) == (path.stem == "boxes")
         assert bool(config.loss.pixels) == (config.run.tune == "all")
-        assert config.run.windows == (path.stem in ("encoder", "decoder"))
-        assert config.sampling.drawn > 0
-    assert sizes == {"small": 64, "middle": 128, "full": 256, "encoder": 256, "boxes": 256, "decoder": 256}
+        assert config.run.windows == (path.stem in ("encoder", "decoder", "lora"))
+        assert bool(config.sampling.drawn) == (path.stem != "lora")
+    assert sizes.pop("small") == 64
+    assert sizes.pop("middle") == 128
+    assert sizes == dict.fromkeys(("full", "encoder", "boxes", "decoder", "lora"), 256)
