@@ -44,11 +44,13 @@ class Adapter:
         config: rank, alpha and targets.
         base: `weights_digest` of the weights that it was trained on.
         decoder: `weights_digest` of the mask decoder trained with it, or None.
+        crop_masks: whether it was trained for masks that end at their boxes.
     """
 
     config: LoRAConfig
     base: str
     decoder: str | None = None
+    crop_masks: bool = False
 
 
 def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
@@ -75,6 +77,7 @@ def adapter_bytes(model: LiteMedSAM, adapter: Adapter) -> bytes:
         "targets": list(config.targets),
         "base": adapter.base,
         "decoder": adapter.decoder,
+        **({"crop_masks": True} if adapter.crop_masks else {}),
     }
     return save(adapter_tensors(model), metadata={"litemed": json.dumps(about, sort_keys=True)})
 
@@ -102,7 +105,8 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         if ranks != {config.rank}:
             raise CheckpointError(f"{path}: says rank {config.rank}, which its tensors do not have")
         decoder = about["decoder"]
-        return Adapter(config, str(about["base"]), None if decoder is None else str(decoder)), tensors
+        base, crop_masks = str(about["base"]), about.get("crop_masks") is True
+        return Adapter(config, base, None if decoder is None else str(decoder), crop_masks), tensors
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a litemed adapter file ({error})") from error
 
@@ -157,7 +161,10 @@ def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
     """
     path = pathlib.Path(path)
     model = attach(base, path)
-    config = read_adapter(path)[0].config
+    adapter = read_adapter(path)[0]
+    config = adapter.config
     alpha = float(config.rank if config.alpha is None else config.alpha)
     lora = FoldedLoRA(config.rank, alpha, config.targets, file_sha256(path))
-    return Checkpoint(fold(model, str(path)), f"{base.layout} + adapter", base.file, base.sha256, lora)
+    return Checkpoint(
+        fold(model, str(path)), f"{base.layout} + adapter", base.file, base.sha256, lora, adapter.crop_masks
+    )

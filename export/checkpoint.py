@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -63,6 +63,7 @@ class Checkpoint:
         file: name of the file it came from.
         sha256: of that file.
         lora: what was folded, or None.
+        crop_masks: whether it was trained for masks that end at their boxes.
     """
 
     state: dict[str, Tensor]
@@ -70,6 +71,7 @@ class Checkpoint:
     file: str
     sha256: str
     lora: FoldedLoRA | None = None
+    crop_masks: bool = False
 
     def model(self, size: int = 256) -> LiteMedSAM:
         """Build the network with these weights, in evaluation mode.
@@ -111,7 +113,7 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
             plain, {k: v for k, v in state.items() if k not in plain}, loralib_alpha, str(path)
         )
         plain, lora = fold(model, str(path)), _loralib_summary(model, loralib_alpha)
-    return Checkpoint(plain, layout, path.name, file_sha256(path), lora)
+    return Checkpoint(plain, layout, path.name, file_sha256(path), lora, _says_crop(path))
 
 
 def untrained_checkpoint(seed: int = 0) -> Checkpoint:
@@ -147,6 +149,19 @@ def read_file(path: pathlib.Path) -> Any:
         f"{path}: neither a safetensors file nor torch's zip format "
         "(re-save a file older than torch 1.6 with torch.save)"
     )
+
+
+def weights_metadata(crop_masks: bool) -> dict[str, str]:
+    """Return what a safetensors file of whole weights says of itself."""
+    return {"format": "pt", **({"crop_masks": "true"} if crop_masks else {})}
+
+
+def _says_crop(path: pathlib.Path) -> bool:
+    """Whether a file that was read as a checkpoint is a safetensors file with cropped masks."""
+    if zipfile.is_zipfile(path):
+        return False
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("crop_masks") == "true"
 
 
 def _read_torch_zip(path: pathlib.Path) -> Any:

@@ -82,6 +82,11 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
     is_flag=True,
     help="Store weights as float16, in half the bytes; computed in float32 all the same.",
 )
+@click.option(
+    "--crop-masks/--no-crop-masks",
+    default=None,
+    help="Let the runtime end each box's mask at the box; by default if the checkpoint was trained so.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -118,6 +123,7 @@ def _run(
     agreement: pathlib.Path | None,
     ground_truth: pathlib.Path | None,
     compact: bool,
+    crop_masks: bool | None,
     overwrite: bool,
     debug: bool,
 ) -> None:
@@ -165,6 +171,7 @@ def _run(
         box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
         precisions=PrecisionOptions(int8, calibration, agreement, ground_truth),
         compact=compact,
+        crop_masks=crop_masks,
     )
     parity = write_bundle(weights, output, settings, progress=click.echo)
     worst = max(p.max_abs_diff for p in parity)

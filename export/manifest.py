@@ -1,4 +1,4 @@
-"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 1)."""
+"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import OPSET, GraphSpec
 from litemed.export.verify import Parity
+from litemed.runtime.manifest import SCHEMA
 from litemed.runtime.precision import Precision
 
-SCHEMA = 1
 FILE = "manifest.json"
 TOOLS = ("torch", "onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 
@@ -30,6 +30,7 @@ def manifest_bytes(
     graphs: Mapping[str, bytes],
     parity: Iterable[Parity],
     precisions: Mapping[str, Precision],
+    crop_masks: bool = False,
 ) -> bytes:
     """Return the manifest of a bundle.
 
@@ -41,6 +42,7 @@ def manifest_bytes(
         graphs: the graphs' bytes by name.
         parity: what was measured against PyTorch.
         precisions: by name, with their measured agreement.
+        crop_masks: whether masks are to end at their boxes.
     """
     specs = list(specs)
     size = specs[0].inputs["image"][-1]
@@ -56,6 +58,7 @@ def manifest_bytes(
             "normalise": "min-max of the resized image",
             "pad": "zeros right and bottom",
         },
+        "crop_masks": crop_masks,
         "graphs": {spec.name: _graph(spec, graphs[spec.name]) for spec in specs},
         "precisions": {key: _precision(precision) for key, precision in precisions.items()},
         "weights": {

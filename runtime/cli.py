@@ -92,6 +92,11 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
     help="In volumes go from each box's middle slice outwards, as the baseline does.",
 )
 @click.option(
+    "--crop-masks/--no-crop-masks",
+    default=None,
+    help="End each box's mask at the box; by default as the bundle says. For boxes drawn round the object.",
+)
+@click.option(
     "--overlay",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -123,6 +128,7 @@ def _run(
     threads: int | None,
     cache: Path | None,
     propagate: bool,
+    crop_masks: bool | None,
     overlay: Path | None,
     overwrite: bool,
     debug: bool,
@@ -164,6 +170,7 @@ def _run(
             output,
             segmenter,
             propagate=propagate,
+            crop_masks=crop_masks,
             overlay=overlay,
             overwrite=overwrite,
             observer=observer,

@@ -59,6 +59,7 @@ def run_cases(
     segmenter: Segmenter,
     *,
     propagate: bool = False,
+    crop_masks: bool | None = None,
     overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
@@ -70,6 +71,7 @@ def run_cases(
         output: folder of the results; made if need be.
         segmenter: from :func:`litemed.runtime.load`.
         propagate: segment volumes from each box's middle slice outwards, as the published baseline does.
+        crop_masks: whether masks end at their boxes; None: as the bundle says.
         overlay: folder for a picture NAME.png of each result; made if need be.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
@@ -97,9 +99,10 @@ def run_cases(
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
         propagate=propagate,
+        crop_masks=segmenter.bundle.manifest.crop_masks if crop_masks is None else crop_masks,
     )
     report = ReportFile(output, settings, Environment.current(segmenter.engine), overwrite)
-    steps = CaseSteps(segmenter, settings, report, propagate, overwrite)
+    steps = CaseSteps(segmenter, settings, report, overwrite)
     with Pipeline(output, steps, observer or RunObserver(), len(jobs)) as pipeline:
         for job in jobs:  # first what no other process is at
             pipeline.add(job, wait=False)
@@ -145,13 +148,12 @@ class CaseSteps:
         segmenter: Segmenter,
         settings: Settings,
         report: ReportFile,
-        propagate: bool,
         overwrite: bool,
     ) -> None:
         self._segmenter = segmenter
+        self._settings = settings
         self._settings_sha256 = settings.sha256
         self._report = report
-        self._propagate = propagate
         self._overwrite = overwrite
         self._skipped: list[CaseReport] = []
 
@@ -194,8 +196,14 @@ class CaseSteps:
         rest = begun if begun.job.picture else dataclasses.replace(begun, case=None)
         try:
             case = cast(Case, begun.case)
-            segment = self._segmenter.run
-            return rest, segment(case, propagate=self._propagate, progress=progress, last=last)
+            result = self._segmenter.run(
+                case,
+                propagate=self._settings.propagate,
+                crop_masks=self._settings.crop_masks,
+                progress=progress,
+                last=last,
+            )
+            return rest, result
         except Exception as error:  # as above
             return rest, error
 

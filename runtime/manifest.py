@@ -1,9 +1,9 @@
-"""The description that a bundle carries of itself: `manifest.json`, schema 1.
+"""The description that a bundle carries of itself: `manifest.json`, schemas 1 and 2.
 
 Read strictly: a key that is missing, double, unknown or of another type, a number that is not finite and a
 text that would not print on one line are refused. Only the sections that record where a bundle came from
 (weights, parity, tools) may hold more keys than are known here. A change that a reader must know of raises
-the schema.
+the schema. Schema 2 says whether masks are cropped; where schema 1 does not, they are not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from litemed.runtime.onnx_header import Value
 from litemed.runtime.precision import ROLES, Precision, read_precisions
 from litemed.runtime.strict_json import Section, load_json, shown
 
-SCHEMA = 1
+SCHEMA = 2
+"""The newest."""
+
 MAX_BYTES = 1 << 20
 """The most that a manifest may take; real ones take 2 to 10 KB."""
 
@@ -94,6 +96,7 @@ class Manifest:
 
     `litemed` is the version that wrote it, `created` the time in ISO 8601, `input_size` the side S of the
     network's square input in pixels; `graphs` by key, `precisions` by name ("float32" always among them).
+    `crop_masks`: the weights are to be used with masks that end at their boxes.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Manifest:
     weights: Weights
     parity: tuple[Parity, ...]
     tools: Mapping[str, str]
+    crop_masks: bool = False
 
 
 def interface(role: str, size: int) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -121,13 +125,13 @@ def interface(role: str, size: int) -> tuple[tuple[Value, ...], tuple[Value, ...
 def parse_manifest(data: bytes, source: str) -> Manifest:
     """Return the manifest in `data` (UTF-8 JSON); `source` names it in messages.
 
-    Raises BundleError for anything that schema 1 does not allow, and for a model that this runtime cannot
+    Raises BundleError for anything that its schema does not allow, and for a model that this runtime cannot
     run: another preprocessing, another interface, an operator set out of range.
     """
     top = Section(load_json(data, source), source)
     schema = top.take("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        top.refuse(f"is of schema {shown(schema)}, not {SCHEMA}; use the litemed that wrote it")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        top.refuse(f"is of schema {shown(schema)}, not 1 to {SCHEMA}; use the litemed that wrote it")
     size = _input_size(top.section("input"))
     graphs, precisions, tools = top.section("graphs"), top.section("precisions"), top.section("tools")
     manifest = Manifest(
@@ -140,6 +144,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         weights=_weights(top.section("weights")),
         parity=tuple(_parity(entry) for entry in top.sections("parity")),
         tools=MappingProxyType({key: tools.text(key) for key in tools.names()}),
+        crop_masks=schema > 1 and top.flag("crop_masks"),
     )
     top.nothing_else()
     _check_roles(manifest, top)

@@ -33,6 +33,16 @@ buffers of a block no longer fit a laptop's L2 cache."""
 _SURELY_NEGATIVE = np.float32(-1e-20)
 
 
+Crop = tuple[slice, slice]
+"""Rows and columns of a label map."""
+
+
+def crop_of(box: NDArray[np.int64]) -> Crop:
+    """Return the rows and columns of a box (4,), x0 y0 x1 y1, both ends inclusive."""
+    x0, y0, x1, y1 = box.tolist()
+    return slice(y0, y1 + 1), slice(x0, x1 + 1)
+
+
 def label_dtype(count: int) -> np.dtype[np.unsignedinteger]:
     """Return the smallest unsigned dtype that holds the labels 0 to `count`.
 
@@ -113,29 +123,32 @@ class LogitResizer:
         return out
 
     def winnable_blocks(
-        self, logits: NDArray[np.float32]
+        self, logits: NDArray[np.float32], crop: Crop | None = None
     ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
         """Yield rows, columns and values of blocks of the resized plane that hold all its values >= 0.
 
-        `logits` is one plane (size, size) float32. The blocks do not overlap. `values` is a buffer: it is
-        overwritten when the next block is asked for. Raises EngineError if a logit is not finite.
+        `logits` is one plane (size, size) float32; `crop`, rows and columns of the resized plane, leaves out
+        what lies elsewhere. The blocks do not overlap. `values` is a buffer: it is overwritten when the next
+        block is asked for. Raises EngineError if a logit is not finite.
         """
         if not np.isfinite(logits).all():
             raise EngineError("the decoder returned logits that are not finite; export the bundle again")
-        cropped = logits[: self.frame.scaled_height, : self.frame.scaled_width]
-        return self._blocks(logits, cropped >= _SURELY_NEGATIVE)
+        unpadded = logits[: self.frame.scaled_height, : self.frame.scaled_width]
+        return self._blocks(logits, unpadded >= _SURELY_NEGATIVE, crop)
 
     def _blocks(
-        self, logits: NDArray[np.float32], support: NDArray[np.bool_]
+        self, logits: NDArray[np.float32], support: NDArray[np.bool_], crop: Crop | None = None
     ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-        """Yield the blocks that read a sample where `support` (scaled size) is set."""
+        """Yield the blocks that read a sample where `support` (scaled size) is set, within `crop`."""
         sample_rows = _extent(support.any(axis=1))
         sample_columns = _extent(support.any(axis=0))
         if sample_rows is None or sample_columns is None:
             return
         rows, columns = self._rows.reach(sample_rows), self._columns.reach(sample_columns)
-        if rows.start == rows.stop or columns.start == columns.stop:
-            return  # an image smaller than the network's input skips samples
+        if crop is not None:
+            rows, columns = _common(rows, crop[0]), _common(columns, crop[1])
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return  # nothing of it in the crop; or an image smaller than the network's input skips samples
         read = self._rows.read_by(rows)
         stretched = self._stretch(logits[read], columns)
         height = max(1, self._buffer_elements // (columns.stop - columns.start))
@@ -146,8 +159,8 @@ class LogitResizer:
             if inside is None:
                 continue
             shifted = slice(inside.start + sample_columns.start, inside.stop + sample_columns.start)
-            part = self._columns.reach(shifted)
-            if part.start == part.stop:
+            part = _common(self._columns.reach(shifted), columns)
+            if part.start >= part.stop:
                 continue
             needed = self._rows.read_by(strip)
             within = stretched[
@@ -198,20 +211,27 @@ class RunningMerge:
         self._best = np.full(labels.shape, -np.inf, np.float32)
         self._highest = 0
 
-    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    def add(
+        self,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        crops: NDArray[np.int64] | None = None,
+    ) -> None:
         """Merge some boxes: `logits` (n, size, size) float32, `labels` (n,) int64, each 1 or more.
 
         A label is the box's number in the whole case, so a slice may have any subset of the boxes in any
-        order. Raises EngineError if a logit is not finite.
+        order. `crops`, int64 (n, 4) as x0 y0 x1 y1 in pixels of the label map, both ends inclusive, are the
+        boxes that the masks end at. Raises EngineError if a logit is not finite.
         """
-        for plane, label in zip(logits, labels.tolist(), strict=True):
-            self._add_one(plane, label)
+        kept = [None] * len(labels) if crops is None else [crop_of(box) for box in crops]
+        for plane, label, crop in zip(logits, labels.tolist(), kept, strict=True):
+            self._add_one(plane, label, crop)
 
-    def _add_one(self, plane: NDArray[np.float32], label: int) -> None:
+    def _add_one(self, plane: NDArray[np.float32], label: int, crop: Crop | None) -> None:
         own = self._labels.dtype.type(label)
         in_order = label > self._highest
         self._highest = max(self._highest, label)
-        for rows, columns, values in self._resizer.winnable_blocks(plane):
+        for rows, columns, values in self._resizer.winnable_blocks(plane, crop):
             best, labels = self._best[rows, columns], self._labels[rows, columns]
             wins = values > best
             if in_order:
@@ -225,6 +245,11 @@ class RunningMerge:
     def finish(self) -> None:
         """Give to the background what no box reaches with a value of 0 or more."""
         self._labels[self._best < 0] = 0
+
+
+def _common(a: slice, b: slice) -> slice:
+    """Return what two slices share; it may be empty, and then start after it stops."""
+    return slice(max(a.start, b.start), min(a.stop, b.stop))
 
 
 def _extent(flags: NDArray[np.bool_] | np.bool_) -> slice | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.engines.protocol import Float
 from litemed.runtime.inference import Inference
-from litemed.runtime.merge import LogitResizer
+from litemed.runtime.merge import Crop, LogitResizer, crop_of
 from litemed.runtime.preprocess import Frame
 
 BOX_MARGIN = 3
@@ -30,18 +30,24 @@ Labels = NDArray[np.unsignedinteger]
 
 
 def overwrite_in_image(
-    inference: Inference, image: NDArray[np.uint8], prompts: Float, frame: Frame, labels: Labels
+    inference: Inference,
+    image: NDArray[np.uint8],
+    prompts: Float,
+    frame: Frame,
+    labels: Labels,
+    crops: NDArray[np.int64] | None = None,
 ) -> None:
     """Segment an image (H, W) or (H, W, 3), writing prompt i as label i + 1 into `labels`.
 
-    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `labels` is (H, W), all zero.
+    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `labels` is (H, W), all zero;
+    `crops`, (N, 4) in pixels of the image, are the boxes that the masks end at.
     """
     embedding = inference.encode(image)
     resizer = LogitResizer(frame)
     for number, prompt in enumerate(prompts, start=1):
         logits = inference.decode(embedding, prompt[np.newaxis])[0]
         with inference.timing("merge"):
-            _write(resizer, logits, number, labels)
+            _write(resizer, logits, number, labels, None if crops is None else crop_of(crops[number - 1]))
 
 
 def propagate_in_volume(
@@ -52,11 +58,13 @@ def propagate_in_volume(
     frame: Frame,
     labels: Labels,
     progress: Callable[[int, int], None] | None = None,
+    crops: NDArray[np.int64] | None = None,
 ) -> None:
     """Segment a volume (D, H, W), writing prompt i as label i + 1 into `labels`.
 
     `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `z` is int64 (N, 2), first and
-    last slice of each; `labels` is (D, H, W), all zero; `progress` is told the slices done and all.
+    last slice of each; `labels` is (D, H, W), all zero; `progress` is told the slices done and all; `crops`,
+    (N, 4) in pixels of a slice, are the boxes that the masks end at in each of them.
 
     The boxes do not depend on each other, so all of them go up together and then down together, and a slice
     is encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie on one box's way up and
@@ -69,7 +77,7 @@ def propagate_in_volume(
     resizer = LogitResizer(frame)
     going_up, going_down = prompts.copy(), prompts.copy()
     kept: dict[int, Float] = {}
-    steps = _Steps(inference, resizer, prompts, labels)
+    steps = _Steps(inference, resizer, prompts, labels, crops)
     done, total = 0, len(way_up) + len(way_down)
 
     for position in way_up:
@@ -99,13 +107,15 @@ class _Steps:
     resizer: LogitResizer
     originals: Float
     labels: Labels
+    crops: NDArray[np.int64] | None
 
     def take(self, embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
         """Decode the boxes `here` (N,) on a slice, and turn their `prompts` into those of the next slice."""
         for i in np.flatnonzero(here).tolist():
             logits = self.inference.decode(embedding, prompts[[i]])[0]
             with self.inference.timing("merge"):
-                mask = _write(self.resizer, logits, i + 1, self.labels[position])
+                crop = None if self.crops is None else crop_of(self.crops[i])
+                mask = _write(self.resizer, logits, i + 1, self.labels[position], crop)
                 prompts[i] = _next_prompt(mask, self.resizer.frame, self.originals[i])
 
 
@@ -116,7 +126,9 @@ def _covered(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[int]:
     )
 
 
-def _write(resizer: LogitResizer, logits: Float, number: int, labels: Labels) -> NDArray[np.uint8]:
+def _write(
+    resizer: LogitResizer, logits: Float, number: int, labels: Labels, crop: Crop | None
+) -> NDArray[np.uint8]:
     """Write a label where the resized logits are positive, over lower labels only; return the mask, uint8.
 
     The mask holds the box's number (at most 255), as published: the area resize that follows rounds, so that
@@ -124,7 +136,7 @@ def _write(resizer: LogitResizer, logits: Float, number: int, labels: Labels) ->
     """
     mask = np.zeros(labels.shape, np.uint8)
     own = labels.dtype.type(number)
-    for rows, columns, values in resizer.winnable_blocks(logits):
+    for rows, columns, values in resizer.winnable_blocks(logits, crop):
         inside = values > 0
         mask[rows, columns] = inside * np.uint8(min(number, 255))
         # The later box wins: in order of the boxes that would be an overwriting.

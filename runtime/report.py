@@ -105,6 +105,7 @@ class Settings:
         engine: onnxruntime or openvino.
         precision: that the engine computed in, one of the bundle's.
         propagate: whether volumes were segmented slice by slice from the middle.
+        crop_masks: whether masks ended at their boxes.
     """
 
     litemed: str
@@ -113,6 +114,7 @@ class Settings:
     engine: str
     precision: str
     propagate: bool
+    crop_masks: bool = False
 
     @property
     def sha256(self) -> str:

@@ -71,9 +71,10 @@ class Segmenter:
         boxes: npt.ArrayLike,
         *,
         propagate: bool = False,
+        crop_masks: bool | None = None,
         progress: Progress | None = None,
     ) -> Labels:
-        """Return the label map of an image or a volume; see `run` for `propagate`, `progress` and the errors.
+        """Return the label map of an image or a volume; see `run` for the other arguments and the errors.
 
         Args:
             image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
@@ -90,10 +91,16 @@ class Segmenter:
                 "MR and PET by percentiles)"
             )
         case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
-        return self.run(case, propagate=propagate, progress=progress).labels
+        return self.run(case, propagate=propagate, crop_masks=crop_masks, progress=progress).labels
 
     def run(
-        self, case: Case, *, propagate: bool = False, progress: Progress | None = None, last: bool = False
+        self,
+        case: Case,
+        *,
+        propagate: bool = False,
+        crop_masks: bool | None = None,
+        progress: Progress | None = None,
+        last: bool = False,
     ) -> Result:
         """Segment a case.
 
@@ -103,6 +110,8 @@ class Segmenter:
         Args:
             case: image or volume with boxes.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
+            crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y); None:
+                as the bundle says. Source: `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
             progress: is called with the slices done and all after each.
             last: nothing is to be segmented after it for a while, so that memory is given back early; with
                 `propagate` it is not.
@@ -116,15 +125,18 @@ class Segmenter:
         inference = Inference(self.engine, frame.size)
         labels = np.zeros(case.shape, label_dtype(len(boxes)))
         prompts = scale_boxes(boxes.xyxy, frame)
+        if crop_masks is None:
+            crop_masks = self.bundle.manifest.crop_masks
+        crops = boxes.xyxy if crop_masks else None
         volume, planes, z = image, labels, boxes.z
         if z is None:  # an image is its own and only slice
             volume, planes, z = image[np.newaxis], labels[np.newaxis], np.zeros((len(boxes), 2), np.int64)
         if not propagate:
-            _merge_slices(inference, volume, prompts, z, frame, planes, progress, last)
+            _merge_slices(inference, volume, prompts, z, crops, frame, planes, progress, last)
         elif case.is_volume:
-            propagate_in_volume(inference, volume, prompts, z, frame, planes, progress)
+            propagate_in_volume(inference, volume, prompts, z, frame, planes, progress, crops)
         else:
-            overwrite_in_image(inference, image, prompts, frame, labels)
+            overwrite_in_image(inference, image, prompts, frame, labels, crops)
             if progress:
                 progress(1, 1)
         return Result(labels, inference.timings(), inference.slices_encoded, inference.boxes_decoded)
@@ -135,6 +147,7 @@ def _merge_slices(
     volume: npt.NDArray[np.uint8],
     prompts: Float,
     z: npt.NDArray[np.int64],
+    crops: npt.NDArray[np.int64] | None,
     frame: Frame,
     labels: Labels,
     progress: Progress | None,
@@ -154,7 +167,7 @@ def _merge_slices(
             chunk = here[start : start + BOXES_PER_CALL]
             logits = inference.decode(embedding, prompts[chunk])
             with inference.timing("merge"):
-                merge.add(logits, chunk + 1)
+                merge.add(logits, chunk + 1, None if crops is None else crops[chunk])
         with inference.timing("merge"):
             merge.finish()
         if progress:

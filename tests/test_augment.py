@@ -120,6 +120,25 @@ def test_a_flip_mirrors_boxes_exactly(seed, horizontal):
     assert np.array_equal(again[1], labels)
 
 
+def test_large_objects_are_shrunk_to_fit_in_a_window_and_small_ones_are_left():
+    settings = dataclasses.replace(OFF, shrink=1.0)
+    image, labels = np.full((100, 160), 40, np.uint8), np.zeros((100, 160), np.uint8)
+    image[10:90, 40:140], labels[10:90, 40:140] = 200, 3
+    shares = []
+    for seed in range(40):
+        moved, at = move(image, labels, settings, np.random.default_rng(seed))
+        shares.append(np.count_nonzero((at == 3).any(0)) / 160)
+        assert moved[at == 3].mean() > 170
+    assert 0.19 < min(shares) < 0.25
+    assert 0.36 < max(shares) < 0.43
+    labels[:, 90:] = 0
+    labels[:, :50] = 0  # 40 of 160 wide, but 80 high
+    labels[50:] = 0
+    moved, at = move(image, labels, settings, np.random.default_rng(0))
+    np.testing.assert_array_equal(moved, image)
+    np.testing.assert_array_equal(at, labels)
+
+
 def test_turning_by_right_angles_and_doubling_do_what_they_say():
     labels = np.zeros((41, 41), np.uint16)
     labels[5:10, 8:20] = 7

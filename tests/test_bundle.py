@@ -194,7 +194,11 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda m: m.update(schema=2), "schema 2"),
+        (lambda m: m.update(schema=3), "schema 3"),
+        (lambda m: m.update(schema=0), "schema 0"),
+        (lambda m: m.update(schema=2), "'crop_masks'"),
+        (lambda m: m.update(schema=2, crop_masks=1), "crop_masks"),
+        (lambda m: m.update(crop_masks=True), "'crop_masks'"),
         (lambda m: m.update(schema="1"), "schema '1'"),
         (lambda m: m.update(schema=True), "schema True"),
         (lambda m: m.pop("schema"), "'schema'"),
@@ -233,11 +237,18 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
         (lambda m: m["tools"].update({"a\nb": "1"}), "key"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_schema_1_does_not_allow(
+def test_a_manifest_that_its_schema_does_not_allow(
     folder: pathlib.Path, change: Callable[[Json], object], why: str
 ) -> None:
     edit(folder, change)
     assert why in refused(folder)
+
+
+def test_schema_2_says_whether_masks_are_cropped(folder: pathlib.Path) -> None:
+    assert not Bundle.open(folder).manifest.crop_masks
+    for crop in (True, False):
+        edit(folder, lambda manifest, crop=crop: manifest.update(schema=2, crop_masks=crop))
+        assert Bundle.open(folder).manifest.crop_masks is crop
 
 
 def with_int8(manifest: Json) -> Json:

@@ -105,6 +105,15 @@ def test_a_frozen_encoder_runs_without_a_graph(base, batch, tune, expected):
     assert seen == [expected]
 
 
+@pytest.mark.parametrize("tune", ["lora", "lora+decoder", "decoder", "all"])
+def test_the_weights_say_whether_their_masks_end_at_the_boxes(base, tune, tmp_path):
+    for crop in (False, True):
+        path = tmp_path / f"{crop}.safetensors"
+        write_weights(path, build(base, tune), LoRA(), weights_digest(base.state), crop)
+        found = fold_adapter(base, path) if "lora" in tune else read_checkpoint(path)
+        assert found.crop_masks is crop
+
+
 @pytest.mark.parametrize("tune", ["lora", "lora+decoder"])
 def test_the_adapter_differs_from_the_base_and_folded_it_equals_what_was_trained(base, batch, tune, tmp_path):
     network = build(base, tune)

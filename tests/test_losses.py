@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from litemed.train.config import Loss
-from litemed.train.losses import achieved_iou, dice_loss, focal_loss, mask_losses
+from litemed.train.losses import achieved_iou, dice_loss, focal_loss, mask_losses, pixels_in
 
 
 def sigmoid(x: float) -> float:
@@ -89,6 +89,26 @@ def test_of_a_sample_of_pixels_the_entropy_alone_counts_all_alike():
     weighted = mask_losses(logits.flatten(1), torch.zeros(3), target.flatten(1), Loss(), counts)
     assert torch.allclose(weighted.entropy, plain.entropy)
     assert not torch.allclose(weighted.focal, plain.focal)
+
+
+def test_pixels_that_do_not_count_change_nothing():
+    logits, masks = random_masks(3, 2.0, 0.4, 12)
+    inside = pixels_in(torch.tensor([[2.0, 3.0, 7.0, 9.0]]), 12)
+    assert inside[0].nonzero().T.tolist() == [
+        [y for y in range(3, 10) for _ in range(2, 8)],
+        [x for _ in range(3, 10) for x in range(2, 8)],
+    ]
+    logits, masks, inside = logits[:1, :12, :12], masks[:1, :12, :12], inside.float()
+    iou = torch.zeros(1)
+    of_part = mask_losses(logits[:, 3:10, 2:8], iou, masks[:, 3:10, 2:8], Loss())
+    for outside in (logits, -logits):
+        changed = torch.where(inside > 0, logits, outside).requires_grad_()
+        parts = mask_losses(changed, iou, masks, Loss(), inside)
+        for name in ("dice", "focal", "iou", "entropy"):
+            torch.testing.assert_close(getattr(parts, name), getattr(of_part, name))
+        (parts.dice + parts.focal + parts.entropy).sum().backward()
+        assert not changed.grad[inside == 0].any()
+        assert changed.grad[inside > 0].any()
 
 
 def test_perfect_masks_cost_next_to_nothing_and_opposite_ones_most():

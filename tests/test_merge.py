@@ -26,12 +26,17 @@ def naive(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.where(winner < len(planes), winner + 1, 0).astype(np.uint8)
 
 
-def running(frame: Frame, logits: NDArray[np.float32], chunks: list[list[int]]) -> NDArray[np.uint8]:
+def running(
+    frame: Frame,
+    logits: NDArray[np.float32],
+    chunks: list[list[int]],
+    crops: NDArray[np.int64] | None = None,
+) -> NDArray[np.uint8]:
     """The label map of boxes given in chunks of indices into `logits`, label = index + 1."""
     labels = np.zeros((frame.height, frame.width), np.uint8)
     merged = RunningMerge(LogitResizer(frame), labels)
     for chunk in chunks:
-        merged.add(logits[chunk], np.array(chunk, np.int64) + 1)
+        merged.add(logits[chunk], np.array(chunk, np.int64) + 1, None if crops is None else crops[chunk])
     merged.finish()
     return labels
 
@@ -81,6 +86,25 @@ def test_equals_the_naive_argmax(
     resizer = LogitResizer(frame)
     expected = naive(np.stack([resizer.resize(plane) for plane in logits]))
     np.testing.assert_array_equal(running(frame, logits, chunks), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=SIDES, width=SIDES, logits=planes_of_logits(), data=st.data())
+def test_cropped_masks_are_those_of_planes_that_are_negative_outside_their_boxes(
+    height: int, width: int, logits: NDArray[np.float32], data: st.DataObject
+) -> None:
+    frame = Frame.of(height, width)
+    resizer = LogitResizer(frame)
+    planes, crops = [], []
+    for plane in logits:
+        x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+        x1, y1 = data.draw(st.integers(x0, width)), data.draw(st.integers(y0, height))
+        full = np.full((height, width), -1, np.float32)
+        full[y0 : y1 + 1, x0 : x1 + 1] = resizer.resize(plane)[y0 : y1 + 1, x0 : x1 + 1]
+        planes.append(full)
+        crops.append((x0, y0, x1, y1))
+    found = running(frame, logits, [list(range(len(logits)))], np.array(crops, np.int64))
+    np.testing.assert_array_equal(found, naive(np.stack(planes)))
 
 
 @settings(deadline=None, max_examples=40)

@@ -383,6 +383,8 @@ def test_what_is_done_is_skipped_unless_told_otherwise(cases: Path, run: Run) ->
     assert "[1/2] good2d: skipped, its result is up to date" in again.stdout
     assert "2 done, 0 skipped" in run(cases, "--overwrite").stdout
     assert "2 done, 0 skipped" in run(cases, "--propagate").stdout
+    assert "2 done, 0 skipped" in run(cases, "--propagate", "--crop-masks").stdout
+    assert "0 done, 2 skipped" in run(cases, "--propagate", "--crop-masks").stdout
 
 
 def test_pictures_are_drawn_where_wanted(cases: Path, out: Path, run: Run) -> None:

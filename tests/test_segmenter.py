@@ -279,6 +279,38 @@ def test_a_bundle_says_the_size_of_the_input(box_bundle: pathlib.Path, propagate
     assert np.abs([columns[0] - 105, rows[0] - 55, columns[-1] - 300, rows[-1] - 250]).max() <= 6
 
 
+@pytest.mark.parametrize("propagate", [False, True])
+def test_masks_end_at_their_boxes_where_the_bundle_or_the_caller_says_so(
+    box_bundle: pathlib.Path, propagate: bool
+) -> None:
+    bundle = Bundle.open(box_bundle)
+    crops = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, crop_masks=True))
+
+    class Everything(Small):
+        def encode(self, image: Float) -> Float:
+            return np.zeros((1, 256, 64, 64), np.float32)
+
+        def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+            return np.ones((len(boxes), 256, 256), np.float32), np.zeros(len(boxes), np.float32)
+
+    volume, box = image(3, 40, 50), [[5, 6, 1, 30, 20, 2]]
+    expected = np.zeros(volume.shape, np.uint8)
+    expected[1:3, 6:21, 5:31] = 1
+    everywhere = np.zeros(volume.shape, np.uint8)
+    everywhere[1:3] = 1
+    for held, asked, wanted in (
+        (crops, None, expected),
+        (bundle, True, expected),
+        (bundle, None, everywhere),
+        (crops, False, everywhere),
+    ):
+        segmenter = Segmenter(held, Everything())
+        found = segmenter.segment(volume, box, propagate=propagate, crop_masks=asked)
+        np.testing.assert_array_equal(found, wanted)
+        flat = segmenter.segment(volume[0], [[5, 6, 30, 20]], propagate=propagate, crop_masks=asked)
+        np.testing.assert_array_equal(flat, wanted[1])
+
+
 def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle: pathlib.Path) -> None:
     segmenter = litemed.runtime.load(str(box_bundle), engine="onnxruntime", threads=2)
     assert segmenter.engine.threads == 2

@@ -8,7 +8,7 @@ import pytest
 from litemed.train.config import Augmentation, Prompts, Sampling
 from litemed.train.dataset import Sample, TrainingSet
 from litemed.train.sampler import DRAWN, Draw, ModalitySampler
-from litemed.train.shapes import draw_shapes, tube
+from litemed.train.shapes import draw_over, draw_shapes, tube
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -58,6 +58,24 @@ def test_a_tube_is_long_thin_and_in_one_piece():
         assert mask.sum() / across > 2 * across  # longer than wide
 
 
+@pytest.mark.parametrize("shape", [(96, 96), (96, 96, 3)])
+def test_objects_drawn_over_a_picture_leave_most_of_it_as_it_was(shape):
+    picture = np.random.default_rng(0).integers(60, 180, shape).astype(np.uint8)
+    untouched, changed = [], []
+    for seed in range(20):
+        image, labels = draw_over(picture, np.random.default_rng(seed))
+        again, same = draw_over(picture, np.random.default_rng(seed))
+        assert np.array_equal(image, again)
+        assert np.array_equal(labels, same)
+        assert (image.shape, image.dtype) == (picture.shape, np.uint8)
+        assert labels.any()
+        differs = (image != picture).reshape(96, 96, -1).any(2)
+        untouched.append(np.mean(~differs))
+        changed.append(np.mean(differs[labels > 0]))
+    assert np.median(untouched) > 0.3
+    assert min(changed) > 0.8
+
+
 def test_the_sampler_draws_them_at_their_share():
     sampler = ModalitySampler({"CT": [np.arange(9)]}, {"CT": 1.0}, 20000, seed=0, drawn=0.35)
     assert np.mean(sampler.epoch(0) == DRAWN) == pytest.approx(0.35, abs=0.015)
@@ -74,6 +92,25 @@ def test_the_training_set_makes_samples_of_them():
     assert found.masks.any(axis=(1, 2)).all()
     assert np.array_equal(found.image, dataset[Draw(0, 3, DRAWN)].image)
     assert not np.array_equal(found.image, dataset[Draw(1, 3, DRAWN)].image)
+
+
+def test_the_training_set_draws_some_of_them_over_slices():
+    class Bright:
+        def indices_by_modality(self):
+            return {"CT": np.array([4])}
+
+        def __getitem__(self, i):
+            assert i == 4
+            return np.full((90, 70), 255, np.uint8), np.zeros((90, 70), np.uint8)
+
+    def bright(share):
+        sampling = Sampling(drawn=1.0, drawn_over=share)
+        dataset = TrainingSet(Bright(), 64, Prompts(), Augmentation(), seed=0, sampling=sampling)
+        return [np.mean(dataset[Draw(0, at, DRAWN)].image > 0.99) > 0.3 for at in range(40)]
+
+    assert np.mean(bright(1.0)) > 0.85
+    assert np.mean(bright(0.0)) < 0.1
+    assert 0.3 < np.mean(bright(0.5)) < 0.75
 
 
 def test_layers_and_pockets_make_objects_that_are_much_wider_than_high():

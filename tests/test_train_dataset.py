@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from litemed.benchmarks.phantoms import draw_image
 from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
-from litemed.train.config import Augmentation, Prompts
-from litemed.train.dataset import Sample, Skipped, TrainingSet, by_source, collate, make_sample, resize_slice
+from litemed.train.config import Augmentation, Prompts, Sampling
+from litemed.train.dataset import (
+    Sample,
+    Skipped,
+    TrainingSet,
+    by_source,
+    collate,
+    make_sample,
+    resize_slice,
+    square_part,
+)
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.prompts import as_if_finer, choose, find_boxes, jitter
 from litemed.train.sampler import Draw
@@ -265,6 +274,41 @@ def test_a_sample_follows_from_seed_epoch_and_position():
     for other in (data[Draw(1, 5, 1)], data[Draw(0, 6, 1)], other_seed[Draw(0, 5, 1)]):
         assert isinstance(other, Sample)
         assert not np.array_equal(one.image, other.image)
+
+
+def test_labels_give_way_to_regions_where_there_are_any():
+    class Disc(Pictures):
+        def __getitem__(self, i):
+            y, x = np.ogrid[:120, :160]
+            disc = np.hypot(y - 60, x - 80) < 25
+            image = np.where(disc, 200, 40).astype(np.uint8) if i else np.full((120, 160), 40, np.uint8)
+            labels = np.zeros((120, 160), np.uint8)
+            labels[10:20, 10:30] = 1
+            return image, labels
+
+    def size_of_mask(i, regions):
+        data = TrainingSet(Disc(2), 64, TIGHT, NO_CHANGE, seed=0, sampling=Sampling(regions=regions))
+        masks = data[Draw(0, 0, i)].masks
+        return [int(mask.sum()) for mask in masks]
+
+    (labelled,) = size_of_mask(1, 0.0)
+    assert labelled == 32
+    disc = np.pi * (25 * 64 / 160) ** 2
+    assert all(0.7 * disc < found < 1.4 * disc for found in size_of_mask(1, 1.0))
+    assert size_of_mask(0, 1.0) == [32]  # nothing to be found
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (90, 30, 3)])
+def test_a_square_part_shows_the_picture_undistorted(shape):
+    picture = np.zeros(shape, np.uint8)
+    picture[:] = np.arange(90).reshape((1, 90) if shape[0] == 30 else (90, 1, 1))
+    seen = set()
+    for seed in range(20):
+        part = square_part(picture, 60, np.random.default_rng(seed))
+        assert part.shape == (60, 60, *shape[2:])
+        assert 28 <= int(part.max()) - int(part.min()) <= 30
+        seen.add(int(part.min()) // 20)
+    assert len(seen) >= 3
 
 
 def test_a_bad_slice_is_named_and_the_others_go_on():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
 from litemed.train.loop import Trainer
+from litemed.train.losses import pixels_in
 from litemed.train.network import uses_bfloat16
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
@@ -92,6 +94,21 @@ def test_a_step_learns_from_windows_of_the_images(slices, tmp_path, monkeypatch)
     encoder = trainer.network.model.image_encoder
     assert all(weights.grad is not None for weights in encoder.parameters() if weights.requires_grad)
     assert gradient(trainer).isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [0, 64])
+def test_what_lies_outside_of_the_boxes_is_not_learnt_where_masks_are_cropped(slices, tmp_path, tokens):
+    def gradients(crop, change):
+        settings = {"run": {"tune": "decoder", "crop_masks": crop}, "prompts": {"tokens": tokens}}
+        trainer, batch = after_a_step(slices, tmp_path, **settings)
+        outside = ~pixels_in(batch.boxes, 64)
+        masks = torch.where(outside, 1 - batch.masks, batch.masks) if change else batch.masks
+        torch.manual_seed(1)
+        trainer.step(dataclasses.replace(batch, masks=masks))
+        return gradient(trainer)
+
+    assert torch.equal(gradients(True, False), gradients(True, True))
+    assert not torch.equal(gradients(False, False), gradients(False, True))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from litemed.train.distributed import Processes
 from litemed.train.geometry import inscribed_ellipses
 from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.store import SliceInfo
+from litemed.train.prompts import find_boxes
 from litemed.train.validation import (
     BOXES_AT_ONCE,
     dice_by_label,
@@ -86,6 +87,18 @@ def test_label_maps_equal_the_argmax_over_full_planes(network):
         expected = (planes.argmax(0) + 1) % len(planes)
         assert np.mean(labels == expected.numpy()) > 0.999
         assert labels.max() > 0
+
+
+def test_masks_end_at_their_boxes_where_they_are_cropped(network):
+    picture = draw_image(48, 64, 2, seed=3)
+    items = [make_item("US", picture.image, picture.labels, 64)]
+    (whole,), (cropped,) = (label_maps(network, items, torch.device("cpu"), crop) for crop in (False, True))
+    allowed = np.zeros(whole.shape, bool)
+    for x0, y0, x1, y1 in find_boxes(picture.labels).xyxy:
+        allowed[y0 : y1 + 1, x0 : x1 + 1] = True
+    assert whole[~allowed].any()
+    assert not cropped[~allowed].any()
+    assert cropped.any()
 
 
 def test_labels_with_gaps_are_numbered_as_the_boxes_are(network):

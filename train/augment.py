@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from litemed.train.config import Augmentation
 
@@ -24,6 +25,7 @@ Positions = NDArray[np.float32]
 
 _CURVE_KNOTS = 5
 _ELASTIC_KNOTS = 5
+_SHRUNK_SHARES = (0.2, 0.42)  # of the image's longest side; a window has 0.44 of it
 
 
 def move(
@@ -38,10 +40,16 @@ def move(
     elastic, affine = random.random() < settings.elastic, random.random() < settings.affine
     if elastic:
         position = shift(position, settings.elastic_share, random)
+    shrinks = settings.shrink > 0 and random.random() < settings.shrink
+    scale = shrinking(labels, random) if shrinks else 1.0
     if affine:
         degrees = random.uniform(-settings.rotation_degrees, settings.rotation_degrees)
-        position = turn(position, degrees, settings.scale_factor ** random.uniform(-1, 1))
-    if elastic or affine:
+        position = turn(position, degrees, scale * settings.scale_factor ** random.uniform(-1, 1))
+    elif scale < 1:
+        position = turn(position, 0.0, scale)
+    if scale < 1:
+        image = blur(image, 0.4 / scale)  # or what is finer than a new pixel would come out as noise
+    if elastic or affine or scale < 1:
         # Once for all: each interpolation blurs the image, each rounding frays the labels.
         image, labels = sample_at(image, labels, position)
     return image, labels
@@ -100,6 +108,17 @@ def sample_at(image: Image, labels: Labels, position: Positions) -> tuple[Image,
     moved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     nearest = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     return moved.astype(np.uint8, copy=False), nearest.astype(labels.dtype, copy=False)
+
+
+def shrinking(labels: Labels, random: np.random.Generator) -> float:
+    """Return a scale, at most 1, at which one of the objects of `labels`, drawn by lot, fits in a window."""
+    places = [place for place in ndimage.find_objects(labels) if place is not None]
+    if not places:
+        return 1.0
+    side = max(axis.stop - axis.start for axis in places[int(random.integers(len(places)))])
+    share = side / max(labels.shape)
+    low, high = _SHRUNK_SHARES
+    return math.exp(random.uniform(math.log(low), math.log(high))) / share if share > high else 1.0
 
 
 def bend_intensity(image: Image, random: np.random.Generator) -> Image:

@@ -47,6 +47,8 @@ class Run:
     samples_per_epoch: 0 means as many as there are training slices. size: side of the network's input
     in pixels. freeze: modules of LiteMedSAM, such as "image_encoder.layers.0", that are left alone though
     `tune` would train them. windows: encode only a window of each image (see `litemed.train.windows`).
+    crop_masks: masks end at their boxes: pixels outside are neither learnt nor scored, and the weights say so
+    to `litemed-export`.
     average: decay of an exponential moving average of the weights over the steps, which then is what is
     scored and written; 0: none. state_every_steps: how often the state to resume from is written within an
     epoch.
@@ -60,6 +62,7 @@ class Run:
     tune: str = TUNE_LORA_DECODER
     freeze: tuple[str, ...] = ()
     windows: bool = False
+    crop_masks: bool = False
     average: float = 0.0
     state_every_steps: int = 500
 
@@ -83,12 +86,17 @@ class Sampling:
     balance_sources: within a modality, draw sources by the square root of their numbers of slices, not slices
     alike.
     drawn: share of all samples, from 0 to 1, that are drawn shapes instead (see `litemed.train.shapes`).
+    drawn_over: share of these that are drawn over a part of a slice.
+    regions: share of the slices, from 0 to 1, whose labels give way to regions that the picture's own edges
+    bound (see `litemed.train.regions`), where there are any.
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"CT": 40.0, "MR": 10.0})
     others: float = 50.0
     balance_sources: bool = False
     drawn: float = 0.0
+    drawn_over: float = 0.0
+    regions: float = 0.0
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -96,7 +104,8 @@ class Sampling:
                 raise UsageError(f"sampling.weights: unknown modality {name!r}; use {', '.join(MODALITIES)}")
             _between(f"sampling.weights.{name}", weight, 0)
         _between("sampling.others", self.others, 0)
-        _between("sampling.drawn", self.drawn, 0, 1)
+        for name in ("drawn", "drawn_over", "regions"):
+            _between(f"sampling.{name}", getattr(self, name), 0, 1)
         if not any(self.weights.values()) and not self.others:
             raise UsageError("sampling: every weight is 0, so that nothing can be drawn")
 
@@ -153,7 +162,8 @@ class Pool:
 class Augmentation:
     """The probability of each augmentation, and how far it goes; see `litemed.train.augment`.
 
-    The paper flips; everything else is off by default.
+    shrink: an image of a large object is made so small that this one is seen whole in a window (see
+    `litemed.train.windows`). The paper flips; everything else is off by default.
     """
 
     flip_horizontal: float = 0.5
@@ -161,6 +171,7 @@ class Augmentation:
     affine: float = 0.0
     rotation_degrees: float = 30.0
     scale_factor: float = 1.3
+    shrink: float = 0.0
     elastic: float = 0.0
     elastic_share: float = 0.03
     intensity_curve: float = 0.0

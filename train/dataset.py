@@ -22,11 +22,12 @@ from litemed.runtime.errors import InputError
 from litemed.runtime.merge import MAX_LABELS
 from litemed.runtime.preprocess import Frame, preprocess
 from litemed.train.augment import move, recolour
-from litemed.train.config import Augmentation, Prompts
+from litemed.train.config import Augmentation, Prompts, Sampling
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.prompts import REFERENCE_SIZE, choose, find_boxes, jitter
+from litemed.train.regions import find_regions
 from litemed.train.sampler import DRAWN, Draw
-from litemed.train.shapes import draw_shapes
+from litemed.train.shapes import draw_over, draw_shapes
 
 _SAMPLE_STREAM = 2
 """Keeps the samples' random numbers apart from the sampler's."""
@@ -193,27 +194,64 @@ class TrainingSet(Dataset[Sample | Skipped]):
     """Samples by draw; a slice that cannot be used comes back as `Skipped`, not as an error."""
 
     def __init__(
-        self, source: SliceSource, size: int, prompts: Prompts, augmentation: Augmentation, seed: int
+        self,
+        source: SliceSource,
+        size: int,
+        prompts: Prompts,
+        augmentation: Augmentation,
+        seed: int,
+        sampling: Sampling | None = None,
     ) -> None:
         self._source = source
         self._size = size
         self._prompts = prompts
         self._augmentation = augmentation
         self._seed = seed
+        self._sampling = sampling or Sampling()
+        self._by_modality = list(source.indices_by_modality().values()) if self._sampling.drawn_over else []
 
     def __getitem__(self, draw: Draw) -> Sample | Skipped:
         random = np.random.default_rng([self._seed, _SAMPLE_STREAM, draw.epoch, draw.position])
         try:
             if draw.slice_index == DRAWN:
-                image, labels = draw_shapes(max(self._size, REFERENCE_SIZE), random)
+                image, labels = self._drawn(random)
             else:
-                image, labels = self._source[draw.slice_index]
+                image, labels = self._slice(draw.slice_index, random)
             return make_sample(image, labels, self._size, self._prompts, self._augmentation, random)
         except InputError as error:
             if draw.slice_index == DRAWN:
                 return Skipped(f"drawn shapes: {error}")
             info = self._source.info(draw.slice_index)
             return Skipped(f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}")
+
+    def _drawn(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        size, share = max(self._size, REFERENCE_SIZE), self._sampling.drawn_over
+        if not self._by_modality or not share or random.random() >= share:
+            return draw_shapes(size, random)
+        modality = self._by_modality[int(random.integers(len(self._by_modality)))]
+        image, _ = self._source[int(random.choice(modality))]
+        return draw_over(square_part(image, size, random), random)
+
+    def _slice(self, index: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        image, labels = self._source[index]
+        share = self._sampling.regions
+        if share and random.random() < share:
+            check_slice(image, labels)
+            image, _ = resize_slice(image, labels, max(self._size, REFERENCE_SIZE))
+            regions = find_regions(image, random)
+            if regions.any():
+                return image, regions
+            return self._source[index]
+        return image, labels
+
+
+def square_part(image: NDArray[np.uint8], size: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a random square of an image, as wide as its shortest side, at `size` x `size` pixels."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    y, x = (int(random.integers(0, whole - side, endpoint=True)) for whole in (height, width))
+    part = image[y : y + side, x : x + side]
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def collate(samples: Sequence[Sample | Skipped], size: int) -> Batch:

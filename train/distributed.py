@@ -2,6 +2,8 @@
 
     torchrun --nproc-per-node 4 -m litemed.train.cli DATA --base lite_medsam.pth -o RUN
 
+(Where a machine's own name does not lead back to it that hangs; give `--local-addr 127.0.0.1` then.)
+
 Every batch is dealt out to the processes, and the gradients are those of the whole batch: the number of
 processes changes the rounding and the speed, nothing else. (One exception: where batch norms learn, their
 statistics are those of the whole batch on GPUs, and those of the first process's share on CPUs, for want of a

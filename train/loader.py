@@ -53,7 +53,9 @@ def training_loader(
     """Return the loader of a run: each iteration yields what `batches` is set to."""
     run = config.run
     before_forking()
-    dataset: Dataset[Any] = TrainingSet(source, run.size, config.prompts, config.augmentation, run.seed)
+    dataset: Dataset[Any] = TrainingSet(
+        source, run.size, config.prompts, config.augmentation, run.seed, config.sampling
+    )
     return DataLoader(
         dataset,  # its items become a Batch in `collate`
         batch_sampler=batches,  # of draws, not of numbers

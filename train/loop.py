@@ -19,7 +19,7 @@ from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
-from litemed.train.losses import mask_losses
+from litemed.train.losses import mask_losses, pixels_in
 from litemed.train.network import (
     TrainedNetwork,
     batch_forward,
@@ -214,6 +214,9 @@ class Trainer:
         masks, weights = batch.masks, None
         if tokens is not None:
             masks, weights = tokens.of_masks(masks), tokens.pixel_weight
+        if self.config.run.crop_masks:
+            inside = pixels_in(batch.boxes, size)
+            weights = inside.float() if tokens is None else tokens.of_masks(inside) * tokens.pixel_weight
         parts = mask_losses(logits, iou, masks, self.config.loss, weights)
         # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
         # processes, hence the factor.
@@ -259,7 +262,13 @@ class Trainer:
         progress.next_epoch()
         if self._processes.is_first:
             for name in [LAST] + [BEST] * is_best:
-                write_weights(self._folder / name, self._outcome(), config.lora, self._base_digest)
+                write_weights(
+                    self._folder / name,
+                    self._outcome(),
+                    config.lora,
+                    self._base_digest,
+                    config.run.crop_masks,
+                )
             write_history(self._folder, progress.history)
         self._save_state()
         self._reporter.line(summary(row, config.run.epochs, is_best))
@@ -291,6 +300,7 @@ class Trainer:
             config.run.batch_size,
             self._workers,
             self._processes,
+            config.run.crop_masks,
         )
 
     def _outcome(self) -> TrainedNetwork:

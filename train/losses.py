@@ -1,7 +1,8 @@
 """What a predicted mask costs: Dice, focal, and how wrong the predicted IoU is. One value for each box.
 
 Shapes: N boxes, P pixels in any number of trailing axes; `weights`, of the shape of the logits, says how many
-pixels each one stands for, None one each. Everything is computed in float32 or better.
+pixels each one stands for, 0 where it does not count, None one each. Everything is computed in float32 or
+better.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ DICE_SMOOTHING = 1.0
 class LossParts:
     """Losses of N boxes, each (N,): dice in [0, 1], focal at least 0, squared error of the predicted IoU.
 
-    entropy: the mean cross-entropy of the pixels that were decoded, of all alike: where those are a sample
-    of tokens, mostly near the box, it is of them and not of the image.
+    entropy: the mean cross-entropy of the pixels that were decoded and count, of all alike: where those are a
+    sample of tokens, mostly near the box, it is of them and not of the image.
     """
 
     dice: Tensor
@@ -51,8 +52,24 @@ def mask_losses(
         dice=dice_loss(logits, target, weights),
         focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha, weights),
         iou=(predicted_iou.float() - reached).square(),
-        entropy=F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1),
+        entropy=_mean_entropy(logits, target, weights),
     )
+
+
+def pixels_in(boxes: Tensor, size: int) -> Tensor:
+    """Return which pixels of an image of side `size` lie in boxes (N, 4), ends inclusive: bool (N, S, S)."""
+    place = torch.arange(size, device=boxes.device)
+    low, high = boxes[:, :2, None], boxes[:, 2:, None]
+    within = (place >= low) & (place <= high)  # (N, 2, size), x then y
+    return within[:, 1, :, None] & within[:, 0, None, :]
+
+
+def _mean_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
+    if weights is None:
+        return entropy.mean(1)
+    counts = (weights > 0).flatten(1)
+    return (entropy * counts).sum(1) / counts.sum(1).clamp(min=1)
 
 
 def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -77,7 +94,7 @@ def focal_loss(
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
     alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
     loss = alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)
-    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1)
+    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1).clamp(min=1)
 
 
 @torch.no_grad()

@@ -44,11 +44,36 @@ def draw_shapes(size: int, random: np.random.Generator) -> tuple[Image, Labels]:
     """
     while True:
         image, labels = _draw(size, random)
-        numbers, counts = np.unique(labels, return_counts=True)
-        small = numbers[counts < _MIN_SHARE * size * size]
-        labels[np.isin(labels, small)] = 0
+        _drop_small(labels)
         if labels.any():
             return image, labels
+
+
+def draw_over(image: Image, random: np.random.Generator) -> tuple[Image, Labels]:
+    """Draw objects over a picture: what is round them is then as cluttered as real pictures are.
+
+    Args:
+        image: uint8 (S, S) or (S, S, 3), S at least 32.
+        random: everything is drawn from it.
+
+    Returns:
+        as `draw_shapes`, the image as many channels as it had.
+    """
+    ground = np.ascontiguousarray(image if image.ndim == 2 else image.mean(2), np.float32)
+    while True:
+        grey, labels = ground.copy(), np.zeros(ground.shape, np.uint16)
+        _draw_objects(grey, labels, random)
+        _drop_small(labels)
+        if labels.any():
+            change = grey - ground
+            if image.ndim == 3:
+                change = change[..., None] * random.uniform(0.3, 1, 3).astype(np.float32)
+            return np.clip(np.rint(image + change), 0, 255).astype(np.uint8), labels
+
+
+def _drop_small(labels: Labels) -> None:
+    numbers, counts = np.unique(labels, return_counts=True)
+    labels[np.isin(labels, numbers[counts < _MIN_SHARE * labels.size])] = 0
 
 
 def texture(size: int, random: np.random.Generator) -> Grey:

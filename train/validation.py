@@ -60,14 +60,15 @@ def _mean(by_modality: Mapping[str, float]) -> float | None:
 class ValidationItem:
     """One slice to score.
 
-    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. frame: how
-    the slice lies in the image.
+    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. tight: int64
+    (N, 4), the boxes in pixels of the slice. frame: how the slice lies in the image.
     """
 
     modality: str
     image: NDArray[np.float32]
     boxes: NDArray[np.float32]
     truth: NDArray[np.unsignedinteger]
+    tight: NDArray[np.int64]
     frame: Frame
 
 
@@ -93,8 +94,8 @@ def make_item(modality: str, image: NDArray[np.uint8], labels: NDArray[Any], siz
     renumbered[objects.numbers] = np.arange(1, len(objects) + 1)
     tensor, frame = preprocess(image, size)
     limits = (frame.width, frame.height, frame.width, frame.height)
-    boxes = scale_boxes(np.minimum(objects.xyxy, limits), frame)
-    return ValidationItem(modality, tensor[0], boxes, renumbered[labels], frame)
+    tight = np.minimum(objects.xyxy, limits)
+    return ValidationItem(modality, tensor[0], scale_boxes(tight, frame), renumbered[labels], tight, frame)
 
 
 class ValidationSet(Dataset[ValidationItem | Skipped]):
@@ -120,9 +121,12 @@ class ValidationSet(Dataset[ValidationItem | Skipped]):
 
 @torch.no_grad()
 def label_maps(
-    network: TrainedNetwork, items: list[ValidationItem], device: torch.device
+    network: TrainedNetwork, items: list[ValidationItem], device: torch.device, crop: bool = False
 ) -> list[NDArray[np.unsignedinteger]]:
-    """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them."""
+    """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them.
+
+    crop: whether masks end at their boxes.
+    """
     images = torch.from_numpy(np.stack([item.image for item in items])).to(device)
     embeddings = network.encode(images)
     maps = []
@@ -133,7 +137,8 @@ def label_maps(
             part = torch.from_numpy(item.boxes[start : start + BOXES_AT_ONCE]).to(device)
             logits, _ = network.decode(embedding[None], part)
             numbers = np.arange(start + 1, start + 1 + len(part))
-            merge.add(logits.float().cpu().numpy(), numbers)
+            crops = item.tight[start : start + len(part)] if crop else None
+            merge.add(logits.float().cpu().numpy(), numbers, crops)
         merge.finish()
         maps.append(labels)
     return maps
@@ -172,10 +177,12 @@ def validate(
     batch_size: int,
     workers: int,
     processes: Processes,
+    crop: bool = False,
 ) -> ValidationScores:
     """Score the network on the validation slices; the work is shared out to all processes.
 
-    A slice's DSC is the mean over its objects, a modality's the mean over its slices.
+    A slice's DSC is the mean over its objects, a modality's the mean over its slices. crop: whether masks end
+    at their boxes.
     """
     names = sorted(source.indices_by_modality())
     indices = validation_slices(source, per_modality)[processes.rank :: processes.world]
@@ -193,7 +200,8 @@ def validate(
     for items in loader:
         usable = [item for item in items if isinstance(item, ValidationItem)]
         sums[-1, 2] += len(items) - len(usable)
-        for item, labels in zip(usable, label_maps(network, usable, processes.device), strict=True):
+        maps = label_maps(network, usable, processes.device, crop)
+        for item, labels in zip(usable, maps, strict=True):
             dice = [dice_by_label(labels, item.truth).mean(), dice_of_ellipses(item.truth).mean(), 1.0]
             sums[names.index(item.modality)] += torch.tensor(dice, dtype=torch.float64)
     rows = processes.sum(sums).tolist()
