@@ -305,7 +305,7 @@ def test_two_processes_do_what_one_does(base, tmp_path):
     )
     arguments = [str(folder), "--base", str(base), "--config", str(config)]
     module = ["-m", "litemed.train.cli", *arguments]
-    # By themselves torchrun and gloo go by the machine's name, which need not lead back to it: then they hang.
+    # By themselves torchrun and gloo go by the machine's name; where that does not lead back they hang.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher += ["--local-addr", "127.0.0.1"]
