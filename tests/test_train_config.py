@@ -129,7 +129,7 @@ def test_the_recipes_are_read_and_say_what_their_names_say():
         assert bool(config.pool.passes) == (path.stem == "boxes")
         assert bool(config.loss.pixels) == (config.run.tune == "all")
         assert config.run.windows == (path.stem in ("encoder", "decoder", "lora", "windows"))
-        assert config.run.crop_masks == (path.stem == "windows")
+        assert config.run.crop_masks == (path.stem in ("full", "windows"))
         assert bool(config.sampling.drawn) == (path.stem != "lora")
     assert sizes.pop("small") == 64
     assert sizes.pop("middle") == 128

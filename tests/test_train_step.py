@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ def test_a_step_learns_from_windows_of_the_images(slices, tmp_path, monkeypatch)
     encoder = trainer.network.model.image_encoder
     assert all(weights.grad is not None for weights in encoder.parameters() if weights.requires_grad)
     assert gradient(trainer).isfinite().all()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_base_of_cropped_masks_is_not_tuned_otherwise_without_a_word(slices, tmp_path, crop):
+    run = {"run": {"size": 64, "crop_masks": crop}, "hardware": {"workers": 0, "device": "cpu"}}
+    config, data = updated(Config(), run, "test"), Data(slices, slices, "")
+    base = dataclasses.replace(untrained_checkpoint(), crop_masks=True)
+    log = io.StringIO()
+    Trainer(config, base, data, tmp_path, Processes(0, 1, CPU), Reporter(log))
+    assert ("end at their boxes" in log.getvalue()) is not crop
 
 
 @pytest.mark.parametrize("tokens", [0, 64])

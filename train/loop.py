@@ -97,6 +97,11 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         self._forward = processes.wrap(self.network.train())
+        if base is not None and base.crop_masks and not run.crop_masks:
+            reporter.line(
+                f"warning: {base.file} was trained for masks that end at their boxes; without "
+                "run.crop_masks=true it learns otherwise"
+            )
         sampler, warnings = training_sampler(config, data.training)
         for warning in warnings:
             reporter.line(f"warning: {warning}")
