@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from litemed.train.config import Augmentation
+from litemed.train.prompts import find_boxes
 
 Image = NDArray[np.uint8]
 Labels = NDArray[Any]
@@ -112,10 +112,11 @@ def sample_at(image: Image, labels: Labels, position: Positions) -> tuple[Image,
 
 def shrinking(labels: Labels, random: np.random.Generator) -> float:
     """Return a scale, at most 1, at which one of the objects of `labels`, drawn by lot, fits in a window."""
-    places = [place for place in ndimage.find_objects(labels) if place is not None]
-    if not places:
+    boxes = find_boxes(labels).xyxy
+    if not len(boxes):
         return 1.0
-    side = max(axis.stop - axis.start for axis in places[int(random.integers(len(places)))])
+    sides = (boxes[:, 2:] - boxes[:, :2] + 1).max(1)
+    side = int(sides[int(random.integers(len(sides)))])
     share = side / max(labels.shape)
     low, high = _SHRUNK_SHARES
     return math.exp(random.uniform(math.log(low), math.log(high))) / share if share > high else 1.0

@@ -237,11 +237,10 @@ class TrainingSet(Dataset[Sample | Skipped]):
         share = self._sampling.regions
         if share and random.random() < share:
             check_slice(image, labels)
-            image, _ = resize_slice(image, labels, max(self._size, REFERENCE_SIZE))
-            regions = find_regions(image, random)
+            small, _ = resize_slice(image, labels, max(self._size, REFERENCE_SIZE))
+            regions = find_regions(small, random)
             if regions.any():
-                return image, regions
-            return self._source[index]
+                return small, regions
         return image, labels
 
 
