@@ -152,7 +152,6 @@ class CaseSteps:
     ) -> None:
         self._segmenter = segmenter
         self._settings = settings
-        self._settings_sha256 = settings.sha256
         self._report = report
         self._overwrite = overwrite
         self._skipped: list[CaseReport] = []
@@ -279,7 +278,7 @@ class CaseSteps:
             slices=result.slices_encoded,
             boxes=result.boxes_decoded,
             inputs=begun.inputs,
-            settings_sha256=self._settings_sha256,
+            settings_sha256=self._settings.sha256,
             output=output,
             overlay=overlay,
         )
@@ -288,7 +287,7 @@ class CaseSteps:
         """Return whether the earlier result is what running the case again would give."""
         return (
             earlier.status in ("done", "skipped")
-            and earlier.settings_sha256 == self._settings_sha256
+            and earlier.settings_sha256 == self._settings.sha256
             and [file.sha256 for file in earlier.inputs] == [file.sha256 for file in inputs]
             and _is(job.target, earlier.output)
             and (job.picture is None or _is(job.picture, earlier.overlay))
@@ -305,7 +304,7 @@ class CaseSteps:
             case=job.name,
             status="failed",
             error=f"{job.path}: interrupted" if error is None else _line(error, job.path),
-            settings_sha256=self._settings_sha256,
+            settings_sha256=self._settings.sha256,
             output=output,
             overlay=overlay,
         )

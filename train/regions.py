@@ -57,6 +57,7 @@ def _compact(
     suits = inside & (share > _AREAS[0]) & (share < _AREAS[1]) & (area >= _LEAST_EXTENT * width * height)
     suits[0] = False  # what is not cut out
     filled = random.random() < 0.7
+    least = _LEAST_EDGE * slope.mean()
     found = []
     for number in random.permutation(np.flatnonzero(suits)).tolist():
         place = (slice(y[number], y[number] + height[number]), slice(x[number], x[number] + width[number]))
@@ -64,6 +65,6 @@ def _compact(
         if filled:
             piece = ndimage.binary_fill_holes(piece)
         outline = piece & ~ndimage.binary_erosion(piece)
-        if slope[place][outline].mean() >= _LEAST_EDGE * slope.mean():
+        if slope[place][outline].mean() >= least:
             found.append((place, piece))
     return found
