@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from litemed.export.agreement import measure_agreement
-from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
 from litemed.export.manifest import FILE, manifest_bytes
 from litemed.export.precisions import FLOAT32, Plan, PrecisionOptions, plan
 from litemed.export.quantise import KEY, KEY_BF16, quantise
 from litemed.export.storage import with_half_weights
 from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references, sample_images
+from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.errors import OutputError
 from litemed.runtime.precision import Agreement, Precision
 

@@ -143,11 +143,11 @@ def _run(
     if untrained and adapter:
         raise UsageError("--adapter needs the checkpoint that it was trained on")
 
-    from litemed.export.adapter import fold_adapter
     from litemed.export.bundle import ExportOptions, write_bundle
-    from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint
     from litemed.export.precisions import PrecisionOptions
     from litemed.export.verify import BOX_COUNTS, QUICK_BOX_COUNTS
+    from litemed.models.adapter import fold_adapter
+    from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 
     if checkpoint is None:
         weights = untrained_checkpoint(seed)

@@ -1,10 +1,6 @@
-"""Errors of reading checkpoints and of exporting them."""
+"""Errors of exporting a model."""
 
 from litemed.runtime.errors import LitemedError
-
-
-class CheckpointError(LitemedError):
-    """A checkpoint or adapter cannot be used as it is."""
 
 
 class ExportError(LitemedError):

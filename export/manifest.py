@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from litemed.export.checkpoint import Checkpoint
 from litemed.export.graphs import OPSET, GraphSpec
 from litemed.export.verify import Parity
+from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.manifest import SCHEMA
 from litemed.runtime.precision import Precision
 

@@ -1,16 +1,16 @@
-"""LiteMedSAM: SAM's prompt encoder and mask decoder on a TinyViT image encoder.
+"""LiteMedSAM: SAM's prompt encoder and mask decoder on a small image encoder.
 
 Source: Ma et al., "Segment Anything in Medical Images" (Nature Communications
-2024), its Lite variant; 9.79 million parameters.
+2024), its Lite variant with TinyViT; 9.79 million parameters.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from litemed.models.encoders import ENCODERS, TINY_VIT
 from litemed.models.mask_decoder import MaskDecoder
 from litemed.models.prompt_encoder import PromptEncoder
-from litemed.models.tiny_vit import TinyViT
 
 
 class LiteMedSAM(nn.Module):
@@ -18,14 +18,16 @@ class LiteMedSAM(nn.Module):
 
     Args:
         size: side of the square input in pixels, a multiple of 64; 256 as published.
+        encoder: a name in `litemed.models.encoders.ENCODERS`; TinyViT as published.
     """
 
-    def __init__(self, size: int = 256) -> None:
+    def __init__(self, size: int = 256, encoder: str = TINY_VIT) -> None:
         super().__init__()
         if size <= 0 or size % 64:
             raise ValueError(f"input size {size} is not a positive multiple of 64")
         self.size = size
-        self.image_encoder = TinyViT()
+        self.encoder = encoder
+        self.image_encoder = ENCODERS[encoder].build()
         self.mask_decoder = MaskDecoder()
         self.prompt_encoder = PromptEncoder(size=size)
 

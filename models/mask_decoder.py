@@ -42,18 +42,15 @@ class MaskDecoder(nn.Module):
         sparse: Tensor,
         dense: Tensor,
         multimask: bool = False,
-        key_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode N prompts.
 
         Args:
             embedding: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one per prompt.
-            image_pe: (1, 256, h, w), or (N, 256, h, w), one per prompt.
+            image_pe: (1, 256, h, w).
             sparse: prompt tokens (N, T, 256).
             dense: mask embedding, broadcastable to (N, 256, h, w).
             multimask: return the three candidates instead of the one mask.
-            key_bias: (N, h * w), see `litemed.models.transformer.Attention`. Every position is decoded by
-                itself but for attention, so h x w may hold any sample of the image's positions.
 
         Returns:
             logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask`, else 1.
@@ -64,7 +61,7 @@ class MaskDecoder(nn.Module):
         source = embedding + dense
         height, width = source.shape[-2:]
         hidden, image = self.transformer(
-            source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, key_bias
+            source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
         )
         image = image.transpose(1, 2).unflatten(2, (height, width))
         features = self.output_upscaling(image)

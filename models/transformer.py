@@ -15,8 +15,7 @@ DIM, HEADS, HIDDEN = 256, 8, 2048
 class Attention(nn.Module):
     """Multi-head attention in a projected width of `dim / downsample`.
 
-    q (N, Tq, dim), k and v (N or 1, Tk, dim) to (N, Tq, dim). key_bias (N, Tk), if any, is added to the
-    scores: the logarithm of how many keys each one stands for.
+    q (N, Tq, dim), k and v (N or 1, Tk, dim) to (N, Tq, dim).
     """
 
     def __init__(self, dim: int = DIM, heads: int = HEADS, downsample: int = 1) -> None:
@@ -28,11 +27,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        if key_bias is not None:
-            scores = scores + key_bias[:, None, None]
         context = scores.softmax(dim=-1) @ v
         return self.out_proj(context.transpose(1, 2).flatten(2))
 
@@ -68,12 +65,7 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(downsample=2)
 
     def forward(
-        self,
-        tokens: Tensor,
-        image: Tensor,
-        token_pe: Tensor,
-        image_pe: Tensor,
-        key_bias: Tensor | None = None,
+        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update tokens (N, T, 256) and image tokens (N, L, 256); the encodings are added to q and k only."""
         if self.first:  # the prompt tokens are their own positional encoding here, as published
@@ -83,7 +75,7 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(q, q, tokens)
         tokens = self.norm1(tokens)
         q, k = tokens + token_pe, image + image_pe
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(q, k, image, key_bias))
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(q, k, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
         image = self.norm4(image + self.cross_attn_image_to_token(k, tokens + token_pe, tokens))
         return tokens, image
@@ -98,17 +90,13 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(downsample=2)
         self.norm_final_attn = nn.LayerNorm(DIM)
 
-    def forward(
-        self, image: Tensor, image_pe: Tensor, tokens: Tensor, key_bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run on image tokens and their encoding, (N or 1, L, 256) each, and prompt tokens (N, T, 256).
-
-        key_bias: (N, L), see `Attention`, where the image tokens are a sample of all.
 
         Returns the updated tokens (N, T, 256) and image tokens (N, L, 256).
         """
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe, key_bias)
-        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image, key_bias)
+            tokens, image = layer(tokens, image, token_pe, image_pe)
+        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + attended), image

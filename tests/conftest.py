@@ -78,7 +78,7 @@ def golden_bundle(golden_checkpoint: Find, tmp_path_factory: pytest.TempPathFact
     @functools.cache
     def make(layout: str) -> pathlib.Path:
         from litemed.export.bundle import ExportOptions, write_bundle
-        from litemed.export.checkpoint import read_checkpoint
+        from litemed.models.checkpoint import read_checkpoint
 
         path = tmp_path_factory.mktemp("bundles") / layout
         write_bundle(read_checkpoint(golden_checkpoint(layout)), path, ExportOptions(box_counts=(1, 2)))

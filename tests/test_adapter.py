@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from litemed.export.adapter import (
+from litemed.models.adapter import (
     Adapter,
     adapter_bytes,
     attach,
@@ -17,9 +17,10 @@ from litemed.export.adapter import (
     decoder_tensors,
     fold_adapter,
 )
-from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint, weights_digest
-from litemed.export.errors import CheckpointError
+from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
+from litemed.models.errors import CheckpointError
 from litemed.models.lora import LoRAConfig, add_lora, named_updates
+from litemed.models.weight_files import weights_digest
 
 
 @pytest.fixture(scope="module")

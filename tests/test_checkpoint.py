@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litemed.export.checkpoint import read_checkpoint, read_file, weights_digest, wrap_loralib
-from litemed.export.errors import CheckpointError
+from litemed.models.checkpoint import read_checkpoint
+from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.loralib import wrap_loralib
+from litemed.models.weight_files import read_file, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,6 @@ def test_safetensors(tmp_path, state):
     checkpoint = read_checkpoint(tmp_path / "c.safetensors")
     assert checkpoint.layout == "plain"
     assert weights_digest(checkpoint.state) == weights_digest(state)
-
-
-def test_trial_weights_load(shared):
-    assert read_checkpoint(shared("weights/trial-64px.safetensors")).layout == "plain"
 
 
 def test_loralib_is_found_described_and_folded(golden_checkpoint):

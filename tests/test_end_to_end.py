@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from litemed.export.adapter import fold_adapter
-from litemed.export.checkpoint import Checkpoint, read_checkpoint
+from litemed.models.adapter import fold_adapter
+from litemed.models.checkpoint import Checkpoint, read_checkpoint
 from litemed.train.config import TUNE_ALL, Augmentation, Loss, Prompts
 from litemed.train.dataset import collate, make_sample
 from litemed.train.losses import mask_losses

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from litemed.export import verify
 from litemed.export.bundle import ExportOptions, write_bundle
-from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.export.cli import main
 from litemed.export.errors import ExportError, VerificationError
 from litemed.export.graphs import check, graph_specs, simplify, to_onnx
 from litemed.export.inspection import describe
 from litemed.export.storage import with_half_weights
+from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import OutputError

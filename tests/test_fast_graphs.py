@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from litemed.export.checkpoint import read_checkpoint, untrained_checkpoint
 from litemed.export.fast_decoder import FastDecoderGraph
 from litemed.export.fast_encoder import FastEncoderGraph
+from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 
 
 def boxes(count: int, size: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from litemed.export.checkpoint import read_checkpoint
+from litemed.models.checkpoint import read_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
 
 TOLERANCE = 1e-4

@@ -29,12 +29,12 @@ from litemed.export.agreement import (
 )
 from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.calibration import MAX_IMAGES, MIN_IMAGES, calibration_images
-from litemed.export.checkpoint import untrained_checkpoint
 from litemed.export.cli import main
 from litemed.export.errors import ExportError
 from litemed.export.inspection import describe
 from litemed.export.precisions import Plan, PrecisionOptions
 from litemed.export.quantise import KEY, KEY_BF16, measure_ranges, quantise, quantised_nodes
+from litemed.models.checkpoint import untrained_checkpoint
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, open_engine

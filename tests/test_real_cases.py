@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from litemed.export.bundle import ExportOptions, write_bundle
-from litemed.export.checkpoint import read_checkpoint
+from litemed.models.checkpoint import read_checkpoint
 from litemed.runtime.cli import main as run
 from litemed.train.prepare.cli import main as prepare
 

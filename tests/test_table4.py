@@ -129,7 +129,7 @@ def test_the_baseline_gives_the_published_label_maps(
     name: str, golden_checkpoint: Find, shared: Find, golden_expected: dict[str, np.ndarray]
 ) -> None:
     from litemed.benchmarks.table4.baseline import Baseline
-    from litemed.export.checkpoint import read_checkpoint
+    from litemed.models.checkpoint import read_checkpoint
 
     case = read_case(shared(f"golden/cases/{name}.npz"))
     clock = StageClock()

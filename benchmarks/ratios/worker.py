@@ -60,7 +60,7 @@ def load_published(checkpoint: Path, threads: int | None) -> dict[str, Part]:
 
     from litemed.benchmarks.table4.baseline import Baseline
     from litemed.benchmarks.table4.stages import StageClock
-    from litemed.export.checkpoint import read_checkpoint
+    from litemed.models.checkpoint import read_checkpoint
 
     if threads is not None:
         torch.set_num_threads(threads)

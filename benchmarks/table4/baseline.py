@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from litemed.benchmarks.table4.stages import CaseTiming, StageClock, write_timings
-from litemed.export.checkpoint import read_checkpoint
+from litemed.models.checkpoint import read_checkpoint
 from litemed.runtime.errors import LitemedError
 from litemed.runtime.files import make_folder
 from litemed.runtime.merge import label_dtype

@@ -37,7 +37,7 @@ def load(kind: str, model: Path, engine: str, precision: str, threads: int | Non
         import torch
 
         from litemed.benchmarks.table4.baseline import Baseline, run_file
-        from litemed.export.checkpoint import read_checkpoint
+        from litemed.models.checkpoint import read_checkpoint
 
         if threads is not None:
             torch.set_num_threads(threads)

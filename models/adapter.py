@@ -12,25 +12,19 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from litemed.export.checkpoint import (
-    Checkpoint,
-    FoldedLoRA,
-    check_entries,
-    expected_entries,
-    file_sha256,
-    fold,
-    read_file,
-    weights_digest,
-)
-from litemed.export.errors import CheckpointError
+from litemed.models.checkpoint import Checkpoint, expected_entries
+from litemed.models.encoders import ENCODERS, encoders_of
+from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import LoRAConfig, add_lora, named_updates
+from litemed.models.loralib import FoldedLoRA, fold
+from litemed.models.weight_files import check_entries, file_sha256, read_file, weights_digest
 
 FORMAT = "litemed-adapter-1"
 DECODER = "mask_decoder."
@@ -44,13 +38,11 @@ class Adapter:
         config: rank, alpha and targets.
         base: `weights_digest` of the weights that it was trained on.
         decoder: `weights_digest` of the mask decoder trained with it, or None.
-        crop_masks: whether it was trained for masks that end at their boxes.
     """
 
     config: LoRAConfig
     base: str
     decoder: str | None = None
-    crop_masks: bool = False
 
 
 def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
@@ -77,7 +69,6 @@ def adapter_bytes(model: LiteMedSAM, adapter: Adapter) -> bytes:
         "targets": list(config.targets),
         "base": adapter.base,
         "decoder": adapter.decoder,
-        **({"crop_masks": True} if adapter.crop_masks else {}),
     }
     return save(adapter_tensors(model), metadata={"litemed": json.dumps(about, sort_keys=True)})
 
@@ -94,6 +85,10 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         CheckpointError: unreadable, or not an adapter file.
     """
     tensors = read_file(path)
+    if isinstance(tensors, Mapping) and encoders_of(map(str, tensors)):
+        raise CheckpointError(
+            f"{path}: holds a whole network, not an adapter; export it by itself, without a base"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("litemed", "null"))
@@ -105,8 +100,7 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         if ranks != {config.rank}:
             raise CheckpointError(f"{path}: says rank {config.rank}, which its tensors do not have")
         decoder = about["decoder"]
-        base, crop_masks = str(about["base"]), about.get("crop_masks") is True
-        return Adapter(config, base, None if decoder is None else str(decoder), crop_masks), tensors
+        return Adapter(config, str(about["base"]), None if decoder is None else str(decoder)), tensors
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a litemed adapter file ({error})") from error
 
@@ -121,6 +115,10 @@ def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:
     """
     path = pathlib.Path(path)
     adapter, tensors = read_adapter(path)
+    if not ENCODERS[base.encoder].takes_lora:
+        raise CheckpointError(
+            f"{base.file}: its {base.encoder} encoder has no layers that an adapter could go to"
+        )
     if base.lora is not None:
         raise CheckpointError(f"{base.file}: already holds a LoRA; folding {path.name} on top is refused")
     digest = weights_digest(base.state)
@@ -161,10 +159,7 @@ def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
     """
     path = pathlib.Path(path)
     model = attach(base, path)
-    adapter = read_adapter(path)[0]
-    config = adapter.config
+    config = read_adapter(path)[0].config
     alpha = float(config.rank if config.alpha is None else config.alpha)
     lora = FoldedLoRA(config.rank, alpha, config.targets, file_sha256(path))
-    return Checkpoint(
-        fold(model, str(path)), f"{base.layout} + adapter", base.file, base.sha256, lora, adapter.crop_masks
-    )
+    return replace(base, state=fold(model, str(path)), layout=f"{base.layout} + adapter", lora=lora)
