@@ -1,156 +1,240 @@
-"""Augmentation of an image and its label map together.
+"""Augmentation of whole batches of images with their labels, on the device that they lie on.
 
-Images are uint8, (H, W) or (H, W, 3); label maps are uint8 or uint16, (H, W). Every function returns arrays
-of the same shape and dtype, C-contiguous, and leaves its arguments alone. What moves pixels moves those of
-image and labels alike and makes no new label; boxes are drawn from the labels afterwards, so that they cannot
-be misaligned.
+What moves pixels is composed into one sampling grid for each image, at which the image is interpolated and
+the labels are taken from the nearest pixel: both at the same positions, and each only once. Boxes are drawn
+from the moved labels afterwards (`litemed.train.prompts`), so that they cannot be misaligned.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from litemed.train.config import Augmentation
-from litemed.train.prompts import find_boxes
+from litemed.train.prompts import REFERENCE_SIZE
 
-Image = NDArray[np.uint8]
-Labels = NDArray[Any]
-Positions = NDArray[np.float32]
-"""(2, H, W), y and x: from where in the old image each pixel of the new one is taken."""
+_ZOOM = (0.64, 2.2)
+_TURN_DEGREES = 30.0
+_STRETCH = 1.3
+_ASPECT = 2.0
+_ELASTIC_KNOTS, _ELASTIC_SHARE = 5, 0.03
+_GAIN = 0.6
+_GAMMA = 2.0
+_WINDOW_SHARE = 0.25
+_BLUR_SIGMA, _BLUR_REACH = (0.3, 1.5), 3  # pixels of a 256-pixel input; reach in sigmas
+_BIAS_KNOTS, _BIAS_LOG = 4, 0.5
+_NOISE_SIGMA = (0.01, 0.08)
+_LUMA = (0.299, 0.587, 0.114)
+_LEAST_RANGE = 1e-8  # as in `litemed.runtime.preprocess`
+_LOTS = 1024  # objects whose numbers differ by a multiple of this share a lot
 
-_CURVE_KNOTS = 5
-_ELASTIC_KNOTS = 5
-_SHRUNK_SHARES = (0.2, 0.42)  # of the image's longest side; a window has 0.44 of it
+
+def augment(
+    image: Tensor, labels: Tensor, extent: Tensor, settings: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch after augmentation, with the intensities that the runtime gives an image.
+
+    Nothing here waits for a GPU. With every probability at 0 this is `litemed.runtime.preprocess.preprocess`
+    of a resized image.
+
+    Args:
+        image: uint8 (B, 3, S, S); the content lies at the upper left, zeros on the right and below.
+        labels: int32 (B, S, S), 0 is background and padding.
+        extent: int64 (B, 2), height and width of the content; the longest side is S.
+        settings: the probability of each augmentation.
+        generator: of the same device; the result follows from its state.
+
+    Returns:
+        image float32 (B, 3, S, S) in [0, 1], 0 in the padding; labels and extent as before.
+    """
+    moved, labels, extent = move(image.to(torch.float32), labels, extent, settings, generator)
+    content = content_of(extent, image.shape[-1])
+    recoloured = recolour(stretch_range(moved, content), content, settings, generator)
+    return stretch_range(recoloured, content), labels, extent
+
+
+def content_of(extent: Tensor, size: int) -> Tensor:
+    """Return where an image of `extent`, int64 (B, 2), has its content: bool (B, 1, size, size)."""
+    pixel = torch.arange(size, device=extent.device)
+    inside = pixel < extent[:, :, None]  # (B, 2, size), rows and columns
+    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+
+
+def stretch_range(image: Tensor, content: Tensor) -> Tensor:
+    """Return float32 (B, 3, S, S) whose content reaches from 0 to 1, as the runtime has it; 0 elsewhere."""
+    low = torch.where(content, image, math.inf).amin((1, 2, 3), keepdim=True)
+    high = torch.where(content, image, -math.inf).amax((1, 2, 3), keepdim=True)
+    return torch.where(content, (image - low) / (high - low).clamp(min=_LEAST_RANGE), 0)
+
+
+class _Lots:
+    """Random numbers for each of `images` images, in the shape (images, 1, ...) of `axes` axes."""
+
+    def __init__(self, images: int, axes: int, generator: torch.Generator) -> None:
+        self._shape = (images,) + (1,) * (axes - 1)
+        self._generator = generator
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return numbers from low to high, of `shape` for each image, else one."""
+        lot = torch.rand(
+            (self._shape[0], *shape) if shape else self._shape,
+            generator=self._generator,
+            device=self._generator.device,
+        )
+        return low + (high - low) * lot
+
+    def happens(self, probability: float) -> Tensor:
+        """Return a bool for each image."""
+        return self.uniform(0, 1) < probability
+
+    def factor(self, low: float, high: float, probability: float) -> Tensor:
+        """Return 1, or with `probability` a number whose logarithm lies anywhere from low's to high's."""
+        return torch.where(self.happens(probability), self.uniform(math.log(low), math.log(high)).exp(), 1.0)
+
+    def sign(self, probability: float) -> Tensor:
+        """Return 1, or with `probability` -1."""
+        return 1 - 2 * self.happens(probability).to(torch.float32)
 
 
 def move(
-    image: Image, labels: Labels, settings: Augmentation, random: np.random.Generator
-) -> tuple[Image, Labels]:
-    """Return image and labels after those augmentations that move pixels, each with its probability."""
-    if random.random() < settings.flip_horizontal:
-        image, labels = flip(image, labels, horizontal=True)
-    if random.random() < settings.flip_vertical:
-        image, labels = flip(image, labels, horizontal=False)
-    position = positions(labels.shape)
-    elastic, affine = random.random() < settings.elastic, random.random() < settings.affine
-    if elastic:
-        position = shift(position, settings.elastic_share, random)
-    shrinks = settings.shrink > 0 and random.random() < settings.shrink
-    scale = shrinking(labels, random) if shrinks else 1.0
-    if affine:
-        degrees = random.uniform(-settings.rotation_degrees, settings.rotation_degrees)
-        position = turn(position, degrees, scale * settings.scale_factor ** random.uniform(-1, 1))
-    elif scale < 1:
-        position = turn(position, 0.0, scale)
-    if scale < 1:
-        image = blur(image, 0.4 / scale)  # or what is finer than a new pixel would come out as noise
-    if elastic or affine or scale < 1:
-        # Once for all: each interpolation blurs the image, each rounding frays the labels.
-        image, labels = sample_at(image, labels, position)
-    return image, labels
+    image: Tensor, labels: Tensor, extent: Tensor, settings: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the batch after those augmentations that move pixels; what comes from outside is 0.
 
-
-def recolour(image: Image, settings: Augmentation, random: np.random.Generator, scale: float = 1.0) -> Image:
-    """Return the image after those augmentations that leave every pixel in its place.
-
-    scale: the side of the network's input by that of the reference, 256: pixels of blur are of the latter.
+    image: float32 (B, C, S, S); the others as in `augment`, and so is what is returned.
     """
-    if random.random() < settings.mix_channels:
-        image = mix_channels(image, random)
-    if random.random() < settings.intensity_curve:
-        image = bend_intensity(image, random)
-    if random.random() < settings.invert:
-        image = invert(image)
-    if random.random() < settings.blur:
-        image = blur(image, scale * random.uniform(0.3, 1.5))
-    if random.random() < settings.noise:
-        image = add_noise(image, random.uniform(2, 20), random)
+    size = image.shape[-1]
+    lots = _Lots(len(image), 1, generator)
+    focus = _focus(labels, extent, lots) if settings.zoom or settings.turn else extent / 2
+    frame = _other_aspect(extent, size, settings.aspect, lots)
+
+    # From the new image to the old one; (B,) each. Zoom, turn and stretch leave the focus in its place.
+    zoom = lots.factor(*_ZOOM, settings.zoom)
+    stretch = lots.factor(1 / _STRETCH, _STRETCH, settings.stretch).sqrt()
+    angle = lots.happens(settings.turn) * lots.uniform(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()
+    flip_x, flip_y = lots.sign(settings.flip_horizontal), lots.sign(settings.flip_vertical)
+    y, x = _from_middle(frame, size)
+    if settings.elastic:
+        knots = lots.uniform(-1, 1, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS) * (_ELASTIC_SHARE * size)
+        knots = knots * lots.happens(settings.elastic)[:, None, None, None]
+        field = F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)
+        y, x = y + field[:, 0], x + field[:, 1]
+    y, x = (flip * at for flip, at in ((_plane(flip_y), y), (_plane(flip_x), x)))
+    off = (focus / extent - 0.5) * frame  # of the focus from the middle, in the new image before flips
+    y, x = y - _plane(off[:, 0]), x - _plane(off[:, 1])
+    cosine, sine = _plane(angle.cos() / zoom), _plane(angle.sin() / zoom)
+    y, x = (
+        (cosine * y + sine * x) / _plane(stretch) + _plane(focus[:, 0]),
+        (cosine * x - sine * y) * _plane(stretch) + _plane(focus[:, 1]),
+    )
+
+    inside = content_of(frame, size)
+    # Positions are those of corners now, 0 to S; grid_sample wants -1 to 1.
+    grid = torch.stack([x, y], dim=3) * (2 / size) - 1
+    shrunk = torch.maximum(stretch, 1 / stretch) / zoom
+    moved = torch.where(inside, _interpolate(image, grid, shrunk, settings), 0)
+    as_float = labels[:, None].to(torch.float32)  # exact up to 2^24
+    nearest = F.grid_sample(as_float, grid, mode="nearest", align_corners=False)
+    return moved, torch.where(inside, nearest, 0)[:, 0].to(labels.dtype), frame
+
+
+def _plane(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _from_middle(frame: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return y (B, S, 1) and x (B, 1, S): of the middles of pixels, from the middle of the content."""
+    middles = torch.arange(size, device=frame.device) + 0.5
+    from_middle = middles - frame[:, :, None] / 2
+    return from_middle[:, 0, :, None], from_middle[:, 1, None, :]
+
+
+def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
+    """Return the middle of one object of each image, all alike, else a place anywhere: (B, 2), y and x."""
+    images, size = len(labels), labels.shape[-1]
+    lot = lots.uniform(0, 1, _LOTS).gather(1, labels.flatten(1).long() % _LOTS)
+    first = torch.where(labels.flatten(1) > 0, lot, -1).argmax(1, keepdim=True)
+    number = labels.flatten(1).gather(1, first)
+    held = (labels == number[:, :, None]).to(torch.float32)
+    middles = torch.arange(size, device=labels.device) + 0.5
+    place = torch.stack([held.sum(2) @ middles, held.sum(1) @ middles], dim=1) / held.sum((1, 2))[:, None]
+    return torch.where(number > 0, place, lots.uniform(0, 1, 2) * extent).view(images, 2)
+
+
+def _other_aspect(extent: Tensor, size: int, probability: float, lots: _Lots) -> Tensor:
+    """Return the height and width of the new images, int64 (B, 2), the longest side `size`."""
+    ratio = extent[:, 0] / extent[:, 1] * lots.factor(1 / _ASPECT, _ASPECT, 1.0)
+    sides = torch.stack([ratio.clamp(max=1), (1 / ratio).clamp(max=1)], dim=1) * size
+    return torch.where(lots.happens(probability)[:, None], sides.round().clamp(min=1).long(), extent)
+
+
+def _interpolate(image: Tensor, grid: Tensor, shrunk: Tensor, settings: Augmentation) -> Tensor:
+    """Sample linearly; where an image is `shrunk`, (B,) of at most 2, partly from one of half the size.
+
+    Else what is finer than a new pixel would come out as noise.
+    """
+    sampled = F.grid_sample(image, grid, align_corners=False)
+    if not (settings.zoom or settings.stretch):
+        return sampled
+    coarse = F.grid_sample(F.avg_pool2d(image, 2), grid, align_corners=False)
+    share = shrunk.log2().clamp(0, 1)[:, None, None, None]
+    return torch.where(share > 0, sampled + share * (coarse - sampled), sampled)
+
+
+def recolour(image: Tensor, content: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    """Return images, float32 (B, 3, S, S), after those augmentations that leave every pixel in its place.
+
+    image: its content, bool (B, 1, S, S), is in [0, 1]; what is returned need not be.
+    """
+    lots = _Lots(len(image), 4, generator)
+    if settings.grey:
+        luma = torch.tensor(_LUMA, device=image.device).view(1, 3, 1, 1)
+        grey = (image * luma).sum(1, keepdim=True)
+        image = torch.where(lots.happens(settings.grey), grey, image)
+    if settings.gains or settings.noise:  # which leave grey images grey
+        coloured = (image.amax(1) > image.amin(1)).flatten(1).any(1)[:, None, None, None]
+    if settings.gains:
+        gains = lots.uniform(_GAIN, 1, 3, 1, 1)
+        image = torch.where(lots.happens(settings.gains) & coloured, image * gains, image)
+    if settings.gamma:
+        gamma = lots.factor(1 / _GAMMA, _GAMMA, 1.0)
+        image = torch.where(lots.happens(settings.gamma), image.clamp(0, 1).pow(gamma), image)
+    if settings.window:
+        low, high = lots.uniform(0, _WINDOW_SHARE), lots.uniform(1 - _WINDOW_SHARE, 1)
+        clipped = (torch.minimum(torch.maximum(image, low), high) - low) / (high - low)
+        image = torch.where(lots.happens(settings.window), clipped, image)
+    if settings.invert:
+        image = torch.where(lots.happens(settings.invert), 1 - image, image)
+    if settings.blur:
+        sigma = lots.uniform(*_BLUR_SIGMA)[:, 0, 0, 0] * (image.shape[-1] / REFERENCE_SIZE)
+        image = torch.where(lots.happens(settings.blur), blur(image, content, sigma), image)
+    if settings.bias:
+        knots = lots.uniform(-_BIAS_LOG, _BIAS_LOG, 1, _BIAS_KNOTS, _BIAS_KNOTS)
+        field = F.interpolate(knots, image.shape[2:], mode="bicubic", align_corners=True)
+        image = torch.where(lots.happens(settings.bias), image * field.exp(), image)
+    if settings.noise:
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        noise = torch.where(coloured, noise, noise[:, :1]) * lots.uniform(*_NOISE_SIGMA)
+        # Values below the darkest one are cut off, as they are in most images.
+        image = torch.where(lots.happens(settings.noise), (image + noise).clamp(min=0), image)
     return image
 
 
-def flip(image: Image, labels: Labels, horizontal: bool) -> tuple[Image, Labels]:
-    """Mirror left to right (`horizontal`) or top to bottom."""
-    axis = 1 if horizontal else 0
-    return np.ascontiguousarray(np.flip(image, axis)), np.ascontiguousarray(np.flip(labels, axis))
+def blur(image: Tensor, content: Tensor, sigma: Tensor) -> Tensor:
+    """Smooth the content of each image by a Gaussian of its `sigma`, float32 (B,) in pixels.
 
-
-def positions(shape: tuple[int, int]) -> Positions:
-    """Return the position of every pixel of an image of `shape` (height, width)."""
-    return np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
-
-
-def turn(position: Positions, degrees: float, scale: float) -> Positions:
-    """Return where the pixels come from that are turned counter-clockwise about the middle and enlarged."""
-    height, width = position.shape[1:]
-    middle = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[:, None, None]
-    cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
-    y, x = position - middle
-    return np.stack([cosine * y + sine * x, cosine * x - sine * y]).astype(np.float32) + middle
-
-
-def shift(position: Positions, share: float, random: np.random.Generator) -> Positions:
-    """Return positions moved by a smooth random field of up to about `share` of the longest side."""
-    height, width = position.shape[1:]
-    reach = share * max(height, width)
-    knots = random.uniform(-reach, reach, (2, _ELASTIC_KNOTS, _ELASTIC_KNOTS))
-    field = [cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC) for part in knots]
-    return position + np.stack(field).astype(np.float32)
-
-
-def sample_at(image: Image, labels: Labels, position: Positions) -> tuple[Image, Labels]:
-    """Take the image by linear interpolation and labels by nearest pixel; what lies outside is 0."""
-    y, x = position
-    moved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    nearest = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    return moved.astype(np.uint8, copy=False), nearest.astype(labels.dtype, copy=False)
-
-
-def shrinking(labels: Labels, random: np.random.Generator) -> float:
-    """Return a scale, at most 1, at which one of the objects of `labels`, drawn by lot, fits in a window."""
-    boxes = find_boxes(labels).xyxy
-    if not len(boxes):
-        return 1.0
-    sides = (boxes[:, 2:] - boxes[:, :2] + 1).max(1)
-    side = int(sides[int(random.integers(len(sides)))])
-    share = side / max(labels.shape)
-    low, high = _SHRUNK_SHARES
-    return math.exp(random.uniform(math.log(low), math.log(high))) / share if share > high else 1.0
-
-
-def bend_intensity(image: Image, random: np.random.Generator) -> Image:
-    """Map intensities by a random curve that rises from 0 to 255 and bends at a few knots."""
-    rises = random.exponential(size=_CURVE_KNOTS) + 0.1
-    knots = np.concatenate([[0.0], np.cumsum(rises) / rises.sum()])
-    curve = np.interp(np.arange(256), np.linspace(0, 255, _CURVE_KNOTS + 1), 255 * knots)
-    return np.rint(curve).astype(np.uint8)[image]
-
-
-def invert(image: Image) -> Image:
-    """Turn dark to bright."""
-    return 255 - image
-
-
-def mix_channels(image: Image, random: np.random.Generator) -> Image:
-    """Replace each channel by a random weighted mean of all three; a grey image stays as it is."""
-    if image.ndim == 2:
-        return image
-    weights = random.dirichlet((0.5, 0.5, 0.5), size=3)
-    return cv2.transform(image, weights).astype(np.uint8, copy=False)
-
-
-def blur(image: Image, sigma: float) -> Image:
-    """Smooth by a Gaussian of `sigma` pixels."""
-    return cv2.GaussianBlur(image, (0, 0), sigma).astype(np.uint8, copy=False)
-
-
-def add_noise(image: Image, sigma: float, random: np.random.Generator) -> Image:
-    """Add normal noise of standard deviation `sigma`, of 255, to every value."""
-    noise = random.standard_normal(image.shape, np.float32)
-    noise *= sigma
-    noise += image
-    return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+    Padding has no part in the means. At most 1.5 pixels of a 256-pixel input.
+    """
+    images, channels, height, width = image.shape
+    reach = math.ceil(_BLUR_REACH * _BLUR_SIGMA[1] * width / REFERENCE_SIZE)
+    at = torch.arange(-reach, reach + 1, device=image.device)
+    kernel = torch.exp(-0.5 * (at / sigma[:, None]).square())
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels + 1, 0)[:, None, :, None]
+    planes = torch.cat([image * content, content.to(image.dtype)], dim=1).view(1, -1, height, width)
+    for turned in (kernel, kernel.transpose(2, 3)):
+        planes = F.conv2d(planes, turned, padding="same", groups=len(kernel))
+    planes = planes.view(images, channels + 1, height, width)
+    return planes[:, :channels] / planes[:, channels:].clamp(min=_LEAST_RANGE)

@@ -6,7 +6,6 @@ its meaning. A table of the file is a dataclass here, a key is a field; `litemed
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,30 +111,33 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The boxes that are drawn from the labels. Pixels are of a 256-pixel input, whatever `run.size` is.
+    """The boxes that are drawn from the labels; see `litemed.train.prompts`.
 
-    jitter_pixels: each edge moves outwards by up to this, as published. jitter_share: each edge also moves
-    either way by up to this share of the box's side. finer: share of the images, from 0 to 1, whose boxes
-    are made as if they had more pixels (see `litemed.train.prompts.as_if_finer`). min_object_pixels: smaller
-    objects are not prompted, counted at the size of the network's input. tokens: how many image tokens are
-    decoded for each box, drawn at random and mostly near it (see `litemed.train.tokens`); 0: all.
+    per_image: of so many objects of an image at most. min_object_pixels: smaller objects are not prompted.
+    tight: share of the boxes that are tight, or a pixel off as the runtime rounds. jittered: share whose
+    edges each move either way by up to one of `jitter_shares` of the box's side. Of all others each edge
+    moves outwards by 0 to `jitter_pixels` pixels of a 256-pixel input, as published.
     """
 
     per_image: int = 4
-    jitter_pixels: int = 5
-    jitter_share: float = 0.0
-    finer: float = 0.0
     min_object_pixels: int = 4
-    tokens: int = 0
+    tight: float = 0.0
+    jittered: float = 0.0
+    jitter_pixels: int = 5
+    jitter_shares: tuple[float, ...] = (0.1, 0.2)
 
     def __post_init__(self) -> None:
         _between("prompts.per_image", self.per_image, 1)
-        _between("prompts.jitter_pixels", self.jitter_pixels, 0, 128)
-        _between("prompts.jitter_share", self.jitter_share, 0, 0.5)
-        _between("prompts.finer", self.finer, 0, 1)
         _between("prompts.min_object_pixels", self.min_object_pixels, 1)
-        if self.tokens and self.tokens < 64:
-            raise UsageError(f"prompts.tokens = {self.tokens}: must be 0 or at least 64")
+        _between("prompts.tight", self.tight, 0, 1)
+        _between("prompts.jittered", self.jittered, 0, 1)
+        if self.tight + self.jittered > 1:
+            raise UsageError("prompts: tight and jittered are above 1 together")
+        _between("prompts.jitter_pixels", self.jitter_pixels, 0, 128)
+        for share in self.jitter_shares:
+            _between("prompts.jitter_shares", share, 0, 0.5)
+        if self.jittered and not self.jitter_shares:
+            raise UsageError("prompts.jitter_shares: is empty, and prompts.jittered is above 0")
 
 
 @dataclass(frozen=True)
@@ -160,33 +162,27 @@ class Pool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The probability of each augmentation, and how far it goes; see `litemed.train.augment`.
-
-    shrink: an image of a large object is made so small that this one is seen whole in a window (see
-    `litemed.train.windows`). The paper flips; everything else is off by default.
-    """
+    """The probability of each augmentation of an image; see `litemed.train.augment`. The paper flips."""
 
     flip_horizontal: float = 0.5
     flip_vertical: float = 0.5
-    affine: float = 0.0
-    rotation_degrees: float = 30.0
-    scale_factor: float = 1.3
-    shrink: float = 0.0
+    zoom: float = 0.0
+    turn: float = 0.0
+    stretch: float = 0.0
+    aspect: float = 0.0
     elastic: float = 0.0
-    elastic_share: float = 0.03
-    intensity_curve: float = 0.0
+    grey: float = 0.0
+    gains: float = 0.0
+    gamma: float = 0.0
+    window: float = 0.0
     invert: float = 0.0
-    mix_channels: float = 0.0
     blur: float = 0.0
+    bias: float = 0.0
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            if item.name not in {"rotation_degrees", "scale_factor", "elastic_share"}:
-                _between(f"augmentation.{item.name}", getattr(self, item.name), 0, 1)
-        _between("augmentation.rotation_degrees", self.rotation_degrees, 0, 180)
-        _between("augmentation.scale_factor", self.scale_factor, 1, 4)
-        _between("augmentation.elastic_share", self.elastic_share, 0, 0.1)
+        for name, probability in vars(self).items():
+            _between(f"augmentation.{name}", probability, 0, 1)
 
 
 @dataclass(frozen=True)

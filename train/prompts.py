@@ -1,4 +1,4 @@
-"""From a label map at the network's scale to the boxes that are trained on."""
+"""From label maps at the network's scale to the boxes that are trained on."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from litemed.train.config import Prompts
 
 REFERENCE_SIZE = 256
 """The input size that jitter in pixels refers to."""
 
-_FINER_PIXEL = (0.2, 1.0)  # side of a pixel of a finer image, in those of the network's input
+_FINER_PIXEL = (0.2, 1.0)  # side of a pixel of the image as it was, in those of the network's input
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,55 +46,103 @@ def find_boxes(labels: NDArray[Any], min_pixels: int = 1) -> ObjectBoxes:
     return ObjectBoxes(numbers, xyxy)
 
 
-def choose(objects: ObjectBoxes, count: int, random: np.random.Generator) -> ObjectBoxes:
-    """Return at most `count` of the objects, drawn at random without repetition."""
-    if len(objects) <= count:
-        return objects
-    chosen = random.choice(len(objects), size=count, replace=False)
-    return ObjectBoxes(objects.numbers[chosen], objects.xyxy[chosen])
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """N objects of B images, those of an image on one another's heels, and their boxes.
 
-
-def as_if_finer(xyxy: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-    """Return tight boxes (N, 4) as the runtime would have made them from an image of more pixels.
-
-    There an object begins and ends between the pixels of the network's input, and the runtime rounds both
-    down, as published. So a box of a much finer image is a pixel wider and higher on average: little, but not
-    to a cell of ten. The resolution is drawn once for all boxes.
+    boxes: float32 (N, 4), x0 y0 x1 y1, whole pixels of the network's input. masks: uint8 (N, S, S), 0 or 1.
+    image_of_box: int64 (N,), ascending. weights: float32 (N,), 1 / boxes of the same image, so that every
+    image counts the same. N is 0 where no image has an object.
     """
-    pixel = random.uniform(*_FINER_PIXEL)
-    moves = random.random(xyxy.shape) < (1 - pixel) / 2
-    return np.maximum(xyxy + np.array([-1, -1, 1, 1]) * moves, 0)
+
+    boxes: Tensor
+    masks: Tensor
+    image_of_box: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
 
 
-def jitter(
-    xyxy: NDArray[np.int64],
-    shape: tuple[int, int],
-    settings: Prompts,
-    size: int,
-    random: np.random.Generator,
-) -> NDArray[np.float32]:
+def draw_prompts(labels: Tensor, extent: Tensor, settings: Prompts, generator: torch.Generator) -> Prompted:
+    """Return boxes of up to `settings.per_image` objects of each image, drawn at random.
+
+    Args:
+        labels: int32 (B, S, S), 0 is background and padding; objects have numbers above 0.
+        extent: int64 (B, 2), height and width of the content, which lies at the upper left.
+        settings: how many objects, and how loose their boxes are.
+        generator: of the device that labels lie on; the result follows from its state.
+    """
+    numbers, image_of_box = _choose_objects(labels, settings, generator)
+    masks = labels[image_of_box] == numbers[:, None, None]
+    boxes = loosen(tight_boxes(masks), extent[image_of_box], labels.shape[-1], settings, generator)
+    boxes_of_image = torch.bincount(image_of_box, minlength=len(labels))
+    return Prompted(
+        boxes=boxes,
+        masks=masks.to(torch.uint8),
+        image_of_box=image_of_box,
+        weights=1 / boxes_of_image[image_of_box].to(torch.float32),
+    )
+
+
+def _choose_objects(labels: Tensor, settings: Prompts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return numbers int32 (N,) and images int64 (N,) of the objects drawn."""
+    images, numbers = len(labels), int(labels.max()) + 1
+    image = torch.arange(images, device=labels.device)[:, None, None]
+    pixels = torch.bincount((image * numbers + labels).flatten(), minlength=images * numbers)
+    large = pixels.view(images, numbers) >= settings.min_object_pixels
+    large[:, 0] = False
+    lot = torch.rand(large.shape, generator=generator, device=labels.device)
+    chosen = torch.where(large, lot, -1).topk(min(settings.per_image, numbers), dim=1)
+    image_of_box, rank = torch.nonzero(chosen.values >= 0, as_tuple=True)
+    return chosen.indices[image_of_box, rank].to(labels.dtype), image_of_box
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Return the boxes of masks, bool (N, S, S) and none empty, as `find_boxes` does: int64 (N, 4)."""
+    ends = []
+    for held in (masks.any(1), masks.any(2)):  # columns, then rows
+        columns = held.to(torch.uint8)
+        first = columns.argmax(1)
+        last = columns.shape[1] - 1 - columns.flip(1).argmax(1)
+        ends.append((first, torch.maximum(last, first + 1)))
+    return torch.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], dim=1)
+
+
+def loosen(tight: Tensor, extent: Tensor, size: int, settings: Prompts, generator: torch.Generator) -> Tensor:
     """Return boxes as they come in practice, float32 (N, 4), whole numbers.
 
-    xyxy: (N, 4), x0 y0 x1 y1 in pixels of an image of `shape` (height, width) that lies in the network's
-    input of side `size`. Each edge moves outwards by 0 to `settings.jitter_pixels` pixels of a 256-pixel
-    input (as published with LiteMedSAM) and either way by up to `settings.jitter_share` of the box's side.
-    The boxes of `settings.finer` of the images are first turned into those of a finer one; see `as_if_finer`.
-    The result is rounded to integers, up or down at random so that no edge tends to either side, lies within
-    [0, width] x [0, height] and has an area.
+    Each box is one of three kinds, see `litemed.train.config.Prompts`; a kept box may still be a pixel larger
+    than tight, as the runtime makes it from an image of more pixels: there an object begins and ends between
+    the pixels of the network's input, and both ends are rounded down. Jittered edges are rounded up or down
+    at random, so that none tends to either side. A box lies within [0, width] x [0, height] and has an area.
+
+    Args:
+        tight: int64 (N, 4), x0 y0 x1 y1 of the first and last pixel.
+        extent: int64 (N, 2), height and width of the content of each box's image.
+        size: side of the network's input in pixels.
+        settings: shares of the kinds.
+        generator: of the boxes' device.
     """
-    height, width = shape
-    if random.random() < settings.finer:
-        xyxy = as_if_finer(xyxy, random)
-    outwards = np.array([-1, -1, 1, 1])
-    pixels = random.integers(0, settings.jitter_pixels, endpoint=True, size=xyxy.shape) * (
-        size / REFERENCE_SIZE
-    )
-    sides = np.tile(xyxy[:, 2:] - xyxy[:, :2], 2)
-    share = random.uniform(-settings.jitter_share, settings.jitter_share, xyxy.shape)
-    limits = np.array([width, height, width, height])
-    shifted = xyxy + outwards * pixels + sides * share
-    moved = np.clip(np.floor(shifted + random.random(shifted.shape)), 0, limits)
+
+    def lots(*shape: int) -> Tensor:
+        return torch.rand(len(tight), *shape, generator=generator, device=tight.device)
+
+    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=tight.device)
+    pixel = _FINER_PIXEL[0] + (_FINER_PIXEL[1] - _FINER_PIXEL[0]) * lots(1)
+    finer = outwards * (lots(4) < (1 - pixel) / 2)
+    published = outwards * torch.floor((settings.jitter_pixels + 1) * lots(4)) * (size / REFERENCE_SIZE)
+    shares = torch.tensor(settings.jitter_shares, device=tight.device)
+    share = shares[(len(shares) * lots(1)).long()] if settings.jittered else 0.0
+    sides = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
+    jittered = sides * share * (2 * lots(4) - 1)
+    kind = lots(1)
+    move = torch.where(kind < settings.tight + settings.jittered, jittered, published)
+    move = torch.where(kind < settings.tight, finer, move)
+    limits = extent.flip(1).repeat(1, 2)
+    rounded = move.floor() + (lots(4) < move - move.floor())
+    moved = (tight + rounded).clamp(min=0).minimum(limits)
     # An edge may have moved past the other one; both keep to the image.
-    low = np.minimum(np.minimum(moved[:, :2], moved[:, 2:]), limits[:2] - 1)
-    high = np.maximum(np.maximum(moved[:, :2], moved[:, 2:]), low + 1)
-    return np.concatenate([low, high], axis=1).astype(np.float32)
+    low = torch.minimum(moved[:, :2], moved[:, 2:]).minimum(limits[:, :2] - 1)
+    high = torch.maximum(moved[:, :2], moved[:, 2:]).maximum(low + 1)
+    return torch.cat([low, high], dim=1).to(torch.float32)
