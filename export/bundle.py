@@ -36,7 +36,6 @@ class ExportOptions:
         box_counts: numbers of boxes to verify.
         precisions: what to offer beside float32.
         compact: store weights as float16; they are computed with in float32 all the same.
-        crop_masks: whether the bundle's masks end at their boxes; None: as the checkpoint says.
     """
 
     name: str | None = None
@@ -47,7 +46,6 @@ class ExportOptions:
     box_counts: Sequence[int] = BOX_COUNTS
     precisions: PrecisionOptions = field(default_factory=PrecisionOptions)
     compact: bool = False
-    crop_masks: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ class _Contents:
     parity: Sequence[Parity] = ()
     precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
     compact: bool = False
-    crop_masks: bool = False
 
 
 def write_bundle(
@@ -110,8 +107,7 @@ def write_bundle(
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
         expected = list(references(model, sample_images(options.images), max(options.box_counts)))
-        crop = checkpoint.crop_masks if options.crop_masks is None else options.crop_masks
-        contents = _Contents(name, checkpoint, options.trained, specs, simplified, crop_masks=crop)
+        contents = _Contents(name, checkpoint, options.trained, specs, simplified)
         parity: list[Parity] = []
         for stage, graphs in (("exported", exported), ("simplified", simplified)):
             _write(staging / stage, replace(contents, graphs=graphs))
@@ -175,7 +171,6 @@ def _write(folder: pathlib.Path, contents: _Contents) -> None:
         data,
         contents.parity,
         contents.precisions,
-        contents.crop_masks,
     )
     (folder / FILE).write_bytes(manifest)
 

@@ -82,11 +82,6 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
     is_flag=True,
     help="Store weights as float16, in half the bytes; computed in float32 all the same.",
 )
-@click.option(
-    "--crop-masks/--no-crop-masks",
-    default=None,
-    help="Let the runtime end each box's mask at the box; by default if the checkpoint was trained so.",
-)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -123,7 +118,6 @@ def _run(
     agreement: pathlib.Path | None,
     ground_truth: pathlib.Path | None,
     compact: bool,
-    crop_masks: bool | None,
     overwrite: bool,
     debug: bool,
 ) -> None:
@@ -156,7 +150,7 @@ def _run(
         weights = read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
         if adapter is not None:
             weights = fold_adapter(weights, adapter)
-        click.echo(f"{checkpoint}: layout {weights.layout}")
+        click.echo(f"{checkpoint}: layout {weights.layout}, encoder {weights.encoder}")
     if weights.lora:
         click.echo(
             f"folded LoRA of rank {weights.lora.rank}, alpha {weights.lora.alpha:g}, "
@@ -171,7 +165,6 @@ def _run(
         box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
         precisions=PrecisionOptions(int8, calibration, agreement, ground_truth),
         compact=compact,
-        crop_masks=crop_masks,
     )
     parity = write_bundle(weights, output, settings, progress=click.echo)
     worst = max(p.max_abs_diff for p in parity)

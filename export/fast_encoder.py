@@ -159,7 +159,7 @@ class FastEncoderGraph(nn.Module):
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
-        encoder = model.image_encoder
+        encoder = cast(tiny_vit.TinyViT, model.image_encoder)
         self.first = FirstStage(encoder)
         self.sides = (model.size // 2, model.size // 4, model.size // 4)
         stages = [cast(tiny_vit.Stage, stage) for stage in encoder.layers][1:]

@@ -20,8 +20,12 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 def convolution(layer: ConvNorm) -> nn.Conv2d:
     """Return a convolution that does what a convolution and the batch norm behind it do in inference."""
-    weight, bias = _folded(layer)
-    conv: Any = layer.c
+    return convolution_and_norm(layer.c, layer.bn)
+
+
+def convolution_and_norm(conv: Any, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution for one without bias and the batch norm behind it."""
+    scale, shift = norm_scale_and_shift(norm)
     folded = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -30,13 +34,13 @@ def convolution(layer: ConvNorm) -> nn.Conv2d:
         conv.padding,
         groups=conv.groups,
     )
-    return _filled(folded, weight, bias)
+    return _filled(folded, conv.weight.double() * scale[:, None, None, None], shift)
 
 
 def pointwise(layer: ConvNorm) -> nn.Linear:
     """Return a 1 x 1 convolution and its batch norm as a layer on the last axis."""
-    weight, bias = _folded(layer)
-    return linear(weight[:, :, 0, 0], bias)
+    folded = convolution(layer)
+    return linear(folded.weight[:, :, 0, 0], folded.bias)
 
 
 def after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,10 +58,11 @@ def after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor
     return weight * norm.weight.double(), bias.double() + weight @ norm.bias.double()
 
 
-def _folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
-    bn: Any = layer.bn
+def norm_scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm does to each channel in inference, x * scale + shift, float64 (C,) each."""
+    bn: Any = norm
     scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    return layer.c.weight.double() * scale[:, None, None, None], bn.bias.double() - bn.running_mean * scale
+    return scale, bn.bias.double() - bn.running_mean * scale
 
 
 def _filled(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from litemed.export.errors import ExportError
 from litemed.export.fast_decoder import FastDecoderGraph
 from litemed.export.fast_encoder import FastEncoderGraph
+from litemed.export.light_graph import LightEncoderGraph
+from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 BOXES_AXIS = "N"
+ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     size = model.size
     embedding = (1, 256, size // 4, size // 4)
     encoder = GraphSpec(
-        "encoder", FastEncoderGraph(model), {"image": (1, 3, size, size)}, {"image_embedding": embedding}
+        "encoder",
+        ENCODER_GRAPHS[model.encoder](model),
+        {"image": (1, 3, size, size)},
+        {"image_embedding": embedding},
     )
     decoder = GraphSpec(
         "decoder",

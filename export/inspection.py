@@ -24,8 +24,6 @@ def describe(folder: str | pathlib.Path) -> str:
         lines.append("              UNTRAINED: drawn at random, the masks mean nothing")
     if lora := weights.lora:
         lines.append(f"  LoRA        rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
-    if manifest.crop_masks:
-        lines.append("  masks       end at their boxes")
     for name, graph in manifest.graphs.items():
         lines.append(f"  {name:<10}  {graph.file}  {graph.size / 1e6:.1f} MB  opset {graph.opset}")
         for arrow, values in (("<-", graph.inputs), ("->", graph.outputs)):

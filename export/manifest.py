@@ -30,7 +30,6 @@ def manifest_bytes(
     graphs: Mapping[str, bytes],
     parity: Iterable[Parity],
     precisions: Mapping[str, Precision],
-    crop_masks: bool = False,
 ) -> bytes:
     """Return the manifest of a bundle.
 
@@ -42,7 +41,6 @@ def manifest_bytes(
         graphs: the graphs' bytes by name.
         parity: what was measured against PyTorch.
         precisions: by name, with their measured agreement.
-        crop_masks: whether masks are to end at their boxes.
     """
     specs = list(specs)
     size = specs[0].inputs["image"][-1]
@@ -58,7 +56,7 @@ def manifest_bytes(
             "normalise": "min-max of the resized image",
             "pad": "zeros right and bottom",
         },
-        "crop_masks": crop_masks,
+        "crop_masks": False,
         "graphs": {spec.name: _graph(spec, graphs[spec.name]) for spec in specs},
         "precisions": {key: _precision(precision) for key, precision in precisions.items()},
         "weights": {

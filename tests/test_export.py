@@ -17,7 +17,6 @@ from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main
 from litemed.export.errors import ExportError, VerificationError
 from litemed.export.graphs import check, graph_specs, simplify, to_onnx
-from litemed.export.inspection import describe
 from litemed.export.storage import with_half_weights
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.runtime.bundle import Bundle
@@ -90,16 +89,6 @@ def test_untrained_weights_are_marked(tmp_path, checkpoint, bundle):
     assert manifest(bundle)["weights"]["trained"] is True
     write_bundle(checkpoint, tmp_path / "b", ExportOptions(trained=False, size=64, box_counts=(1,)))
     assert manifest(tmp_path / "b")["weights"]["trained"] is False
-
-
-def test_a_bundle_crops_masks_as_the_checkpoint_or_the_caller_says(tmp_path, checkpoint):
-    cropping = dataclasses.replace(checkpoint, crop_masks=True)
-    quickest = dataclasses.replace(QUICK, box_counts=(1,))
-    for weights, asked, expected in ((cropping, None, True), (cropping, False, False)):
-        options = dataclasses.replace(quickest, crop_masks=asked, overwrite=True)
-        write_bundle(weights, tmp_path / "b", options)
-        assert Bundle.open(tmp_path / "b").manifest.crop_masks is expected
-        assert ("end at their boxes" in describe(tmp_path / "b")) is expected
 
 
 def test_a_compact_bundle_takes_half_the_bytes_and_computes_in_float32(checkpoint, bundle, tmp_path):

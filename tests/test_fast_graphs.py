@@ -9,7 +9,7 @@ import torch
 
 from litemed.export.fast_decoder import FastDecoderGraph
 from litemed.export.fast_encoder import FastEncoderGraph
-from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+from litemed.models.checkpoint import untrained_checkpoint
 
 
 def boxes(count: int, size: int) -> torch.Tensor:
@@ -44,16 +44,6 @@ def test_encoder_at_sizes_that_windows_do_not_divide(perturbed, size):
     assert (found - expected).abs().max() < 1e-4
 
 
-@torch.inference_mode()
-def test_encoder_with_trial_weights(shared):
-    model = read_checkpoint(shared("weights/trial-64px.safetensors")).model(128)
-    image = torch.rand(1, 3, 128, 128)
-    found, eager = FastEncoderGraph(model)(image), model.encode(image)
-    exact = model.double().encode(image.double())
-    rounding = (eager - exact).abs().max()  # of the published graph; these weights magnify it
-    assert (found - exact).abs().max() < max(1e-4, 3 * rounding)
-
-
 @pytest.mark.parametrize("count", [1, 2, 17])
 @torch.inference_mode()
 def test_decoder(perturbed, count):
@@ -63,12 +53,3 @@ def test_decoder(perturbed, count):
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b[:, 0].shape
         assert (a - b[:, 0]).abs().max() < 2e-5
-
-
-@torch.inference_mode()
-def test_decoder_with_trial_weights(shared):
-    model = read_checkpoint(shared("weights/trial-64px.safetensors")).model(128)
-    embedding = model.encode(torch.rand(1, 3, 128, 128))
-    expected, _ = model.decode(embedding, boxes(5, 128))
-    found, _ = FastDecoderGraph(model)(embedding, boxes(5, 128))
-    assert (found - expected[:, 0]).abs().max() < 2e-5 * max(1.0, float(expected.abs().max()))

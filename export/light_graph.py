@@ -1,0 +1,105 @@
+"""The light encoder rewritten for inference, equal up to rounding.
+
+Same input and output as `litemed.models.light_encoder.LightEncoder` for one image. Batch norms are folded
+into the convolutions beside them, those before an attention into its projection together with the scale of
+the queries. A key's bias is the same for all keys of a softmax and cancels in it. The last norm runs over the
+last axis, as one operator that engines know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from litemed.export.fast_encoder import channels_first, channels_last
+from litemed.export.folding import convolution_and_norm, norm_scale_and_shift
+from litemed.models import light_encoder
+from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON, ConvNorm, upsample
+from litemed.models.litemedsam import LiteMedSAM
+
+
+class Attention(nn.Module):
+    """Attention over all positions, and the residual: (1, C, H, W) to the same."""
+
+    def __init__(self, attention: light_encoder.Attention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        scale, shift = norm_scale_and_shift(attention.n)
+        qkv: Any = attention.qkv
+        weight = qkv.weight[:, :, 0, 0].double()
+        bias = qkv.bias.double() + weight @ shift
+        weight = weight * scale
+        channels = weight.shape[1]
+        weight[:channels] *= HEAD_DIM**-0.5
+        bias[:channels] *= HEAD_DIM**-0.5
+        bias[channels : 2 * channels] = 0
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.qkv.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+        self.p = attention.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        q, k, v = self.qkv(x).reshape(3, self.heads, HEAD_DIM, height * width).unbind(0)
+        context = (q.transpose(1, 2) @ k).softmax(dim=-1) @ v.transpose(1, 2)
+        return x + self.p(context.transpose(1, 2).reshape(1, channels, height, width))
+
+
+class LightEncoderGraph(nn.Module):
+    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4), see the module.
+
+    Args:
+        model: a network with the light encoder; its tensors are not changed.
+    """
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        encoder = cast(light_encoder.LightEncoder, model.image_encoder)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(_folded(stage) for stage in stages))
+            for stages in (
+                [encoder.stem, encoder.s64],
+                [encoder.d32, encoder.s32],
+                [encoder.d16, encoder.s16],
+            )
+        )
+        self.lateral = nn.ModuleList(_folded(layer) for layer in (encoder.l64, encoder.l32, encoder.l16))
+        self.refine = nn.Sequential(_folded(encoder.ref), encoder.neck)
+        self.norm = nn.LayerNorm(encoder.neck.out_channels, NORM_EPSILON)
+        self.norm.load_state_dict({"weight": encoder.gamma.flatten(), "bias": encoder.beta.flatten()})
+        self.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        levels = []
+        x = image
+        for level in self.levels:
+            x = level(x)
+            levels.append(x)
+        fine, middle, coarse = (layer(x) for layer, x in zip(self.lateral, levels, strict=True))
+        y = self.refine(fine + upsample(middle + upsample(coarse)))
+        return channels_first(self.norm(channels_last(y)))
+
+
+class _Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """A part of the encoder with every batch norm folded, as new modules."""
+    if isinstance(module, ConvNorm):
+        conv, norm, *activation = cast(Any, module)
+        return nn.Sequential(convolution_and_norm(conv, norm), *(nn.ReLU() for _ in activation))
+    if isinstance(module, light_encoder.Attention):
+        return Attention(module)
+    if isinstance(module, light_encoder.MixBlock):
+        return _Residual(_folded(module.dw), _folded(module.f))
+    if isinstance(module, light_encoder.FusedBlock):
+        return _Residual(_folded(module.f))
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(_folded(part) for part in module))
+    raise TypeError(f"no rule to fold {type(module).__name__}")

@@ -1,0 +1,121 @@
+"""The light encoder: its weights compute what they did when they were trained, in PyTorch and in a bundle."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+import litemed.runtime
+from litemed.export.bundle import ExportOptions, write_bundle
+from litemed.export.cli import main as export
+from litemed.export.light_graph import LightEncoderGraph
+from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+from litemed.models.encoders import ENCODERS, LIGHT, TINY_VIT
+from litemed.models.errors import CheckpointError
+
+WEIGHTS = pathlib.Path(__file__).parents[1] / "weights" / "light.safetensors"
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    """PyTorch's float32 outputs on one image and two boxes, from where the weights were trained."""
+    with np.load(shared("models/light/golden.npz"), allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundles") / "light"
+    write_bundle(read_checkpoint(WEIGHTS), path, ExportOptions(box_counts=(1, 2)))
+    return path
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return found.shape == expected.shape and float(np.abs(found - expected).max()) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_pytorch_reproduces_the_golden_outputs(golden):
+    checkpoint = read_checkpoint(WEIGHTS)
+    assert checkpoint.encoder == LIGHT
+    model = checkpoint.model()
+    embedding = model.encode(torch.from_numpy(golden["image"]))
+    logits, iou = model.decode(embedding, torch.from_numpy(golden["boxes"]))
+    assert close(embedding.numpy(), golden["embedding"])
+    assert close(logits[:, 0].numpy(), golden["logits"])
+    assert close(iou[:, 0].numpy(), golden["iou"])
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_bundle_reproduces_the_golden_outputs(golden, bundle, engine):
+    loaded = litemed.runtime.load(bundle, engine=engine, precision="exact").engine
+    embedding = loaded.encode(golden["image"])
+    logits, iou = loaded.decode(embedding, golden["boxes"])
+    assert close(np.asarray(embedding), golden["embedding"])
+    assert close(logits, golden["logits"])
+    assert close(iou, golden["iou"])
+
+
+@pytest.mark.parametrize("size", [64, 192])
+@torch.inference_mode()
+def test_the_graph_equals_the_encoder_at_other_sizes(size):
+    model = read_checkpoint(WEIGHTS).model(size)
+    image = torch.rand(1, 3, size, size)
+    expected = model.encode(image)
+    found = LightEncoderGraph(model)(image)
+    assert found.shape == expected.shape == (1, 256, size // 4, size // 4)
+    assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_the_encoder_is_told_by_the_entries(tmp_path, encoder):
+    path = tmp_path / "weights.safetensors"
+    save_file(untrained_checkpoint(encoder=encoder).state, path)
+    assert read_checkpoint(path).encoder == encoder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tiny, light: {**tiny, **light}, "entries of several image encoders: tiny_vit, light"),
+        (
+            lambda tiny, light: {k: v for k, v in light.items() if "encoder.s" not in k},
+            r"missing: .*image_enc",
+        ),
+        (
+            lambda tiny, light: {
+                k.replace("image_encoder.", "image_encoder.net."): v for k, v in light.items()
+            },
+            r"no image encoder known here \(tiny_vit, light\)",
+        ),
+    ],
+)
+def test_entries_of_both_encoders_or_neither_are_refused(tmp_path, make, message):
+    tiny, light = (untrained_checkpoint(encoder=encoder).state for encoder in (TINY_VIT, LIGHT))
+    save_file(make(tiny, light), tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_checkpoint(tmp_path / "w.safetensors")
+    assert "w.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_whole_checkpoint_as_adapter_is_refused_in_one_line(tmp_path):
+    base, light = tmp_path / "base.safetensors", tmp_path / "light.safetensors"
+    save_file(untrained_checkpoint().state, base)
+    save_file(untrained_checkpoint(encoder=LIGHT).state, light)
+    for arguments, message in (
+        ((base, light), f"{light}: holds a whole network, not an adapter"),
+        ((light, light), f"{light}: holds a whole network, not an adapter"),
+    ):
+        checkpoint, adapter = map(str, arguments)
+        out = tmp_path / "bundle"
+        result = CliRunner().invoke(export, [checkpoint, "--adapter", adapter, "-o", str(out)])
+        assert result.exit_code == 1
+        assert message in result.output
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "light.safetensors"]
