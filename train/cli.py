@@ -19,9 +19,8 @@ Examples:
   litemed-train data --base lite_medsam.pth -o run --resume
       go on with a run that was stopped
   litemed-train data --base lite_medsam.pth -o run --set optimizer.lr=1e-4 --set run.batch_size=8
-  litemed-train data --from-scratch --size 64 --epochs 100 -o small
-  litemed-train data --base small/best.safetensors --tune all --size 128 -o medium
-      all weights, from small to full size
+  litemed-train data --base light.safetensors --tune all -o run
+      all weights, such as those of the light model, which has no layers for LoRA
   torchrun --nproc-per-node 4 -m litemed.train.cli data --base lite_medsam.pth -o run
       four GPUs
   litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
@@ -40,9 +39,6 @@ _PATH = click.Path(path_type=pathlib.Path)
 @click.option("-o", "--output", type=_PATH, help="Folder of the run: weights, log, state.")
 @click.option(
     "--base", "--init", "base", type=_PATH, help="Weights to start from, as litemed-export reads them."
-)
-@click.option(
-    "--from-scratch", is_flag=True, help="Start from weights drawn at random and train all of them."
 )
 @click.option(
     "--tune",
@@ -81,7 +77,6 @@ def _run(
     data: pathlib.Path | None,
     output: pathlib.Path | None,
     base: pathlib.Path | None,
-    from_scratch: bool,
     tune: str | None,
     size: int | None,
     epochs: int | None,
@@ -102,10 +97,8 @@ def _run(
         return
     if data is None or output is None:
         raise UsageError("name the prepared DATA, and the folder of the run with -o")
-    if from_scratch and (base is not None or tune not in (None, "all")):
-        raise UsageError("--from-scratch takes no --base and trains all weights: leave --base and --tune out")
-    if base is None and not from_scratch and not resume:
-        raise UsageError("name the weights to start from with --base, or pass --from-scratch")
+    if base is None:
+        raise UsageError("name the weights to start from with --base (the same ones to --resume)")
 
     from litemed.train.tables import parse_setting, read_toml
 

@@ -1,10 +1,10 @@
 """What a run writes about its course: a CSV log, a picture of it, and TensorBoard's events where installed.
 
 A row of the history, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images
-that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `dsc` (the macro mean on the validation
-slices, empty when not measured), `ellipse` (that of the ellipses in the boxes), `skipped` slices, `seconds`,
-`samples_per_second`, `wait_share` (of the time, spent waiting for the loader) and `dsc_MODALITY` for each
-modality.
+that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `cross_entropy`, `dsc` (the macro mean on
+the validation slices, empty when not measured), `ellipse` (that of the ellipses in the boxes), `skipped`
+slices, `seconds`, `samples_per_second`, `wait_share` (of the time, spent waiting for the loader) and
+`dsc_MODALITY` for each modality.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from matplotlib.figure import Figure
 from litemed.runtime.files import atomic_write
 from litemed.train.validation import ValidationScores
 
+LOSSES = ("dice", "focal", "iou", "cross_entropy")
+"""The parts of the loss: fields of `litemed.train.losses.LossParts`."""
+
 LOG = "log.csv"
 EVENTS = "tensorboard"
 _FIRST = (
-    *("epoch", "samples", "lr", "loss", "dice", "focal", "iou", "dsc", "ellipse"),
+    *("epoch", "samples", "lr", "loss", *LOSSES, "dsc", "ellipse"),
     *("skipped", "seconds", "samples_per_second", "wait_share"),
 )
 CURVE = "loss.png"
@@ -57,7 +60,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name in ("loss", "dice", "focal", "iou"):
+    for name in ("loss", *LOSSES):
         _plot(left, rows, name, name, bold=name == "loss")
     scored = [row for row in rows if row["dsc"] is not None]
     modalities = sorted({name for row in scored for name in row if name.startswith("dsc_")})
@@ -114,7 +117,7 @@ def _plot(axes: Axes, rows: Sequence[Row], column: str, label: str, bold: bool =
 
 def untrained_row(scores: ValidationScores) -> Row:
     """Return row 0: the scores of the weights that a run starts from, and no losses."""
-    missing = dict.fromkeys(("loss", "dice", "focal", "iou"))
+    missing = dict.fromkeys(("loss", *LOSSES))
     return {
         "epoch": 0,
         "samples": 0,
@@ -140,9 +143,10 @@ def summary(row: Row, epochs: int, is_best: bool) -> str:
     """Return the line that is printed at the end of an epoch."""
     dsc = "" if row["dsc"] is None else f" DSC {row['dsc']:.4f} (ellipse {row['ellipse']:.4f})"
     skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
+    parts = " ".join(f"{name} {row[name]:.4f}" for name in LOSSES)
     return (
-        f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} (dice {row['dice']:.4f} "
-        f"focal {row['focal']:.5f} iou {row['iou']:.4f}){dsc}{' best' if is_best else ''} lr {row['lr']:.2g} "
+        f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} ({parts}){dsc}{' best' if is_best else ''} "
+        f"lr {row['lr']:.2g} "
         f"{row['samples_per_second']:.1f} samples/s, waited {row['wait_share']:.0%}{skipped}"
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,19 +33,23 @@ def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampl
     Raises UsageError when the table gives all weight to modalities without slices.
     """
     run, sampling = config.run, config.sampling
-    indices = source.indices_by_modality()
-    found = modality_shares(sampling, MODALITIES, tuple(indices))
+    sources = {
+        modality: [part for name, part in by_source(source, of).items() if name not in sampling.exclude]
+        for modality, of in source.indices_by_modality().items()
+    }
+    sources = {modality: parts for modality, parts in sources.items() if parts}
+    found = modality_shares(sampling, MODALITIES, tuple(sources))
     warnings = []
     if found.absent:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
         warnings.append(f"no training slices of {', '.join(found.absent)}; drawn instead: {shares}")
     if found.undrawn:
         warnings.append(f"{', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
-    samples = whole_batches(run.samples_per_epoch or len(source), run.batch_size)
-    sources = {
-        name: by_source(source, of) if sampling.balance_sources else [of] for name, of in indices.items()
-    }
-    return ModalitySampler(sources, found.shares, samples, run.seed, sampling.drawn), warnings
+    slices = sum(len(part) for parts in sources.values() for part in parts)
+    samples = whole_batches(run.samples_per_epoch or slices, run.batch_size)
+    if not sampling.balance_sources:
+        sources = {modality: [np.concatenate(parts)] for modality, parts in sources.items()}
+    return ModalitySampler(sources, found.shares, samples, run.seed), warnings
 
 
 def training_loader(
@@ -53,12 +58,10 @@ def training_loader(
     """Return the loader of a run: each iteration yields what `batches` is set to."""
     run = config.run
     before_forking()
-    dataset: Dataset[Any] = TrainingSet(
-        source, run.size, config.prompts, config.augmentation, run.seed, config.sampling
-    )
+    dataset: Dataset[Any] = TrainingSet(source, run.size, config.prompts.min_object_pixels)
     return DataLoader(
         dataset,  # its items become a Batch in `collate`
-        batch_sampler=batches,  # of draws, not of numbers
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=functools.partial(collate, size=run.size),
         pin_memory=device.type == "cuda",

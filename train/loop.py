@@ -5,50 +5,36 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from litemed.export.checkpoint import Checkpoint, weights_digest
+from litemed.models.checkpoint import Checkpoint
+from litemed.models.weight_files import weights_digest
 from litemed.train.averaging import averaged
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
-from litemed.train.history import EventLog, score_columns, summary, untrained_row, write_history
+from litemed.train.examples import generator_of, make_examples
+from litemed.train.history import LOSSES, EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
-from litemed.train.losses import mask_losses, pixels_in
-from litemed.train.network import (
-    TrainedNetwork,
-    batch_forward,
-    build_network,
-    build_optimizer,
-    uses_bfloat16,
-)
+from litemed.train.losses import mask_losses
+from litemed.train.network import TrainedNetwork, build_network, build_optimizer, is_compiled, uses_bfloat16
 from litemed.train.outputs import write_weights
-from litemed.train.pixels import pixel_loss
-from litemed.train.pool import EmbeddingPool
 from litemed.train.progress import Progress, Reporter
 from litemed.train.sampler import Batches
 from litemed.train.schedule import LearningRate
-from litemed.train.state import State, random_state, set_random_state, write_state
+from litemed.train.state import State, write_state
 from litemed.train.tables import as_tables
-from litemed.train.tokens import sample_tokens
 from litemed.train.validation import ValidationScores, validate
-from litemed.train.windows import Windows, in_windows
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 _AGREE_EVERY = 10
 """Steps after which several processes ask one another whether to stop; asking waits for the GPU."""
-
-_REASONS_SHOWN = 20
-"""Lines about slices that could not be used, in a run; beyond them they are only counted."""
-
-
-_NOTHING_USABLE = "no training slice could be used in a whole epoch: see the lines above"
 
 
 class Trainer:
@@ -58,7 +44,7 @@ class Trainer:
 
     Args:
         config: all settings.
-        base: the weights to start from; None draws them at random.
+        base: the weights to start from.
         data: slices to train on (at least one) and to score on.
         folder: where everything is written; exists.
         processes: this process among those that train together.
@@ -72,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        base: Checkpoint | None,
+        base: Checkpoint,
         data: Data,
         folder: Path,
         processes: Processes,
@@ -81,37 +67,28 @@ class Trainer:
     ) -> None:
         self.config = config
         self.progress = Progress()
-        self._base_digest = None if base is None else weights_digest(base.state)
+        self._base_digest = weights_digest(base.state)
         self._data = data
         self._folder = folder
         self._processes = processes
         self._reporter = reporter
         self._stop = stop
-        self._reasons_left = _REASONS_SHOWN
-        device, run = processes.device, config.run
-        config.check()
-        self.network = build_network(
-            base, run.size, run.tune, config.lora, run.seed, config.loss.pixels > 0
-        ).to(device)
-        self.network.freeze(run.freeze)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        device, run, hardware = processes.device, config.run, config.hardware
+        self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
+        self.network.to(memory_format=torch.channels_last)
         self._average = averaged(self.network, run.average)
+        if is_compiled(hardware, device):
+            self.network.compile()  # in place: the names of the weights stay
         self._forward = processes.wrap(self.network.train())
-        if base is not None and base.crop_masks and not run.crop_masks:
-            reporter.line(
-                f"warning: {base.file} was trained for masks that end at their boxes; without "
-                "run.crop_masks=true it learns otherwise"
-            )
         sampler, warnings = training_sampler(config, data.training)
         for warning in warnings:
             reporter.line(f"warning: {warning}")
         self.batches = Batches(sampler, run.batch_size, processes.rank, processes.world)
-        self._workers = loader_workers(config.hardware.workers, processes.world)
+        self._workers = loader_workers(hardware.workers, processes.world)
         self.loader = training_loader(config, data.training, self.batches, self._workers, device)
         self._optimizer = build_optimizer(self.network, config.optimizer)
-        self.steps_per_epoch = self.batches.per_epoch * max(1, config.pool.passes)
-        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.steps_per_epoch)
-        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
+        self._sums = torch.zeros(len(self.progress.losses), dtype=torch.float64, device=device)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
@@ -122,8 +99,8 @@ class Trainer:
         self._rate.load_state_dict(state.schedule)
         self.progress = Progress(**state.progress)
         if not self._processes.is_first:  # sums of all processes go on in the first
-            self.progress.losses, self.progress.skipped, self.progress.waited_s = [0.0] * 5, 0, 0.0
-        set_random_state(state.random)
+            progress, none = self.progress, Progress()
+            progress.losses, progress.skipped, progress.waited_s = none.losses, none.skipped, none.waited_s
 
     def run(self) -> bool:
         """Train to the end, or until told to stop; returns whether it reached the end.
@@ -134,7 +111,7 @@ class Trainer:
         """
         events = EventLog(self._folder if self._processes.is_first else None)
         try:
-            if self._base_digest is not None and len(self._data.validation) and self.progress.is_new:
+            if len(self._data.validation) and self.progress.is_new:
                 events.add(self._score_base())
             while self.progress.epoch < self.config.run.epochs:
                 if not self._train_epoch():
@@ -164,20 +141,17 @@ class Trainer:
         self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
         self.network.train()
         began, seconds_before = time.monotonic(), progress.seconds
-        pooled = self.config.pool.passes > 0
-        self.batches.start_at(progress.epoch, 0 if pooled else progress.step)
-        batches = self._pooled() if pooled else self.loader
-        if batches is None:
-            return False
-        for batch, waited in timed(batches):
-            self._note_skipped(batch)
+        self.batches.start_at(progress.epoch, progress.step)
+        for batch, waited in timed(self.loader):
+            progress.skipped += len(batch.skipped)
+            self._reporter.skipped(batch.skipped)
             self.step(batch.to(self._processes.device))
             progress.step += 1
             progress.waited_s += waited
             progress.seconds = seconds_before + time.monotonic() - began
             if self._reporter.is_due():
                 self._reporter.status(self._status())
-            if progress.step == self.steps_per_epoch:
+            if progress.step == self.batches.per_epoch:
                 break
             if self._stops():
                 return False
@@ -185,68 +159,31 @@ class Trainer:
                 self._save_state()
         return True
 
-    def _pooled(self) -> Iterable[Batch] | None:
-        """Encode the epoch's images; returns the batches of the steps yet to do, or None if told to stop."""
-        progress, config = self.progress, self.config
-        pool = EmbeddingPool(self.network, config, progress.epoch, self._processes.rank)
-        progress.skipped = 0  # a resumed epoch meets them again
-        for number, batch in enumerate(self.loader, 1):
-            self._note_skipped(batch)
-            pool.add(batch.to(self._processes.device), uses_bfloat16(config, self._processes.device))
-            if self._stops():
-                return None
-            if self._reporter.is_due():
-                epoch = f"epoch {progress.epoch + 1}/{config.run.epochs}"
-                self._reporter.status(f"{epoch} encoding {number}/{self.batches.per_epoch}")
-        if not len(pool):
-            raise TrainingError(_NOTHING_USABLE)
-        images = config.run.batch_size // self._processes.world
-        steps = range(progress.step, self.steps_per_epoch)
-        return (pool.draw(images, step) for step in steps)
-
     def step(self, batch: Batch) -> None:
         """Take one optimizer step on a batch that is on the device already."""
-        step = self.progress.epoch * self.steps_per_epoch + self.progress.step
-        self._rate.before_step(step)
-        device, size = self._processes.device, self.config.run.size
-        windows = None
-        if self.config.run.windows and not batch.encoded:
-            batch, windows = in_windows(batch)
-        allowed = None if batch.shown is None else batch.shown[batch.image_of_box]
-        tokens = sample_tokens(batch.boxes, size, self.config.prompts.tokens, allowed)
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, device)):
-            logits, iou, pixels = batch_forward(self._forward, batch, tokens, windows)
-        masks, weights = batch.masks, None
-        if tokens is not None:
-            masks, weights = tokens.of_masks(masks), tokens.pixel_weight
-        if self.config.run.crop_masks:
-            inside = pixels_in(batch.boxes, size)
-            weights = inside.float() if tokens is None else tokens.of_masks(inside) * tokens.pixel_weight
-        parts = mask_losses(logits, iou, masks, self.config.loss, weights)
+        progress, config, processes = self.progress, self.config, self._processes
+        self._rate.before_step(progress.epoch * self.batches.per_epoch + progress.step)
+        device = processes.device
+        generator = generator_of(config.run.seed, progress.epoch, progress.step, processes.rank, device)
+        image, prompts = make_examples(batch, config, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.hardware, device)):
+            logits, iou = self._forward(image, prompts.boxes, prompts.image_of_box)
+        parts = mask_losses(logits, iou, prompts, len(image), config.loss)
+        losses = torch.stack([parts.total(config.loss), *(getattr(parts, name) for name in LOSSES)])
+        summed = (losses * prompts.weights).sum(1)
+        own = prompts.weights.sum()  # images with a box
         # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
         # processes, hence the factor.
-        images = self._processes.sum(torch.tensor(float(batch.images), device=device)).clamp(min=1)
-        losses = torch.stack([parts.dice, parts.focal, parts.iou, parts.total(self.config.loss)])
-        summed = (losses * batch.weights).sum(1)
-        if pixels is not None:
-            summed[3] += self.config.loss.pixels * self._pixel_loss(pixels, batch, windows)
+        images = processes.sum(own.clone()).clamp(min=1)
         self._optimizer.zero_grad(set_to_none=True)
-        (summed[3] * self._processes.world / images).backward()
-        if self.config.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.network.tuned(), self.config.optimizer.clip_norm)
+        (summed[0] * processes.world / images).backward()
+        if config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.network.tuned(), config.optimizer.clip_norm)
         self._optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.network)
-        self._sums[:4] += summed.detach()
-        self._sums[4] += batch.images
-
-    def _pixel_loss(self, pixels: torch.Tensor, batch: Batch, windows: Windows | None) -> torch.Tensor:
-        """Return the sum over the images that have boxes."""
-        image, labels = batch.image, batch.labels
-        if windows is not None:
-            image, labels = windows.of_images(image), windows.of_images(labels[:, None])[:, 0]
-        counts = torch.zeros(len(image), device=image.device).index_add_(0, batch.image_of_box, batch.weights)
-        return (pixel_loss(pixels, image, labels) * counts).sum()
+        self._sums[0] += own
+        self._sums[1:] += summed.detach()
 
     def _end_epoch(self) -> dict[str, Any]:
         """Score, write and count the epoch; returns its row of the history."""
@@ -267,25 +204,19 @@ class Trainer:
         progress.next_epoch()
         if self._processes.is_first:
             for name in [LAST] + [BEST] * is_best:
-                write_weights(
-                    self._folder / name,
-                    self._outcome(),
-                    config.lora,
-                    self._base_digest,
-                    config.run.crop_masks,
-                )
+                write_weights(self._folder / name, self._outcome(), config.lora, self._base_digest)
             write_history(self._folder, progress.history)
         self._save_state()
         self._reporter.line(summary(row, config.run.epochs, is_best))
         return row
 
     def _mean_losses(self) -> dict[str, float]:
-        dice, focal, iou, total, images = self._processes.sum(self._sums.clone()).tolist()
+        images, *sums = self._processes.sum(self._sums.clone()).tolist()
         if not images:
-            raise TrainingError(_NOTHING_USABLE)
-        self._check_finite(total)
-        means = {"loss": total, "dice": dice, "focal": focal, "iou": iou}
-        return {"samples": images, **{name: value / images for name, value in means.items()}}
+            raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
+        self._check_finite(sums[0])
+        means = (total / images for total in sums)
+        return {"samples": images, **dict(zip(("loss", *LOSSES), means, strict=True))}
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -296,17 +227,8 @@ class Trainer:
 
     def _validate(self) -> ValidationScores:
         self._reporter.status("validating")
-        config = self.config
-        return validate(
-            self._outcome(),
-            self._data.validation,
-            config.run.size,
-            config.validation.slices_per_modality,
-            config.run.batch_size,
-            self._workers,
-            self._processes,
-            config.run.crop_masks,
-        )
+        model, settings = self._outcome().model, self.config.validation
+        return validate(model, self._data.validation, settings, self._workers, self._processes)
 
     def _outcome(self) -> TrainedNetwork:
         """Return what is scored and written: the network, or the average of its weights."""
@@ -321,7 +243,7 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "samples": int(losses["samples"]),
             "lr": rate,
-            **{name: losses[name] for name in ("loss", "dice", "focal", "iou")},
+            **{name: losses[name] for name in ("loss", *LOSSES)},
             "skipped": int(skipped) + (scores.skipped if scores else 0),
             "seconds": seconds,
             "samples_per_second": losses["samples"] / seconds,
@@ -337,15 +259,9 @@ class Trainer:
             return False
         return bool(self._processes.sum(torch.tensor(float(self._stop()))).item())
 
-    def _note_skipped(self, batch: Batch) -> None:
-        self.progress.skipped += len(batch.skipped)
-        for reason in batch.skipped[: self._reasons_left]:
-            self._reporter.line(f"warning: skipped {reason}")
-        self._reasons_left -= min(self._reasons_left, len(batch.skipped))
-
     def _status(self) -> str:
-        progress, steps = self.progress, self.steps_per_epoch
-        total, images = self._sums[3:].tolist()
+        progress, steps = self.progress, self.batches.per_epoch
+        images, total = self._sums[:2].tolist()
         rate = progress.step * self.config.run.batch_size / progress.seconds
         return (
             f"epoch {progress.epoch + 1}/{self.config.run.epochs} step {progress.step}/{steps} "
@@ -357,7 +273,7 @@ class Trainer:
         progress = dataclasses.asdict(self.progress)
         if self.progress.step:
             progress["losses"] = self._processes.sum(self._sums.clone()).tolist()
-            self._check_finite(progress["losses"][3])
+            self._check_finite(progress["losses"][1])
             counts = torch.tensor([self.progress.skipped, self.progress.waited_s], dtype=torch.float64)
             skipped, progress["waited_s"] = self._processes.sum(counts).tolist()
             progress["skipped"] = int(skipped)
@@ -374,6 +290,5 @@ class Trainer:
                 optimizer=self._optimizer.state_dict(),
                 schedule=self._rate.state_dict(),
                 progress=progress,
-                random=random_state(),
             ),
         )

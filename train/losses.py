@@ -1,8 +1,6 @@
-"""What a predicted mask costs: Dice, focal, and how wrong the predicted IoU is. One value for each box.
+"""What a predicted mask costs: Dice, focal, how wrong the predicted IoU is, and what merging makes of it.
 
-Shapes: N boxes, P pixels in any number of trailing axes; `weights`, of the shape of the logits, says how many
-pixels each one stands for, 0 where it does not count, None one each. Everything is computed in float32 or
-better.
+One value for each of N boxes. Everything is computed in float32 or better.
 """
 
 from __future__ import annotations
@@ -14,23 +12,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from litemed.train.config import Loss
+from litemed.train.prompts import Prompted
 
 DICE_SMOOTHING = 1.0
 """Added above and below the fraction, in pixels, so that an empty mask predicted empty costs nothing."""
 
+NEAR = 0.25
+"""How far a box reaches for the cross-entropy, on every side, as a share of its own side."""
+
 
 @dataclass(frozen=True)
 class LossParts:
-    """Losses of N boxes, each (N,): dice in [0, 1], focal at least 0, squared error of the predicted IoU.
+    """Losses of N boxes, each (N,): dice in [0, 1], all others at least 0.
 
-    entropy: the mean cross-entropy of the pixels that were decoded and count, of all alike: where those are a
-    sample of tokens, mostly near the box, it is of them and not of the image.
+    focal: mean over the pixels. iou: squared error of the predicted IoU. cross_entropy: that of the image
+    that a box lies on, see `merged_cross_entropy`.
     """
 
     dice: Tensor
     focal: Tensor
     iou: Tensor
-    entropy: Tensor
+    cross_entropy: Tensor
 
     def total(self, weights: Loss) -> Tensor:
         """Return the weighted sum, (N,)."""
@@ -38,54 +40,36 @@ class LossParts:
             weights.dice * self.dice
             + weights.focal * self.focal
             + weights.iou * self.iou
-            + weights.entropy * self.entropy
+            + weights.cross_entropy * self.cross_entropy
         )
 
 
 def mask_losses(
-    logits: Tensor, predicted_iou: Tensor, masks: Tensor, settings: Loss, weights: Tensor | None = None
+    logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int, settings: Loss
 ) -> LossParts:
-    """Return all losses. logits: (N, H, W) or (N, P). predicted_iou: (N,). masks: as logits, 0 or 1."""
-    logits, target = logits.float(), masks.float()
-    reached = achieved_iou(logits, target, weights)
+    """Return all losses of boxes on `images` images. logits: (N, S, S). predicted_iou: (N,)."""
+    logits, target = logits.float(), prompts.masks.float()
     return LossParts(
-        dice=dice_loss(logits, target, weights),
-        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha, weights),
-        iou=(predicted_iou.float() - reached).square(),
-        entropy=_mean_entropy(logits, target, weights),
+        dice=dice_loss(logits, target),
+        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha),
+        iou=(predicted_iou.float() - achieved_iou(logits, target)).square(),
+        cross_entropy=merged_cross_entropy(logits, prompts, images)[prompts.image_of_box],
     )
 
 
-def pixels_in(boxes: Tensor, size: int) -> Tensor:
-    """Return which pixels of an image of side `size` lie in boxes (N, 4), ends inclusive: bool (N, S, S)."""
-    place = torch.arange(size, device=boxes.device)
-    low, high = boxes[:, :2, None], boxes[:, 2:, None]
-    within = (place >= low) & (place <= high)  # (N, 2, size), x then y
-    return within[:, 1, :, None] & within[:, 0, None, :]
-
-
-def _mean_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
-    if weights is None:
-        return entropy.mean(1)
-    counts = (weights > 0).flatten(1)
-    return (entropy * counts).sum(1) / counts.sum(1).clamp(min=1)
-
-
-def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) with p = sigmoid(logits), (N,).
 
-    Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below the line.
+    Both (N, H, W). Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below the
+    line.
     """
     probability, target = logits.sigmoid().flatten(1), target.flatten(1)
-    overlap = _total(probability * target, weights)
-    whole = _total(probability + target, weights)
+    overlap = (probability * target).sum(1)
+    whole = (probability + target).sum(1)
     return 1 - (2 * overlap + DICE_SMOOTHING) / (whole + DICE_SMOOTHING)
 
 
-def focal_loss(
-    logits: Tensor, target: Tensor, gamma: float, alpha: float, weights: Tensor | None = None
-) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
     """Return the mean over the pixels of -alpha_t (1 - p_t)^gamma log(p_t), (N,).
 
     alpha weighs the pixels of the object, 1 - alpha the others. Source: Lin et al., "Focal Loss for Dense
@@ -93,19 +77,45 @@ def focal_loss(
     """
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
     alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
-    loss = alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)
-    return loss.mean(1) if weights is None else _total(loss, weights) / weights.flatten(1).sum(1).clamp(min=1)
+    return (alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)).mean(1)
 
 
 @torch.no_grad()
-def achieved_iou(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def achieved_iou(logits: Tensor, target: Tensor) -> Tensor:
     """Return the IoU of the mask `logits > 0` with the target, (N,); 1 where both are empty."""
     predicted, wanted = (logits > 0).flatten(1), (target > 0.5).flatten(1)
-    overlap = _total(predicted & wanted, weights)
-    union = _total(predicted | wanted, weights)
+    overlap, union = (predicted & wanted).sum(1), (predicted | wanted).sum(1)
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
-def _total(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the sum over the pixels of (N, P), weighted if need be: (N,)."""
-    return values.sum(1) if weights is None else (values * weights.flatten(1)).sum(1)
+def merged_cross_entropy(logits: Tensor, prompts: Prompted, images: int) -> Tensor:
+    """Return the mean cross-entropy near the boxes of each image, (images,): what merging by argmax costs.
+
+    The classes of a pixel are the background, whose logit is 0, and the boxes drawn on its image, each with
+    its own logit there. The true class is the box whose object has the pixel, else the background. A pixel
+    counts if it lies in one of the image's boxes, ends included, once these are enlarged on every side by
+    `NEAR` of their width or height. An image without a box costs 0.
+
+    Args:
+        logits: float32 (N, S, S).
+        prompts: boxes and masks; no two masks of an image have a pixel in common.
+        images: their number, B.
+    """
+    of = prompts.image_of_box
+    per_image = (images, *logits.shape[1:])
+    spread = of[:, None, None].expand_as(logits)
+    highest = logits.new_zeros(per_image).scatter_reduce(0, spread, logits.detach(), "amax")
+    total = (-highest).exp().index_add(0, of, (logits - highest[of]).exp())
+    own = logits.new_zeros(per_image).index_add(0, of, logits * prompts.masks)
+    near = logits.new_zeros(per_image).index_add(0, of, _near(prompts.boxes, logits.shape[-1]).float()) > 0
+    cost = (highest + total.log() - own) * near
+    return cost.flatten(1).sum(1) / near.flatten(1).sum(1).clamp(min=1)
+
+
+def _near(boxes: Tensor, size: int) -> Tensor:
+    """Return which pixels lie in boxes (N, 4) once they are enlarged: bool (N, size, size)."""
+    pixel = torch.arange(size, device=boxes.device)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    reach = NEAR * (high - low)
+    within = (pixel >= (low - reach)[:, :, None]) & (pixel <= (high + reach)[:, :, None])  # x, then y
+    return within[:, 1, :, None] & within[:, 0, None, :]

@@ -13,26 +13,23 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from litemed.export.adapter import Adapter, adapter_bytes, decoder_path, decoder_tensors
-from litemed.export.checkpoint import weights_digest, weights_metadata
+from litemed.models.adapter import Adapter, adapter_bytes, decoder_path, decoder_tensors
+from litemed.models.weight_files import weights_digest
 from litemed.runtime.files import atomic_write
 from litemed.train.config import TUNE_LORA_DECODER, LoRA
 from litemed.train.network import WITH_LORA, TrainedNetwork, lora_config
 
 
-def write_weights(
-    path: Path, network: TrainedNetwork, lora: LoRA, base_digest: str | None, crop_masks: bool = False
-) -> None:
+def write_weights(path: Path, network: TrainedNetwork, lora: LoRA, base_digest: str) -> None:
     """Replace the weights at `path`, and the mask decoder beside it where it was tuned with adapters.
 
-    base_digest: `weights_digest` of the weights that adapters were trained on. crop_masks: whether they were
-    trained for masks that end at their boxes, which the files then say.
+    base_digest: `weights_digest` of the weights that adapters were trained on.
     Raises OutputError when a file cannot be written.
     """
     model = network.model
-    if network.tune not in WITH_LORA or base_digest is None:
+    if network.tune not in WITH_LORA:
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        _write(path, save(state, metadata=weights_metadata(crop_masks)))
+        _write(path, save(state))
         return
     digest = None
     if network.tune == TUNE_LORA_DECODER:
@@ -40,7 +37,7 @@ def write_weights(
         digest = weights_digest(decoder)
         # First: an adapter whose decoder is not there yet is refused, so a kill in between does no harm.
         _write(decoder_path(path), save(decoder))
-    _write(path, adapter_bytes(model, Adapter(lora_config(lora), base_digest, digest, crop_masks)))
+    _write(path, adapter_bytes(model, Adapter(lora_config(lora), base_digest, digest)))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 _ON_TERMINAL_S = 0.5
 _IN_LOG_S = 30.0
+
+_REASONS_SHOWN = 20
+"""Lines about slices that could not be used, in a run; beyond them they are only counted."""
 
 
 @dataclass
@@ -16,9 +20,9 @@ class Progress:
 
     epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
     far (`litemed.train.loop` says what is scored), in which epoch. skipped: slices that could not be used, in
-    this epoch. losses: sums over this epoch's images of dice, focal, iou and total loss, and the number of
-    images. seconds, waited_s: wall time of this epoch, and how much of it the step waited for the loader.
-    history: one row for each epoch done, see `litemed.train.history`.
+    this epoch. losses: this epoch's images, and sums over them of the total loss and of its parts, as
+    `litemed.train.history.LOSSES` names them. seconds, waited_s: wall time of this epoch, and how much of it
+    the step waited for the loader. history: one row for each epoch done, see `litemed.train.history`.
     """
 
     epoch: int = 0
@@ -26,7 +30,7 @@ class Progress:
     best: float | None = None
     best_epoch: int | None = None
     skipped: int = 0
-    losses: list[float] = field(default_factory=lambda: [0.0] * 5)
+    losses: list[float] = field(default_factory=lambda: [0.0] * 6)
     seconds: float = 0.0
     waited_s: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -40,7 +44,7 @@ class Progress:
         """Count the epoch as done and clear what is counted within one."""
         self.epoch += 1
         self.step, self.skipped = 0, 0
-        self.losses = [0.0] * 5
+        self.losses = [0.0] * 6
         self.seconds, self.waited_s = 0.0, 0.0
 
 
@@ -54,6 +58,7 @@ class Reporter:
         self._stream = stream
         self._live = stream is not None and stream.isatty()
         self._width = 0
+        self._reasons_left = _REASONS_SHOWN
         self._next = time.monotonic() + (0 if self._live else _IN_LOG_S)
 
     def line(self, text: str) -> None:
@@ -61,6 +66,12 @@ class Reporter:
         if self._stream is not None:
             self._clear()
             print(text, file=self._stream, flush=True)
+
+    def skipped(self, reasons: Sequence[str]) -> None:
+        """Warn of slices that could not be used, of the first of them in a run."""
+        for reason in reasons[: self._reasons_left]:
+            self.line(f"warning: skipped {reason}")
+        self._reasons_left -= min(self._reasons_left, len(reasons))
 
     def is_due(self) -> bool:
         """Whether it is time for `status`; asking costs nothing, computing what to say may."""

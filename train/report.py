@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from litemed.export.checkpoint import Checkpoint
+from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.files import atomic_write, sha256_of_file
 from litemed.train.config import Config
 from litemed.train.distributed import Processes
@@ -27,7 +27,7 @@ def write_report(
     folder: Path,
     status: str,
     config: Config,
-    base: Checkpoint | None,
+    base: Checkpoint,
     data: Path,
     data_digest: str,
     processes: Processes,
@@ -45,7 +45,7 @@ def write_report(
         "status": status,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": as_tables(config),
-        "base": None if base is None else {"file": base.file, "sha256": base.sha256, "layout": base.layout},
+        "base": {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder},
         "data": {"folder": str(data), "manifest_sha256": data_digest},
         "device": _device_name(processes),
         "processes": processes.world,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import signal
 import threading
@@ -14,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from litemed.export.adapter import decoder_path
-from litemed.export.checkpoint import Checkpoint, read_checkpoint, weights_digest
+from litemed.models.adapter import decoder_path
+from litemed.models.checkpoint import Checkpoint, read_checkpoint
+from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import InputError, LitemedError, UsageError
 from litemed.runtime.files import (
     FolderLock,
@@ -25,7 +25,7 @@ from litemed.runtime.files import (
     sha256_of_file,
 )
 from litemed.train import report, state
-from litemed.train.config import TUNE_ALL, Config
+from litemed.train.config import COSINE, Config
 from litemed.train.dataset import Data
 from litemed.train.distributed import Processes, joined
 from litemed.train.history import CURVE, EVENTS, LOG
@@ -52,7 +52,7 @@ class Request:
     """What to train, from what, and where to.
 
     data: a folder that `litemed-prepare` made. folder: for everything that is written. base: the weights to
-    start from, in any layout that `litemed-export` reads; None draws them at random. changes: settings that
+    start from, in any layout that `litemed-export` reads. changes: settings that
     differ from the defaults (from those of the run, when resumed), as pairs of tables and what they are
     called in errors. resume: go on with the run in `folder`. overwrite: start over though there is one.
     stop_after_s: stop after so many seconds, to be resumed.
@@ -60,7 +60,7 @@ class Request:
 
     data: Path
     folder: Path
-    base: Path | None
+    base: Path
     changes: Sequence[tuple[Mapping[str, Any], str]] = ()
     resume: bool = False
     overwrite: bool = False
@@ -83,11 +83,9 @@ def train(request: Request, reporter: Reporter) -> bool:
     config = updated(Config(), stored.config, str(request.folder / state.FILE)) if stored else Config()
     for tables, source in request.changes:
         config = updated(config, tables, source)
-    if request.overwrite and request.base and request.base.parent.resolve() == request.folder.resolve():
+    if request.overwrite and request.base.parent.resolve() == request.folder.resolve():
         raise UsageError(f"{request.base}: lies in the folder that --overwrite empties; choose another one")
-    base = _base(request, stored)
-    if base is None:
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, tune=TUNE_ALL))
+    base = read_checkpoint(request.base)
     data = _open_data(request.data)
     if stored is not None:
         _check_same(stored, config, base, data)
@@ -128,9 +126,7 @@ def _clean(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 
-def _run(
-    trainer: Trainer, request: Request, base: Checkpoint | None, data: Data, processes: Processes
-) -> bool:
+def _run(trainer: Trainer, request: Request, base: Checkpoint, data: Data, processes: Processes) -> bool:
     def write(status: str) -> None:
         if processes.is_first:
             report.write_report(
@@ -191,14 +187,6 @@ def stop_signal(after_s: float | None) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _base(request: Request, stored: state.State | None) -> Checkpoint | None:
-    if request.base is not None:
-        return read_checkpoint(request.base)
-    if stored is not None and stored.base is not None:
-        raise UsageError(f"{request.folder}: the run started from weights; name them again with --base")
-    return None
-
-
 def _open_data(folder: Path) -> Data:
     training = Slices.open(folder, split="train")
     if not len(training):
@@ -206,16 +194,16 @@ def _open_data(folder: Path) -> Data:
     return Data(training, Slices.open(folder, split="val"), sha256_of_file(folder / MANIFEST))
 
 
-def _check_same(stored: state.State, config: Config, base: Checkpoint | None, data: Data) -> None:
+def _check_same(stored: state.State, config: Config, base: Checkpoint, data: Data) -> None:
     before = updated(Config(), stored.config, state.FILE)
     changed = [name for name in differences(before, config) if name not in _MAY_CHANGE]
-    if before.run.epochs != config.run.epochs and config.schedule.kind == "cosine":
+    if before.run.epochs != config.run.epochs and config.schedule.kind == COSINE:
         changed.append("run.epochs (over which the cosine falls)")
     if changed:
         raise UsageError(
             f"a resumed run keeps its settings, but {', '.join(changed)} differ: start a run of its own"
         )
-    if stored.base != (None if base is None else weights_digest(base.state)):
+    if stored.base != weights_digest(base.state):
         raise UsageError("these are not the weights that the run started from: name the same --base")
     if stored.data != data.digest:
         raise UsageError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,6 @@ from litemed.train.config import Sampling
 
 _EPOCH_STREAM = 1
 """Keeps the sampler's random numbers apart from those of the samples, which have streams of their own."""
-
-
-DRAWN = -1
-"""The slice number of a sample that is drawn, see `litemed.train.shapes`."""
-
-
-class Draw(NamedTuple):
-    """One sample to make: slice number `slice_index`, or `DRAWN`, at `position` of `epoch` (from 0)."""
-
-    epoch: int
-    position: int
-    slice_index: int
 
 
 @dataclass(frozen=True)
@@ -75,24 +62,20 @@ class ModalitySampler:
 
     indices: by modality and source, the numbers of the slices, each (n,) int64 with n >= 1. A source is drawn
     by the square root of its number of slices; what shall not be told apart is one source. samples: draws an
-    epoch. drawn: share of the draws that are `DRAWN`; the shares of modalities are of the rest.
-    Within an epoch no slice of a source comes again before all of them came.
+    epoch. Within an epoch no slice of a source comes again before all of them came.
     """
 
     indices: Mapping[str, Sequence[NDArray[np.int64]]]
     shares: Mapping[str, float]
     samples: int
     seed: int
-    drawn: float = 0.0
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the slices drawn in one epoch, in order, (samples,)."""
         random = np.random.default_rng([self.seed, _EPOCH_STREAM, epoch])
         names = sorted(self.shares)
         chosen = random.choice(len(names), size=self.samples, p=[self.shares[name] for name in names])
-        if self.drawn:
-            chosen[random.random(self.samples) < self.drawn] = DRAWN
-        slices = np.full(self.samples, DRAWN, np.int64)
+        slices = np.empty(self.samples, np.int64)
         for number, name in enumerate(names):
             places, sources = np.flatnonzero(chosen == number), self.indices[name]
             roots = np.sqrt([len(source) for source in sources])
@@ -111,9 +94,9 @@ def _repeated_shuffle(
 
 
 class Batches:
-    """The batches of one process, as PyTorch's DataLoader takes them: lists of draws.
+    """The batches of one process, as PyTorch's DataLoader takes them: lists of slices.
 
-    Each batch of `batch_size` draws is dealt out to `world` processes, of which this is number `rank`. Set
+    Each batch of `batch_size` slices is dealt out to `world` processes, of which this is number `rank`. Set
     where to go on with `start_at` before iterating.
 
     Raises UsageError when a batch cannot be dealt out evenly.
@@ -143,13 +126,12 @@ class Batches:
         """Return how many batches the next iteration gives."""
         return self.per_epoch - self._first
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[int]]:
         epoch, first = self._epoch, self._first
         slices = self._sampler.epoch(epoch)
         for step in range(first, self.per_epoch):
             start = step * self._batch_size
-            own = range(start + self._rank, start + self._batch_size, self._world)
-            yield [Draw(epoch, position, int(slices[position])) for position in own]
+            yield slices[start + self._rank : start + self._batch_size : self._world].tolist()
 
 
 def whole_batches(samples: int, batch_size: int) -> int:

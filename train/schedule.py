@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litemed.train.config import Schedule
+from litemed.train.config import COSINE, PLATEAU, Schedule
 
 
 class LearningRate:
@@ -37,17 +37,17 @@ class LearningRate:
     def before_step(self, step: int) -> None:
         """Set the rate for optimizer step `step`, from 0; the plateau's rate stays unless warming up."""
         warming = step < self._settings.warmup_steps
-        if self._settings.kind == "plateau" and not warming:
+        if self._settings.kind == PLATEAU and not warming:
             return
         share = (step + 1) / self._settings.warmup_steps if warming else 1.0
-        if self._settings.kind == "cosine":
+        if self._settings.kind == COSINE:
             share *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._steps)))
         for group, highest in zip(self._optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * share
 
     def after_epoch(self, loss: float) -> None:
         """Take note of an epoch's mean training loss."""
-        if self._settings.kind == "plateau":
+        if self._settings.kind == PLATEAU:
             self._plateau.step(loss)
 
     def state_dict(self) -> dict[str, Any]:

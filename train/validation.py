@@ -15,17 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import InputError
 from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
 from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
-from litemed.train.dataset import Skipped, SliceSource, check_slice
+from litemed.train.config import Validation
+from litemed.train.dataset import Skipped, SliceSource, check_slice, skipped
 from litemed.train.distributed import Processes
 from litemed.train.loader import before_forking, start_worker
-from litemed.train.network import TrainedNetwork
 from litemed.train.prompts import find_boxes
 
 BOXES_AT_ONCE = 32
 """Bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32."""
+
+IMAGES_AT_ONCE = 4
+"""Bounds that of the encoder: half a gigabyte an image at the full size in float32."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,14 @@ def _mean(by_modality: Mapping[str, float]) -> float | None:
 class ValidationItem:
     """One slice to score.
 
-    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. tight: int64
-    (N, 4), the boxes in pixels of the slice. frame: how the slice lies in the image.
+    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. frame: how
+    the slice lies in the image.
     """
 
     modality: str
     image: NDArray[np.float32]
     boxes: NDArray[np.float32]
     truth: NDArray[np.unsignedinteger]
-    tight: NDArray[np.int64]
     frame: Frame
 
 
@@ -94,8 +97,8 @@ def make_item(modality: str, image: NDArray[np.uint8], labels: NDArray[Any], siz
     renumbered[objects.numbers] = np.arange(1, len(objects) + 1)
     tensor, frame = preprocess(image, size)
     limits = (frame.width, frame.height, frame.width, frame.height)
-    tight = np.minimum(objects.xyxy, limits)
-    return ValidationItem(modality, tensor[0], scale_boxes(tight, frame), renumbered[labels], tight, frame)
+    boxes = scale_boxes(np.minimum(objects.xyxy, limits), frame)
+    return ValidationItem(modality, tensor[0], boxes, renumbered[labels], frame)
 
 
 class ValidationSet(Dataset[ValidationItem | Skipped]):
@@ -116,29 +119,23 @@ class ValidationSet(Dataset[ValidationItem | Skipped]):
             image, labels = self._source[index]
             return make_item(info.modality, image, labels, self._size)
         except InputError as error:
-            return Skipped(f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}")
+            return skipped(info, error)
 
 
 @torch.no_grad()
 def label_maps(
-    network: TrainedNetwork, items: list[ValidationItem], device: torch.device, crop: bool = False
+    model: LiteMedSAM, items: list[ValidationItem], device: torch.device
 ) -> list[NDArray[np.unsignedinteger]]:
-    """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them.
-
-    crop: whether masks end at their boxes.
-    """
+    """Segment several slices: label maps (h, w) in which box i has label i, as the runtime makes them."""
     images = torch.from_numpy(np.stack([item.image for item in items])).to(device)
-    embeddings = network.encode(images)
     maps = []
-    for item, embedding in zip(items, embeddings, strict=True):
+    for item, embedding in zip(items, model.encode(images), strict=True):
         labels = np.zeros(item.truth.shape, label_dtype(len(item.boxes)))
         merge = RunningMerge(LogitResizer(item.frame), labels)
         for start in range(0, len(item.boxes), BOXES_AT_ONCE):
             part = torch.from_numpy(item.boxes[start : start + BOXES_AT_ONCE]).to(device)
-            logits, _ = network.decode(embedding[None], part)
-            numbers = np.arange(start + 1, start + 1 + len(part))
-            crops = item.tight[start : start + len(part)] if crop else None
-            merge.add(logits.float().cpu().numpy(), numbers, crops)
+            logits, _ = model.decode(embedding[None], part)
+            merge.add(logits[:, 0].cpu().numpy(), np.arange(start + 1, start + 1 + len(part)))
         merge.finish()
         maps.append(labels)
     return maps
@@ -170,38 +167,32 @@ def dice_of_ellipses(truth: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def validate(
-    network: TrainedNetwork,
-    source: SliceSource,
-    size: int,
-    per_modality: int,
-    batch_size: int,
-    workers: int,
-    processes: Processes,
-    crop: bool = False,
+    model: LiteMedSAM, source: SliceSource, settings: Validation, workers: int, processes: Processes
 ) -> ValidationScores:
     """Score the network on the validation slices; the work is shared out to all processes.
 
-    A slice's DSC is the mean over its objects, a modality's the mean over its slices. crop: whether masks end
-    at their boxes.
+    A slice's DSC is the mean over its objects, a modality's the mean over its slices. The network is left in
+    evaluation mode. workers: loader processes of each process.
     """
     names = sorted(source.indices_by_modality())
-    indices = validation_slices(source, per_modality)[processes.rank :: processes.world]
+    indices = validation_slices(source, settings.slices_per_modality)[processes.rank :: processes.world]
     before_forking()
     loader = DataLoader(
-        ValidationSet(source, indices, size),
-        batch_size=batch_size,
+        ValidationSet(source, indices, model.size),
+        batch_size=IMAGES_AT_ONCE,
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=start_worker,
     )
     # One row a modality: sum of DSC, that of the ellipses, slices. The last row: slices skipped.
     sums = torch.zeros(len(names) + 1, 3, dtype=torch.float64)
-    network.eval()
+    model.eval()
     for items in loader:
         usable = [item for item in items if isinstance(item, ValidationItem)]
         sums[-1, 2] += len(items) - len(usable)
-        maps = label_maps(network, usable, processes.device, crop)
-        for item, labels in zip(usable, maps, strict=True):
+        if not usable:
+            continue
+        for item, labels in zip(usable, label_maps(model, usable, processes.device), strict=True):
             dice = [dice_by_label(labels, item.truth).mean(), dice_of_ellipses(item.truth).mean(), 1.0]
             sums[names.index(item.modality)] += torch.tensor(dice, dtype=torch.float64)
     rows = processes.sum(sums).tolist()
