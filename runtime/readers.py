@@ -144,7 +144,7 @@ def _spacing(archive: NpzReader, dimensions: int) -> tuple[float, ...]:
 
 
 def _read_image(path: Path) -> Case:
-    image = decode_image(_read_bytes(path, MAX_IMAGE_BYTES), str(path))
+    image = decode_image(read_bytes(path, MAX_IMAGE_BYTES), str(path))
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
@@ -201,7 +201,7 @@ def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
 
 def _read_sidecar(path: Path) -> list[list[int | float]]:
     """Return the boxes of a sidecar as rows of four numbers."""
-    data = _read_bytes(path, MAX_SIDECAR_BYTES)
+    data = read_bytes(path, MAX_SIDECAR_BYTES)
     try:
         content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -231,8 +231,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
-    """Read a whole file of at most ``limit`` bytes."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a whole file of at most ``limit`` bytes. Raises InputError where that is not possible."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

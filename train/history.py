@@ -1,10 +1,10 @@
 """What a run writes about its course: a CSV log, a picture of it, and TensorBoard's events where installed.
 
 A row of the history, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images
-that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `cross_entropy`, `dsc` (the macro mean on
-the validation slices, empty when not measured), `ellipse` (that of the ellipses in the boxes), `skipped`
-slices, `seconds`, `samples_per_second`, `wait_share` (of the time, spent waiting for the loader) and
-`dsc_MODALITY` for each modality.
+that counted), `lr`, the mean losses `loss`, `dice`, `focal`, `iou`, `cross_entropy` (and `embedding` of a
+distillation; empty where not learnt), `dsc` (the macro mean on the validation slices, empty when not
+measured), `ellipse` (that of the ellipses in the boxes), `skipped` slices, `seconds`, `samples_per_second`,
+`wait_share` (of the time, spent waiting for the loader) and `dsc_MODALITY` for each modality.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from litemed.runtime.files import atomic_write
 from litemed.train.validation import ValidationScores
 
 LOSSES = ("dice", "focal", "iou", "cross_entropy")
-"""The parts of the loss: fields of `litemed.train.losses.LossParts`."""
+"""The parts of the loss of masks: fields of `litemed.train.losses.LossParts`."""
+
+EMBEDDING = "embedding"
+"""The part that a distillation adds, see `litemed.train.distill`."""
+
+_PARTS = ("loss", EMBEDDING, *LOSSES)
 
 LOG = "log.csv"
 EVENTS = "tensorboard"
@@ -60,7 +65,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name in ("loss", *LOSSES):
+    for name in (name for name in _PARTS if any(name in row for row in rows)):
         _plot(left, rows, name, name, bold=name == "loss")
     scored = [row for row in rows if row["dsc"] is not None]
     modalities = sorted({name for row in scored for name in row if name.startswith("dsc_")})
@@ -117,12 +122,10 @@ def _plot(axes: Axes, rows: Sequence[Row], column: str, label: str, bold: bool =
 
 def untrained_row(scores: ValidationScores) -> Row:
     """Return row 0: the scores of the weights that a run starts from, and no losses."""
-    missing = dict.fromkeys(("loss", *LOSSES))
     return {
         "epoch": 0,
         "samples": 0,
         "lr": None,
-        **missing,
         **score_columns(scores),
         "skipped": scores.skipped,
     }
@@ -143,7 +146,7 @@ def summary(row: Row, epochs: int, is_best: bool) -> str:
     """Return the line that is printed at the end of an epoch."""
     dsc = "" if row["dsc"] is None else f" DSC {row['dsc']:.4f} (ellipse {row['ellipse']:.4f})"
     skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
-    parts = " ".join(f"{name} {row[name]:.4f}" for name in LOSSES)
+    parts = " ".join(f"{name} {row[name]:.4f}" for name in _PARTS[1:] if name in row)
     return (
         f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} ({parts}){dsc}{' best' if is_best else ''} "
         f"lr {row['lr']:.2g} "

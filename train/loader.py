@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from litemed.train.config import Config
+from litemed.train.config import Config, Run
 from litemed.train.dataset import Batch, SliceSource, TrainingSet, by_source, collate
 from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
@@ -53,14 +53,13 @@ def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampl
 
 
 def training_loader(
-    config: Config, source: SliceSource, batches: Batches, workers: int, device: torch.device
+    samples: TrainingSet, batches: Batches, run: Run, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """Return the loader of a run: each iteration yields what `batches` is set to."""
-    run = config.run
     before_forking()
-    dataset: Dataset[Any] = TrainingSet(source, run.size, config.prompts.min_object_pixels)
+    dataset: Dataset[Any] = samples  # its items become a Batch in `collate`
     return DataLoader(
-        dataset,  # its items become a Batch in `collate`
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=functools.partial(collate, size=run.size),

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
 from litemed.models.weight_files import weights_digest
 from litemed.train.averaging import averaged
 from litemed.train.config import Config
-from litemed.train.dataset import Batch, Data
+from litemed.train.dataset import Batch, Data, TrainingSet
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.examples import generator_of, make_examples
 from litemed.train.history import LOSSES, EventLog, score_columns, summary, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
-from litemed.train.losses import mask_losses
+from litemed.train.losses import summed_losses
 from litemed.train.network import TrainedNetwork, build_network, build_optimizer, is_compiled, uses_bfloat16
 from litemed.train.outputs import write_weights
 from litemed.train.progress import Progress, Reporter
@@ -55,6 +56,9 @@ class Trainer:
         UsageError: settings that do not fit the data, the base or the processes.
     """
 
+    parts: tuple[str, ...] = LOSSES
+    """Of what the loss is the sum, by the names that the log gives them."""
+
     def __init__(
         self,
         config: Config,
@@ -85,10 +89,11 @@ class Trainer:
             reporter.line(f"warning: {warning}")
         self.batches = Batches(sampler, run.batch_size, processes.rank, processes.world)
         self._workers = loader_workers(hardware.workers, processes.world)
-        self.loader = training_loader(config, data.training, self.batches, self._workers, device)
+        samples = TrainingSet(data.training, run.size, config.prompts.min_object_pixels)
+        self.loader = training_loader(samples, self.batches, run, self._workers, device)
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
-        self._sums = torch.zeros(len(self.progress.losses), dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2 + len(self.parts), dtype=torch.float64, device=device)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings, base and data, which the caller has checked."""
@@ -138,7 +143,7 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
         progress = self.progress
-        self._sums = torch.tensor(progress.losses, dtype=torch.float64, device=self._processes.device)
+        self._sums.copy_(torch.tensor(progress.losses or [0.0], dtype=torch.float64))
         self.network.train()
         began, seconds_before = time.monotonic(), progress.seconds
         self.batches.start_at(progress.epoch, progress.step)
@@ -168,10 +173,16 @@ class Trainer:
         image, prompts = make_examples(batch, config, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.hardware, device)):
             logits, iou = self._forward(image, prompts.boxes, prompts.image_of_box)
-        parts = mask_losses(logits, iou, prompts, len(image), config.loss)
-        losses = torch.stack([parts.total(config.loss), *(getattr(parts, name) for name in LOSSES)])
-        summed = (losses * prompts.weights).sum(1)
-        own = prompts.weights.sum()  # images with a box
+        summed = summed_losses(logits, iou, prompts, len(image), config.loss)
+        self._descend(summed, prompts.weights.sum())
+
+    def _descend(self, summed: Tensor, own: Tensor) -> None:
+        """Change the weights once.
+
+        summed: (1 + parts,), sums of the loss and its parts over those images of this process that count, of
+        which there are `own`.
+        """
+        config, processes = self.config, self._processes
         # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
         # processes, hence the factor.
         images = processes.sum(own.clone()).clamp(min=1)
@@ -216,7 +227,7 @@ class Trainer:
             raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
         self._check_finite(sums[0])
         means = (total / images for total in sums)
-        return {"samples": images, **dict(zip(("loss", *LOSSES), means, strict=True))}
+        return {"samples": images, **dict(zip(("loss", *self.parts), means, strict=True))}
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -243,7 +254,7 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "samples": int(losses["samples"]),
             "lr": rate,
-            **{name: losses[name] for name in ("loss", *LOSSES)},
+            **{name: losses[name] for name in ("loss", *self.parts)},
             "skipped": int(skipped) + (scores.skipped if scores else 0),
             "seconds": seconds,
             "samples_per_second": losses["samples"] / seconds,

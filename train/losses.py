@@ -57,6 +57,18 @@ def mask_losses(
     )
 
 
+def summed_losses(
+    logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int, settings: Loss
+) -> Tensor:
+    """Return the sums over images of the loss and of its parts, in the order of `LossParts`: (5,).
+
+    The loss of an image is the mean over its boxes; otherwise as `mask_losses`.
+    """
+    parts = mask_losses(logits, predicted_iou, prompts, images, settings)
+    losses = [parts.total(settings), parts.dice, parts.focal, parts.iou, parts.cross_entropy]
+    return (torch.stack(losses) * prompts.weights).sum(1)
+
+
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) with p = sigmoid(logits), (N,).
 

@@ -20,9 +20,9 @@ class Progress:
 
     epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
     far (`litemed.train.loop` says what is scored), in which epoch. skipped: slices that could not be used, in
-    this epoch. losses: this epoch's images, and sums over them of the total loss and of its parts, as
-    `litemed.train.history.LOSSES` names them. seconds, waited_s: wall time of this epoch, and how much of it
-    the step waited for the loader. history: one row for each epoch done, see `litemed.train.history`.
+    this epoch. losses: this epoch's images, and sums over them of the total loss and of its parts; empty
+    before the first step. seconds, waited_s: wall time of this epoch, and how much of it the step waited for
+    the loader. history: one row for each epoch done, see `litemed.train.history`.
     """
 
     epoch: int = 0
@@ -30,7 +30,7 @@ class Progress:
     best: float | None = None
     best_epoch: int | None = None
     skipped: int = 0
-    losses: list[float] = field(default_factory=lambda: [0.0] * 6)
+    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     waited_s: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Progress:
         """Count the epoch as done and clear what is counted within one."""
         self.epoch += 1
         self.step, self.skipped = 0, 0
-        self.losses = [0.0] * 6
+        self.losses = []
         self.seconds, self.waited_s = 0.0, 0.0
 
 

@@ -77,28 +77,23 @@ def train(request: Request, reporter: Reporter) -> bool:
         LitemedError: it cannot start, go on or write; the message says what to do.
         KeyboardInterrupt: after a signal.
     """
-    if request.resume and request.overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite starts over: choose one")
+    check_request(request)
     stored = state.read_state(request.folder) if request.resume else None
     config = updated(Config(), stored.config, str(request.folder / state.FILE)) if stored else Config()
     for tables, source in request.changes:
         config = updated(config, tables, source)
-    if request.overwrite and request.base.parent.resolve() == request.folder.resolve():
-        raise UsageError(f"{request.base}: lies in the folder that --overwrite empties; choose another one")
     base = read_checkpoint(request.base)
-    data = _open_data(request.data)
+    data = open_data(request.data)
     if stored is not None:
-        _check_same(stored, config, base, data)
-    elif not request.overwrite and (request.folder / state.FILE).exists():
-        raise UsageError(
-            f"{request.folder}: holds a run already; go on with --resume, or start over with --overwrite"
-        )
+        check_same(stored, config, base, data)
+    elif not request.overwrite:
+        refuse_run(request.folder)
     with joined(config.hardware.device) as processes, contextlib.ExitStack() as stack:
         processes.wait()  # until all have looked into the folder
         if processes.is_first:
             make_folder(request.folder)
             stack.enter_context(FolderLock(request.folder))
-            _clean(request.folder, request.overwrite)
+            clean(request.folder, request.overwrite)
         else:
             reporter = Reporter(None)
         processes.wait()
@@ -106,13 +101,29 @@ def train(request: Request, reporter: Reporter) -> bool:
         trainer = Trainer(config, base, data, request.folder, processes, reporter, stop.is_set)
         if stored is not None:
             trainer.resume(stored)
-        finished = _run(trainer, request, base, data, processes)
+        finished = run_reported(trainer, request.folder, request.data, base, data, processes)
     if stop.signalled and not finished:
         raise KeyboardInterrupt
     return finished
 
 
-def _clean(folder: Path, overwrite: bool) -> None:
+def check_request(request: Request) -> None:
+    """Raise UsageError for a request that contradicts itself."""
+    if request.resume and request.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite starts over: choose one")
+    if request.overwrite and request.base.parent.resolve() == request.folder.resolve():
+        raise UsageError(f"{request.base}: lies in the folder that --overwrite empties; choose another one")
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise UsageError where a folder holds a run already."""
+    if (folder / state.FILE).exists():
+        raise UsageError(
+            f"{folder}: holds a run already; go on with --resume, or start over with --overwrite"
+        )
+
+
+def clean(folder: Path, overwrite: bool) -> None:
     """Remove what killed processes left; to start over also what the earlier run wrote, its state first.
 
     Otherwise a run that is killed before its first state would be resumed as the earlier one.
@@ -126,15 +137,19 @@ def _clean(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 
-def _run(trainer: Trainer, request: Request, base: Checkpoint, data: Data, processes: Processes) -> bool:
+def run_reported(
+    trainer: Trainer, folder: Path, prepared: Path, base: Checkpoint, data: Data, processes: Processes
+) -> bool:
+    """Run a trainer and say in the report of `folder` how that went; returns what `Trainer.run` does."""
+
     def write(status: str) -> None:
         if processes.is_first:
             report.write_report(
-                request.folder,
+                folder,
                 status,
                 trainer.config,
                 base,
-                request.data,
+                prepared,
                 data.digest,
                 processes,
                 trainer.progress,
@@ -187,15 +202,17 @@ def stop_signal(after_s: float | None) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _open_data(folder: Path) -> Data:
+def open_data(folder: Path) -> Data:
+    """Return what `litemed-prepare` wrote to a folder. Raises InputError without training slices."""
     training = Slices.open(folder, split="train")
     if not len(training):
         raise InputError(f'{folder}: no training slices; prepare data of the split "train"')
     return Data(training, Slices.open(folder, split="val"), sha256_of_file(folder / MANIFEST))
 
 
-def _check_same(stored: state.State, config: Config, base: Checkpoint, data: Data) -> None:
-    before = updated(Config(), stored.config, state.FILE)
+def check_same(stored: state.State, config: Config, base: Checkpoint, data: Data) -> None:
+    """Raise UsageError unless a run can go on with these settings, weights and data."""
+    before = updated(type(config)(), stored.config, state.FILE)
     changed = [name for name in differences(before, config) if name not in _MAY_CHANGE]
     if before.run.epochs != config.run.epochs and config.schedule.kind == COSINE:
         changed.append("run.epochs (over which the cosine falls)")

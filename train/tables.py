@@ -7,10 +7,12 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from litemed.runtime.errors import UsageError
 from litemed.train.config import Config
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -40,13 +42,13 @@ def parse_setting(text: str) -> dict[str, Any]:
     raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
 
 
-def updated(config: Config, tables: Mapping[str, Any], source: str) -> Config:
+def updated(config: AnyConfig, tables: Mapping[str, Any], source: str) -> AnyConfig:
     """Return `config` with the keys in `tables` replaced.
 
     tables: {table: {key: value}} as TOML reads them. source: what an error names.
     Raises UsageError for unknown tables and keys, wrong types and values out of range.
     """
-    _known(tables, Config, source, "table")
+    _known(tables, type(config), source, "table")
     parts: dict[str, Any] = {}
     for table, values in tables.items():
         if not isinstance(values, Mapping):

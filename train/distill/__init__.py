@@ -1,0 +1,1 @@
+"""Distil a light image encoder from a LiteMedSAM: what `litemed-distill` does."""
