@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from litemed.benchmarks.phantoms import draw_image
-from litemed.export.adapter import decoder_path, fold_adapter
-from litemed.export.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint, weights_digest
-from litemed.export.errors import CheckpointError
+from litemed.models.adapter import decoder_path, fold_adapter
+from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
+from litemed.models.encoders import ENCODERS, LIGHT
+from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
-from litemed.train.config import TUNES, Augmentation, LoRA, Loss, Prompts
-from litemed.train.dataset import Batch, collate, make_sample
+from litemed.train.config import TUNES, Config, LoRA, Loss
+from litemed.train.dataset import collate, make_sample
+from litemed.train.examples import generator_of, make_examples
 from litemed.train.losses import mask_losses
-from litemed.train.network import TrainedNetwork, batch_forward, build_network, from_scratch
+from litemed.train.network import TrainedNetwork, build_network
 from litemed.train.outputs import write_weights
+from litemed.train.prompts import Prompted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SIZE = 64
+
+Examples = tuple[torch.Tensor, Prompted]
+"""Images and boxes of them."""
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +40,37 @@ def base() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def batch() -> Batch:
-    samples = []
-    for seed in range(2):
-        phantom = draw_image(64, 64, 2, seed=seed)
-        random = np.random.default_rng(seed)
-        samples.append(make_sample(phantom.image, phantom.labels, SIZE, Prompts(), Augmentation(), random))
-    return collate(samples, SIZE)
+def batch() -> Examples:
+    phantoms = [draw_image(64, 64, 2, seed=seed) for seed in range(2)]
+    slices = collate([make_sample(phantom.image, phantom.labels, SIZE) for phantom in phantoms], SIZE)
+    return make_examples(slices, Config(), generator_of(0, 0, 0, 0, torch.device("cpu")))
 
 
-def build(base: Checkpoint | None, tune: str, lora: LoRA = LoRA()) -> TrainedNetwork:  # noqa: B008 (frozen)
+def build(base: Checkpoint, tune: str, lora: LoRA = LoRA()) -> TrainedNetwork:  # noqa: B008 (frozen)
     return build_network(base, SIZE, tune, lora, seed=1)
 
 
-def step(network: TrainedNetwork, batch: Batch, steps: int = 1, lr: float = 1e-3) -> None:
+def segment(network: TrainedNetwork, batch: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    image, prompts = batch
+    return network(image, prompts.boxes, prompts.image_of_box)
+
+
+def step(network: TrainedNetwork, batch: Examples, steps: int = 1, lr: float = 1e-3) -> None:
     optimizer = torch.optim.AdamW(network.tuned(), lr=lr)
     network.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        logits, iou, _ = batch_forward(network, batch)
-        mask_losses(logits, iou, batch.masks, Loss()).total(Loss()).sum().backward()
+        logits, iou = segment(network, batch)
+        mask_losses(logits, iou, batch[1], len(batch[0]), Loss()).total(Loss()).sum().backward()
         optimizer.step()
     network.eval()
 
 
 @torch.inference_mode()
-def answer(model: LiteMedSAM, batch: Batch) -> torch.Tensor:
+def answer(model: LiteMedSAM, batch: Examples) -> torch.Tensor:
     model.eval()  # not through TrainedNetwork, which would choose anew what is trained
-    return model.decode(model.encode(batch.image)[batch.image_of_box], batch.boxes)[0]
+    image, prompts = batch
+    return model.decode(model.encode(image)[prompts.image_of_box], prompts.boxes)[0]
 
 
 def is_meant(name: str, tune: str) -> bool:
@@ -101,17 +109,8 @@ def test_a_frozen_encoder_runs_without_a_graph(base, batch, tune, expected):
     network = build(base, tune).train()
     seen = []
     network.model.image_encoder.register_forward_hook(lambda module, i, out: seen.append(out.requires_grad))
-    batch_forward(network, batch)
+    segment(network, batch)
     assert seen == [expected]
-
-
-@pytest.mark.parametrize("tune", ["lora", "lora+decoder", "decoder", "all"])
-def test_the_weights_say_whether_their_masks_end_at_the_boxes(base, tune, tmp_path):
-    for crop in (False, True):
-        path = tmp_path / f"{crop}.safetensors"
-        write_weights(path, build(base, tune), LoRA(), weights_digest(base.state), crop)
-        found = fold_adapter(base, path) if "lora" in tune else read_checkpoint(path)
-        assert found.crop_masks is crop
 
 
 @pytest.mark.parametrize("tune", ["lora", "lora+decoder"])
@@ -155,16 +154,18 @@ def test_other_ranks_and_targets_go_through(base, batch, tmp_path):
     assert torch.allclose(answer(folded.model(SIZE), batch), answer(network.model, batch), atol=1e-4)
 
 
+@pytest.mark.parametrize("encoder", list(ENCODERS))
 @pytest.mark.parametrize("tune", ["decoder", "all"])
 def test_without_adapters_a_complete_checkpoint_in_the_published_layout_is_written(
-    base, batch, tune, tmp_path
+    batch, tune, encoder, tmp_path
 ):
+    base = untrained_checkpoint(encoder=encoder)
     network = build(base, tune)
     step(network, batch)
     path = tmp_path / "best.safetensors"
     write_weights(path, network, LoRA(), weights_digest(base.state))
     found = read_checkpoint(path)
-    assert (found.layout, found.lora) == ("plain", None)
+    assert (found.layout, found.lora, found.encoder) == ("plain", None, encoder)
     assert {str(value.dtype) for value in found.state.values()} == {"torch.float32", "torch.int64"}
     assert torch.equal(answer(found.model(SIZE), batch), answer(network.model, batch))
     assert weights_digest(found.state) != weights_digest(base.state)
@@ -174,7 +175,7 @@ def test_the_same_weights_go_on_at_another_size(base):
     for size in (64, 128):
         network = build_network(base, size, "all", LoRA(), seed=0).eval()
         with torch.inference_mode():
-            logits, iou, _ = network(
+            logits, iou = network(
                 torch.rand(1, 3, size, size), torch.tensor([[3.0, 3, 40, 50]]), torch.tensor([0])
             )
         assert (logits.shape, iou.shape) == ((1, size, size), (1,))
@@ -185,9 +186,9 @@ def test_boxes_are_embedded_in_full_precision_under_autocast(base, batch):
     seen = []
     network.model.prompt_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     with torch.inference_mode():
-        batch_forward(network, batch)
+        segment(network, batch)
         with torch.autocast("cpu", torch.bfloat16):
-            logits, _, _ = batch_forward(network, batch)
+            logits, _ = segment(network, batch)
     assert logits.dtype == torch.bfloat16
     assert torch.equal(seen[0], seen[1])
 
@@ -196,31 +197,40 @@ def test_channels_last_gives_the_same_answer_and_gradients(base, batch):
     results = []
     for memory in (torch.contiguous_format, torch.channels_last):
         network = build(base, "all").eval().to(memory_format=memory)
-        logits, _, _ = network(batch.image.contiguous(memory_format=memory), batch.boxes, batch.image_of_box)
+        image, prompts = batch
+        logits, _ = segment(network, (image.contiguous(memory_format=memory), prompts))
         logits.square().mean().backward()
         results.append((logits, network.model.image_encoder.patch_embed.seq[0].c.weight.grad))
     for plain, last in zip(*results, strict=True):
         assert torch.allclose(plain, last, atol=1e-4 * plain.detach().abs().max().item())
 
 
-def test_from_scratch_follows_the_seed_and_keeps_signals_in_bounds(batch):
-    first, again = build(None, "all"), build(None, "all")
-    assert weights_digest(first.model.state_dict()) == weights_digest(again.model.state_dict())
-    other = build_network(None, SIZE, "all", LoRA(), seed=2)
-    assert weights_digest(first.model.state_dict()) != weights_digest(other.model.state_dict())
-    logits = answer(from_scratch(SIZE), batch)
-    assert torch.isfinite(logits).all()
-    assert logits.std() > 1e-4
-
-
 def test_what_cannot_be_is_refused(base):
-    scratch = functools.partial(build, None)
-    with pytest.raises(UsageError, match="from scratch"):
-        scratch("lora")
     with pytest.raises(UsageError, match=r"\[lora\]: LoRA rank 0"):
         build(base, "lora", LoRA(rank=0))
     with pytest.raises(UsageError, match=r"attn\.x"):
         build(base, "lora", LoRA(targets=("attn.x",)))
+
+
+@pytest.mark.parametrize("tune", ["lora", "lora+decoder"])
+def test_lora_on_an_encoder_without_its_layers_is_refused_with_what_to_do(tune):
+    light = untrained_checkpoint(encoder=LIGHT)
+    with pytest.raises(
+        UsageError, match=r"light encoder has no layers for LoRA; use --tune decoder or --tune"
+    ):
+        build(light, tune)
+
+
+@pytest.mark.parametrize("tune", ["decoder", "all"])
+def test_of_the_light_model_too_only_what_is_tuned_moves(batch, tune):
+    network = build(untrained_checkpoint(encoder=LIGHT), tune)
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    step(network, batch)
+    after = network.model.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    encoder = {name for name in before if name.startswith("image_encoder.")}
+    assert moved & encoder == (encoder if tune == "all" else set())
+    assert any(name.startswith("mask_decoder.") for name in moved)
 
 
 def test_an_adapter_on_a_base_that_holds_one_is_refused(golden_checkpoint):

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from litemed.train.config import Loss
-from litemed.train.losses import achieved_iou, dice_loss, focal_loss, mask_losses, pixels_in
+from litemed.train.losses import (
+    NEAR,
+    LossParts,
+    achieved_iou,
+    dice_loss,
+    focal_loss,
+    mask_losses,
+    merged_cross_entropy,
+)
+from litemed.train.prompts import Prompted
 
 
 def sigmoid(x: float) -> float:
@@ -43,10 +52,47 @@ def reference_iou(logits: np.ndarray, target: np.ndarray) -> float:
     return np.count_nonzero(predicted & (target == 1)) / union if union else 1.0
 
 
+def reference_cross_entropy(
+    logits: np.ndarray, masks: np.ndarray, boxes: np.ndarray, of: np.ndarray, image: int
+) -> float:
+    own, size = np.flatnonzero(of == image), logits.shape[-1]
+    total, counted = 0.0, 0
+    for y in range(size):
+        for x in range(size):
+            for x0, y0, x1, y1 in boxes[own].tolist():
+                far_x, far_y = NEAR * (x1 - x0), NEAR * (y1 - y0)
+                if x0 - far_x <= x <= x1 + far_x and y0 - far_y <= y <= y1 + far_y:
+                    break
+            else:
+                continue
+            classes = [0.0, *logits[own, y, x].tolist()]
+            true = next((i + 1 for i, box in enumerate(own) if masks[box, y, x]), 0)
+            shift = max(classes)
+            total += shift + math.log(sum(math.exp(c - shift) for c in classes)) - classes[true]
+            counted += 1
+    return total / max(counted, 1)
+
+
+def prompted(target: Tensor, boxes: Tensor | None = None, of: Tensor | None = None) -> Prompted:
+    """Return masks as prompts; by default each on an image of its own, in a box over everything."""
+    count = len(target)
+    whole = torch.tensor([[0.0, 0, target.shape[-1], target.shape[-2]]]).expand(count, 4)
+    return Prompted(
+        boxes=whole if boxes is None else boxes,
+        masks=target.to(torch.uint8),
+        image_of_box=torch.arange(count) if of is None else of,
+        weights=torch.ones(count),
+    )
+
+
+def losses_of(logits: Tensor, iou: Tensor, target: Tensor, settings: Loss) -> LossParts:
+    return mask_losses(logits, iou, prompted(target), len(target), settings)
+
+
 def random_masks(seed: int, scale: float, share: float, size: int) -> tuple[Tensor, Tensor]:
     random = np.random.default_rng(seed)
-    logits = random.normal(0, scale, (3, size, size + 1))
-    target = (random.random((3, size, size + 1)) < share).astype(np.uint8)
+    logits = random.normal(0, scale, (3, size, size))
+    target = (random.random((3, size, size)) < share).astype(np.uint8)
     return torch.from_numpy(logits), torch.from_numpy(target)
 
 
@@ -62,13 +108,11 @@ def random_masks(seed: int, scale: float, share: float, size: int) -> tuple[Tens
 def test_losses_agree_with_the_reference(seed, scale, share, size, gamma, alpha):
     logits, target = random_masks(seed, scale, share, size)
     predicted_iou = torch.tensor([0.2, 0.9, -1.0], dtype=torch.float64)
-    parts = mask_losses(logits.float(), predicted_iou, target, Loss(focal_gamma=gamma, focal_alpha=alpha))
+    parts = losses_of(logits.float(), predicted_iou, target, Loss(focal_gamma=gamma, focal_alpha=alpha))
     for i in range(3):
         x, t = logits[i].float().double().numpy(), target[i].numpy()
         assert parts.dice[i].item() == pytest.approx(reference_dice(x, t), abs=2e-6)
         assert parts.focal[i].item() == pytest.approx(reference_focal(x, t, gamma, alpha), rel=1e-5, abs=1e-7)
-        entropy = 2 * reference_focal(x, t, 0, 0.5)
-        assert parts.entropy[i].item() == pytest.approx(entropy, rel=1e-4, abs=1e-6)
         iou = reference_iou(x, t)
         assert achieved_iou(logits, target)[i].item() == pytest.approx(iou, abs=1e-6)
         assert parts.iou[i].item() == pytest.approx((float(predicted_iou[i]) - iou) ** 2, abs=1e-5)
@@ -76,39 +120,10 @@ def test_losses_agree_with_the_reference(seed, scale, share, size, gamma, alpha)
 
 def test_the_total_is_weighted():
     logits, target = random_masks(0, 1, 0.3, 6)
-    settings = Loss(dice=2, focal=30, iou=0.5, entropy=4)
-    parts = mask_losses(logits, torch.zeros(3), target, settings)
-    expected = 2 * parts.dice + 30 * parts.focal + 0.5 * parts.iou + 4 * parts.entropy
+    settings = Loss(dice=2, focal=30, iou=0.5, cross_entropy=4)
+    parts = losses_of(logits, torch.zeros(3), target, settings)
+    expected = 2 * parts.dice + 30 * parts.focal + 0.5 * parts.iou + 4 * parts.cross_entropy
     assert torch.allclose(parts.total(settings), expected)
-
-
-def test_of_a_sample_of_pixels_the_entropy_alone_counts_all_alike():
-    logits, target = random_masks(3, 2, 0.3, 6)
-    counts = torch.randint(1, 9, logits.flatten(1).shape).float()
-    plain = mask_losses(logits, torch.zeros(3), target, Loss())
-    weighted = mask_losses(logits.flatten(1), torch.zeros(3), target.flatten(1), Loss(), counts)
-    assert torch.allclose(weighted.entropy, plain.entropy)
-    assert not torch.allclose(weighted.focal, plain.focal)
-
-
-def test_pixels_that_do_not_count_change_nothing():
-    logits, masks = random_masks(3, 2.0, 0.4, 12)
-    inside = pixels_in(torch.tensor([[2.0, 3.0, 7.0, 9.0]]), 12)
-    assert inside[0].nonzero().T.tolist() == [
-        [y for y in range(3, 10) for _ in range(2, 8)],
-        [x for _ in range(3, 10) for x in range(2, 8)],
-    ]
-    logits, masks, inside = logits[:1, :12, :12], masks[:1, :12, :12], inside.float()
-    iou = torch.zeros(1)
-    of_part = mask_losses(logits[:, 3:10, 2:8], iou, masks[:, 3:10, 2:8], Loss())
-    for outside in (logits, -logits):
-        changed = torch.where(inside > 0, logits, outside).requires_grad_()
-        parts = mask_losses(changed, iou, masks, Loss(), inside)
-        for name in ("dice", "focal", "iou", "entropy"):
-            torch.testing.assert_close(getattr(parts, name), getattr(of_part, name))
-        (parts.dice + parts.focal + parts.entropy).sum().backward()
-        assert not changed.grad[inside == 0].any()
-        assert changed.grad[inside > 0].any()
 
 
 def test_perfect_masks_cost_next_to_nothing_and_opposite_ones_most():
@@ -128,10 +143,10 @@ def test_an_empty_mask_predicted_empty_costs_nothing():
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
 def test_gradients_are_finite_however_sure_the_network_is(gamma):
-    target = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    logits = torch.tensor([[500.0, 500.0, -500.0, -500.0]], requires_grad=True)
-    parts = mask_losses(logits, torch.zeros(1), target, Loss(focal_gamma=gamma))
-    parts.total(Loss()).sum().backward()
+    target = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    logits = torch.tensor([[[500.0, 500.0], [-500.0, -500.0]]], requires_grad=True)
+    parts = losses_of(logits, torch.zeros(1), target, Loss(focal_gamma=gamma))
+    parts.total(Loss(cross_entropy=1)).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
@@ -139,7 +154,7 @@ def test_gradients_are_finite_however_sure_the_network_is(gamma):
 def test_the_iou_loss_does_not_reach_the_mask():
     logits = torch.randn(2, 4, 4, requires_grad=True)
     predicted = torch.zeros(2, requires_grad=True)
-    mask_losses(logits, predicted, torch.ones(2, 4, 4), Loss()).iou.sum().backward()
+    losses_of(logits, predicted, torch.ones(2, 4, 4), Loss()).iou.sum().backward()
     assert logits.grad is None
     assert predicted.grad is not None
 
@@ -147,6 +162,45 @@ def test_the_iou_loss_does_not_reach_the_mask():
 def test_bfloat16_logits_are_scored_in_float32():
     logits, target = random_masks(2, 2, 0.3, 30)
     low = logits.bfloat16()
-    parts = mask_losses(low, torch.zeros(3), target, Loss())
+    parts = losses_of(low, torch.zeros(3), target, Loss())
     assert parts.dice.dtype == torch.float32
     assert torch.equal(parts.dice, dice_loss(low.float(), target.float()))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([0.1, 3.0, 200.0]),
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(any),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_cross_entropy_of_merging_agrees_with_a_loop_over_pixels_and_classes(seed, scale, counts):
+    """Images of several boxes, of one and of none."""
+    random, size = np.random.default_rng(seed), 9
+    of = np.repeat(np.arange(len(counts)), counts)
+    logits = random.normal(0, scale, (len(of), size, size)).astype(np.float32)
+    low, high = random.integers(0, 5, (len(of), 2)), random.integers(5, 9, (len(of), 2))
+    boxes = np.concatenate([low, high], axis=1).astype(np.float32)
+    owner = random.integers(0, 4, (len(counts), size, size))  # no pixel is of two objects
+    rank = np.concatenate([np.arange(count) for count in counts])
+    masks = owner[of] == rank[:, None, None] + 1
+    prompts = prompted(torch.from_numpy(masks), torch.from_numpy(boxes), torch.from_numpy(of))
+    found = merged_cross_entropy(torch.from_numpy(logits), prompts, len(counts))
+    expected = [reference_cross_entropy(logits, masks, boxes, of, image) for image in range(len(counts))]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    parts = mask_losses(torch.from_numpy(logits), torch.zeros(len(of)), prompts, len(counts), Loss())
+    assert torch.equal(parts.cross_entropy, found[prompts.image_of_box])
+
+
+def test_the_cross_entropy_falls_where_argmax_would_be_right_and_rises_where_it_would_be_wrong():
+    """An inner object that an outer one claims too: of Dice and focal each box is all that there is."""
+    inner, outer = torch.zeros(16, 16), torch.zeros(16, 16)
+    outer[2:14, 2:14], outer[6:10, 6:10], inner[6:10, 6:10] = 1, 0, 1
+    boxes, of = torch.tensor([[6.0, 6, 9, 9], [2, 2, 13, 13]]), torch.zeros(2, dtype=torch.int64)
+    prompts = prompted(torch.stack([inner, outer]), boxes, of)
+    logits = 4 * (2 * prompts.masks.float() - 1)
+    logits.requires_grad_()
+    filled = torch.stack([logits[0], torch.where(inner > 0, 8.0, logits[1])])
+    right, wrong = (merged_cross_entropy(one, prompts, 1) for one in (logits, filled))
+    assert wrong > 5 * right
+    wrong.sum().backward()
+    assert (logits.grad[0][inner > 0] < 0).all()  # the inner one has to gain there

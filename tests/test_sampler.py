@@ -10,8 +10,11 @@ from scipy import stats
 
 from litemed.runtime.errors import UsageError
 from litemed.train.config import Config, Sampling
+from litemed.train.loader import training_sampler
 from litemed.train.prepare.modalities import MODALITIES
-from litemed.train.sampler import DRAWN, Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.prepare.store import SliceInfo
+from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.tables import updated
 
 # As uneven as real data: slices of volumes outnumber pictures a thousandfold.
 SIZES = dict(zip(MODALITIES, [5000, 900, 800, 40, 7, 60, 1, 30, 12, 20, 25], strict=True))
@@ -91,10 +94,62 @@ def test_sources_are_drawn_by_the_root_of_their_sizes():
         assert times.max() - times.min() <= 1
 
 
-def test_drawn_shapes_take_no_slice_out_of_its_turn():
-    sampler = ModalitySampler({"CT": [np.arange(50)]}, {"CT": 1.0}, 1000, seed=0, drawn=0.35)
-    times = np.bincount(sampler.epoch(0)[sampler.epoch(0) != DRAWN], minlength=50)
-    assert times.max() - times.min() <= 1
+class Sources:
+    """Slices of two modalities and three sources; nothing can be read."""
+
+    SIZES = (("MR", "large", 90), ("MR", "small", 10), ("US", "other", 20))
+
+    def __init__(self) -> None:
+        self._of = [(modality, name) for modality, name, count in self.SIZES for _ in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def info(self, i: int) -> SliceInfo:
+        return SliceInfo(*self._of[i], "train", f"case{i}", 0, 1)
+
+    def indices_by_modality(self) -> dict[str, np.ndarray]:
+        names = np.array([modality for modality, _ in self._of])
+        return {name: np.flatnonzero(names == name) for name in ("MR", "US")}
+
+
+def drawn_from(**sampling: object) -> tuple[dict[str, float], list[str]]:
+    """Return which share of an epoch comes from each source, and the warnings."""
+    tables = {"run": {"samples_per_epoch": 8000}, "sampling": sampling}
+    source = Sources()
+    sampler, warnings = training_sampler(updated(Config(), tables, ""), source)
+    names = [source.info(i).source for i in sampler.epoch(0).tolist()]
+    return {name: names.count(name) / len(names) for _, name, _ in source.SIZES}, warnings
+
+
+def test_sources_of_a_modality_count_by_their_slices_or_alike_by_the_root_of_these():
+    even = {"weights": {"MR": 1.0, "US": 1.0}, "others": 0.0}
+    shares, _ = drawn_from(**even)
+    assert shares == pytest.approx({"large": 0.45, "small": 0.05, "other": 0.5}, abs=0.02)
+    shares, _ = drawn_from(**even, balance_sources=True)
+    assert shares == pytest.approx({"large": 0.375, "small": 0.125, "other": 0.5}, abs=0.02)
+
+
+def test_excluded_sources_are_not_drawn_and_a_modality_without_others_is_absent():
+    weights = {"weights": {"MR": 1.0, "US": 1.0}, "others": 0.0}
+    shares, warnings = drawn_from(**weights, exclude=["large", "unheard_of"])
+    assert shares["large"] == 0
+    assert shares["small"] == pytest.approx(0.5, abs=0.02)
+    assert not warnings
+    shares, (warning,) = drawn_from(**weights, exclude=["other"])
+    assert shares["other"] == 0
+    assert "no training slices of US" in warning
+    with pytest.raises(UsageError, match="of no modality"):
+        drawn_from(exclude=["large", "small", "other"])
+
+
+def test_an_epoch_has_as_many_samples_as_slices_can_be_drawn():
+    tables = {"run": {"batch_size": 4}, "sampling": {"exclude": ["other"]}}
+    sampler, _ = training_sampler(updated(Config(), tables, ""), Sources())
+    assert sampler.samples == 100
 
 
 def test_absent_modalities_are_named_and_their_share_is_spread():
@@ -150,14 +205,6 @@ def test_stopped_and_shared_out_the_draws_are_those_of_one_process(steps, share,
         assert len(part) == len(parts[-1]) == steps - min(stop, steps)
     together = [sorted(draw for part in found for draw in part) for found in zip(*parts, strict=True)]
     assert together == [sorted(batch) for batch in expected[min(stop, steps) :]]
-
-
-def test_every_draw_has_its_own_position():
-    batches = Batches(sampler_of(SIZES, Config().sampling, 12), 4)
-    batches.start_at(2, 0)
-    draws = [draw for batch in batches for draw in batch]
-    assert [draw.position for draw in draws] == list(range(12))
-    assert {draw.epoch for draw in draws} == {2}
 
 
 def test_batches_that_cannot_be_dealt_out_are_refused():

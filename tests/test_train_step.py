@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +10,13 @@ import pytest
 import torch
 
 from litemed.benchmarks.phantoms import draw_image
-from litemed.export.checkpoint import untrained_checkpoint
-from litemed.models.litemedsam import LiteMedSAM
-from litemed.runtime.errors import UsageError
+from litemed.models.checkpoint import untrained_checkpoint
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
 from litemed.train.distributed import Processes
+from litemed.train.history import LOSSES
 from litemed.train.loop import Trainer
-from litemed.train.losses import pixels_in
-from litemed.train.network import uses_bfloat16
+from litemed.train.network import is_compiled, uses_bfloat16
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
@@ -83,93 +78,6 @@ def test_bfloat16_computes_otherwise_and_learns_the_same_in_float32_weights(slic
     assert torch.cosine_similarity(gradient(exact), gradient(rough), dim=0) > 0.95
 
 
-def test_a_step_learns_from_windows_of_the_images(slices, tmp_path, monkeypatch):
-    shapes = []
-    monkeypatch.setattr(LiteMedSAM, "encode", _noting(LiteMedSAM.encode, shapes))
-    settings = {"run": {"size": 128, "tune": "all", "windows": True}, "prompts": {"tokens": 64}}
-    trainer, batch = after_a_step(slices, tmp_path, **settings)
-    assert batch.image.shape == (2, 3, 128, 128)
-    ((images, _, height, width),) = shapes
-    assert images == 2
-    assert {height, width} <= {112, 128}
-    encoder = trainer.network.model.image_encoder
-    assert all(weights.grad is not None for weights in encoder.parameters() if weights.requires_grad)
-    assert gradient(trainer).isfinite().all()
-
-
-@pytest.mark.parametrize("crop", [False, True])
-def test_a_base_of_cropped_masks_is_not_tuned_otherwise_without_a_word(slices, tmp_path, crop):
-    run = {"run": {"size": 64, "crop_masks": crop}, "hardware": {"workers": 0, "device": "cpu"}}
-    config, data = updated(Config(), run, "test"), Data(slices, slices, "")
-    base = dataclasses.replace(untrained_checkpoint(), crop_masks=True)
-    log = io.StringIO()
-    Trainer(config, base, data, tmp_path, Processes(0, 1, CPU), Reporter(log))
-    assert ("end at their boxes" in log.getvalue()) is not crop
-
-
-@pytest.mark.parametrize("tokens", [0, 64])
-def test_what_lies_outside_of_the_boxes_is_not_learnt_where_masks_are_cropped(slices, tmp_path, tokens):
-    def gradients(crop, change):
-        settings = {"run": {"tune": "decoder", "crop_masks": crop}, "prompts": {"tokens": tokens}}
-        trainer, batch = after_a_step(slices, tmp_path, **settings)
-        outside = ~pixels_in(batch.boxes, 64)
-        masks = torch.where(outside, 1 - batch.masks, batch.masks) if change else batch.masks
-        torch.manual_seed(1)
-        trainer.step(dataclasses.replace(batch, masks=masks))
-        return gradient(trainer)
-
-    assert torch.equal(gradients(True, False), gradients(True, True))
-    assert not torch.equal(gradients(False, False), gradients(False, True))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"run": {"size": 128}},
-        {"run": {"size": 64}, "prompts": {"tokens": 64}},
-    ],
-)
-def test_windows_need_a_sample_of_tokens_and_a_large_image(slices, tmp_path, settings):
-    settings = {**settings, "run": {**settings["run"], "windows": True}}
-    with pytest.raises(UsageError, match=r"run\.windows: needs prompts\.tokens"):
-        after_a_step(slices, tmp_path, **settings)
-
-
-def test_every_pixel_is_asked_with_the_weight_that_was_set(slices, tmp_path):
-    def loss(pixels: float, **more: float) -> float:
-        settings = {"run": {"size": 64, "tune": "all"}, "loss": {"pixels": pixels, **more}}
-        return float(after_a_step(slices, tmp_path, **settings)[0]._sums[3])
-
-    without, once, thrice = loss(0), loss(1), loss(3)
-    assert once > without + 0.5
-    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4)
-    masks = {"dice": 0, "focal": 0, "iou": 0}
-    assert loss(1, **masks) == pytest.approx(once - without, rel=1e-4)
-
-
-def test_the_encoder_can_learn_from_pixels_alone(slices, tmp_path):
-    frozen = ("prompt_encoder", "mask_decoder")
-    settings: dict[str, Any] = {"run": {"tune": "all", "freeze": frozen}}
-    settings["loss"] = {"dice": 0, "focal": 0, "iou": 0, "pixels": 1}
-    trainer, _ = after_a_step(slices, tmp_path, **settings)
-    before, after = untrained_checkpoint().state, trainer.network.model.state_dict()
-    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"image_encoder"}
-
-
-def test_pixels_are_not_asked_of_an_encoder_that_is_left_alone(slices, tmp_path):
-    with pytest.raises(UsageError, match=r"loss\.pixels: asks the encoder"):
-        after_a_step(slices, tmp_path, run={"tune": "decoder"}, loss={"pixels": 1})
-
-
-def _noting(function: Callable[..., torch.Tensor], shapes: list[Any]) -> Callable[..., torch.Tensor]:
-    def wrapped(model: LiteMedSAM, image: torch.Tensor) -> torch.Tensor:
-        shapes.append(tuple(image.shape))
-        return function(model, image)
-
-    return wrapped
-
-
 @pytest.mark.parametrize(
     ("precision", "device", "expected"),
     [
@@ -181,4 +89,54 @@ def _noting(function: Callable[..., torch.Tensor], shapes: list[Any]) -> Callabl
 )
 def test_bfloat16_is_for_gpus_unless_told_otherwise(precision, device, expected):
     config = updated(Config(), {"hardware": {"precision": precision}}, "test")
-    assert uses_bfloat16(config, torch.device(device)) is expected
+    assert uses_bfloat16(config.hardware, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [("auto", "cuda", True), ("auto", "cpu", False), ("no", "cuda", False), ("yes", "cpu", True)],
+)
+def test_networks_are_compiled_for_gpus_unless_told_otherwise(wanted, device, expected):
+    config = updated(Config(), {"hardware": {"compile": wanted}}, "test")
+    assert is_compiled(config.hardware, torch.device(device)) is expected
+
+
+def test_the_decoder_has_a_rate_of_its_own(slices, tmp_path):
+    """In the first step AdamW moves every weight by the rate, but for the decay."""
+    before = untrained_checkpoint().state
+    rates = {"lr": 1e-3, "decoder_lr": 1e-5, "weight_decay": 0.0}
+    trainer, _ = after_a_step(slices, tmp_path, run={"tune": "all"}, optimizer=rates)
+    after = trainer.network.model.state_dict()
+    learnt = {name for name, weights in trainer.network.model.named_parameters() if weights.requires_grad}
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in learnt}
+    for name, distance in moved.items():
+        rate = 1e-3 if name.startswith("image_encoder.") else 1e-5
+        assert distance < 1.1 * rate
+    for part, rate in (("image_encoder", 1e-3), ("mask_decoder", 1e-5), ("prompt_encoder", 1e-5)):
+        assert max(moved[name] for name in moved if name.startswith(part)) > 0.9 * rate
+
+
+def test_a_part_of_the_loss_counts_as_it_is_weighted(slices, tmp_path):
+    def sums(**weights: float) -> dict[str, float]:
+        trainer, _ = after_a_step(slices, tmp_path, loss=weights)
+        return dict(zip(("images", "loss", *LOSSES), trainer._sums.tolist(), strict=True))
+
+    plain, weighted = sums(), sums(dice=2.0, focal=0.0, iou=0.5, cross_entropy=3.0)
+    assert plain["loss"] == pytest.approx(plain["dice"] + plain["focal"] + plain["iou"], rel=1e-5)
+    expected = 2 * plain["dice"] + 0.5 * plain["iou"] + 3 * plain["cross_entropy"]
+    assert weighted["loss"] == pytest.approx(expected, rel=1e-5)
+    assert plain["cross_entropy"] > 0.1
+
+
+def test_a_compiled_network_learns_the_same_under_the_same_names(slices, tmp_path, monkeypatch):
+    """With PyTorch's plain backend, which needs no C++ compiler: of the capture and its gradients."""
+    monkeypatch.setattr(torch.nn.Module, "compile", _captured)
+    captured, _ = after_a_step(slices, tmp_path, hardware={"compile": "yes"})
+    plain, _ = after_a_step(slices, tmp_path, hardware={"compile": "no"})
+    assert captured.network._compiled_call_impl is not None
+    assert captured.network.state_dict().keys() == plain.network.state_dict().keys()
+    assert torch.cosine_similarity(gradient(captured), gradient(plain), dim=0) > 0.9999
+
+
+def _captured(module: torch.nn.Module) -> None:
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager", fullgraph=True)
