@@ -15,6 +15,7 @@ Examples:
   litemed-run scan.npz photo.png -o segs --model bundle --overlay pictures
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
   litemed-run scan.npz -o segs --model bundle --cache ~/.cache/litemed
+  litemed-run cases -o segs --model bundle --merge argmax
 
 \b
 Cases:
@@ -87,9 +88,17 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
     "into it. Without it nothing is timed or kept.",
 )
 @click.option(
+    "--merge",
+    type=click.Choice(["nested", "argmax"]),
+    help="Who gets a pixel that several boxes claim. nested, the default: the highest logit, but a box that "
+    "lies within a larger one comes after it, so that a cup is not lost in its disc. argmax: the highest "
+    "logit, as in the paper. Where no box lies within another they are the same.",
+)
+@click.option(
     "--propagate",
     is_flag=True,
-    help="In volumes go from each box's middle slice outwards, as the baseline does.",
+    help="In volumes go from each box's middle slice outwards, as the baseline does; a later box overwrites "
+    "an earlier one, so --merge does not go with it.",
 )
 @click.option(
     "--crop-masks/--no-crop-masks",
@@ -127,6 +136,7 @@ def _run(
     precision: str,
     threads: int | None,
     cache: Path | None,
+    merge: str | None,
     propagate: bool,
     crop_masks: bool | None,
     overlay: Path | None,
@@ -169,6 +179,7 @@ def _run(
             cases,
             output,
             segmenter,
+            merge=merge,
             propagate=propagate,
             crop_masks=crop_masks,
             overlay=overlay,

@@ -31,6 +31,7 @@ from litemed.runtime.files import (
     sha256_of_file,
 )
 from litemed.runtime.jobs import Job, plan_jobs
+from litemed.runtime.nesting import merge_rule
 from litemed.runtime.npz import write_npz
 from litemed.runtime.overlay import draw_case, encode_png
 from litemed.runtime.pipeline import Pipeline, RunObserver
@@ -58,6 +59,7 @@ def run_cases(
     output: str | os.PathLike[str],
     segmenter: Segmenter,
     *,
+    merge: str | None = None,
     propagate: bool = False,
     crop_masks: bool | None = None,
     overlay: str | os.PathLike[str] | None = None,
@@ -70,6 +72,8 @@ def run_cases(
         cases: files and folders, as :func:`litemed.runtime.readers.list_cases` takes them.
         output: folder of the results; made if need be.
         segmenter: from :func:`litemed.runtime.load`.
+        merge: "nested" or "argmax", see :mod:`litemed.runtime.nesting`; None: nested, or with ``propagate``
+            neither.
         propagate: segment volumes from each box's middle slice outwards, as the published baseline does.
         crop_masks: whether masks end at their boxes; None: as the bundle says.
         overlay: folder for a picture NAME.png of each result; made if need be.
@@ -81,11 +85,13 @@ def run_cases(
         with its error and raises nothing.
 
     Raises:
-        UsageError: there are no such cases, or a result would replace an input.
+        UsageError: there are no such cases, a result would replace an input, or ``merge`` is unknown or given
+            beside ``propagate``.
         OutputError: the folder or its report cannot be written.
         EngineError: the engine does not accept the bundle's graphs.
         KeyboardInterrupt: after the report was brought up to date.
     """
+    rule = merge_rule(merge, propagate)
     output = Path(output)
     overlay = None if overlay is None else Path(overlay)
     jobs = plan_jobs(list_cases(cases), output, overlay)
@@ -100,6 +106,7 @@ def run_cases(
         precision=segmenter.engine.precision,
         propagate=propagate,
         crop_masks=segmenter.bundle.manifest.crop_masks if crop_masks is None else crop_masks,
+        merge=rule,
     )
     report = ReportFile(output, settings, Environment.current(segmenter.engine), overwrite)
     steps = CaseSteps(segmenter, settings, report, overwrite)
@@ -197,6 +204,7 @@ class CaseSteps:
             case = cast(Case, begun.case)
             result = self._segmenter.run(
                 case,
+                merge=self._settings.merge,
                 propagate=self._settings.propagate,
                 crop_masks=self._settings.crop_masks,
                 progress=progress,

@@ -7,6 +7,8 @@ background and the lower box wins among equals.
 
 Here a running maximum and its label are kept instead, and of a box only those blocks are computed that may
 hold a value of 0 or more: elsewhere it cannot win.
+
+Boxes that lie within others may come afterwards, by the rule of `litemed.runtime.nesting`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import EngineError, InputError
+from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import Frame
 
 MAX_LABELS = 65535
@@ -198,18 +201,30 @@ class LogitResizer:
 
 
 class RunningMerge:
-    """Merges the boxes of one image or slice into a label map as they come, in chunks of any size and order.
+    """Merges the boxes of one image or slice into a label map as they come, in chunks of any size.
 
     `labels` is written in place: (H, W) of an unsigned dtype that holds every label, all zero at the start.
-    It is the label map once `finish` was called.
+    It is the label map once `finish` was called: of argmax without a `nesting`, else of the rule of
+    `litemed.runtime.nesting` with that of the whole case.
     """
 
-    def __init__(self, resizer: LogitResizer, labels: NDArray[np.unsignedinteger]) -> None:
+    def __init__(
+        self, resizer: LogitResizer, labels: NDArray[np.unsignedinteger], nesting: Nesting | None = None
+    ) -> None:
         self._resizer = resizer
         self._labels = labels
-        # Not 0: the background loses to a box at exactly 0, which `finish` settles.
+        self._nesting = nesting
+        # Not 0: the background loses to a box at exactly 0, which `_settle_background` does justice to.
         self._best = np.full(labels.shape, -np.inf, np.float32)
         self._highest = 0
+        self._rank = 0
+
+    def chunks(self, boxes: NDArray[np.int64], at_once: int) -> Iterator[NDArray[np.int64]]:
+        """Yield `boxes`, indices (label - 1), a few at once, in an order in which they may be added."""
+        if self._nesting is not None:
+            boxes = self._nesting.in_turn(boxes)
+        for start in range(0, len(boxes), at_once):
+            yield boxes[start : start + at_once]
 
     def add(
         self,
@@ -219,13 +234,23 @@ class RunningMerge:
     ) -> None:
         """Merge some boxes: `logits` (n, size, size) float32, `labels` (n,) int64, each 1 or more.
 
-        A label is the box's number in the whole case, so a slice may have any subset of the boxes in any
-        order. `crops`, int64 (n, 4) as x0 y0 x1 y1 in pixels of the label map, both ends inclusive, are the
-        boxes that the masks end at. Raises EngineError if a logit is not finite.
+        A label is the box's number in the whole case, so a slice may have any subset of the boxes, in any
+        order but for nested ones, which come last and in their turns (see `chunks`). `crops`, int64 (n, 4) as
+        x0 y0 x1 y1 in pixels of the label map, both ends inclusive, are the boxes that the masks end at.
+        Raises EngineError if a logit is not finite, ValueError if a box comes after its turn.
         """
         kept = [None] * len(labels) if crops is None else [crop_of(box) for box in crops]
         for plane, label, crop in zip(logits, labels.tolist(), kept, strict=True):
-            self._add_one(plane, label, crop)
+            rank = 0 if self._nesting is None else int(self._nesting.ranks[label - 1])
+            if rank < self._rank:
+                raise ValueError(f"box {label} is merged after its turn")
+            if rank > 0 and self._rank == 0:
+                self._settle_background()
+            self._rank = rank
+            if self._nesting is not None and rank > 0:
+                self._add_nested(plane, label, crop, self._nesting)
+            else:
+                self._add_one(plane, label, crop)
 
     def _add_one(self, plane: NDArray[np.float32], label: int, crop: Crop | None) -> None:
         own = self._labels.dtype.type(label)
@@ -242,7 +267,23 @@ class RunningMerge:
                 np.copyto(labels, own, where=wins)
             np.maximum(best, values, out=best)
 
+    def _add_nested(
+        self, plane: NDArray[np.float32], label: int, crop: Crop | None, nesting: Nesting
+    ) -> None:
+        own = self._labels.dtype.type(label)
+        yields = np.concatenate(
+            [[True], nesting.containers(label - 1)]
+        )  # by label: background and containers
+        for rows, columns, values in self._resizer.winnable_blocks(plane, crop):
+            labels = self._labels[rows, columns]
+            np.copyto(labels, own, where=(values > 0) & yields[labels])
+
     def finish(self) -> None:
+        """Complete the label map."""
+        if self._rank == 0:
+            self._settle_background()
+
+    def _settle_background(self) -> None:
         """Give to the background what no box reaches with a value of 0 or more."""
         self._labels[self._best < 0] = 0
 

@@ -106,6 +106,8 @@ class Settings:
         precision: that the engine computed in, one of the bundle's.
         propagate: whether volumes were segmented slice by slice from the middle.
         crop_masks: whether masks ended at their boxes.
+        merge: the rule by which boxes were merged, nested or argmax (see `litemed.runtime.nesting`); null
+            with `propagate`. A report without it is of a time when there was argmax only.
     """
 
     litemed: str
@@ -115,6 +117,7 @@ class Settings:
     precision: str
     propagate: bool
     crop_masks: bool = False
+    merge: str | None = "argmax"
 
     @property
     def sha256(self) -> str:

@@ -17,6 +17,7 @@ from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine, Float
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference, Timings
 from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.nesting import Nesting, merge_rule
 from litemed.runtime.preprocess import Frame, scale_boxes
 from litemed.runtime.propagate import overwrite_in_image, propagate_in_volume
 
@@ -70,6 +71,7 @@ class Segmenter:
         image: npt.ArrayLike,
         boxes: npt.ArrayLike,
         *,
+        merge: str | None = None,
         propagate: bool = False,
         crop_masks: bool | None = None,
         progress: Progress | None = None,
@@ -83,6 +85,7 @@ class Segmenter:
 
         Raises:
             InputError: the image is not of that kind, or a box is refused.
+            UsageError: as `run`.
         """
         array = np.asarray(image)
         if array.dtype != np.uint8:
@@ -91,12 +94,15 @@ class Segmenter:
                 "MR and PET by percentiles)"
             )
         case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
-        return self.run(case, propagate=propagate, crop_masks=crop_masks, progress=progress).labels
+        return self.run(
+            case, merge=merge, propagate=propagate, crop_masks=crop_masks, progress=progress
+        ).labels
 
     def run(
         self,
         case: Case,
         *,
+        merge: str | None = None,
         propagate: bool = False,
         crop_masks: bool | None = None,
         progress: Progress | None = None,
@@ -104,11 +110,14 @@ class Segmenter:
     ) -> Result:
         """Segment a case.
 
-        All boxes of a slice are decoded on one embedding and merged by argmax with a background of 0 (the
-        paper's method); in a volume every slice from a box's first to its last is prompted with its x and y.
+        All boxes of a slice are decoded on one embedding and merged; in a volume every slice from a box's
+        first to its last is prompted with its x and y.
 
         Args:
             case: image or volume with boxes.
+            merge: "argmax": with a background of 0, the paper's method; "nested": the same, but boxes that
+                lie within others come after them, see `litemed.runtime.nesting`. None: nested, or with
+                `propagate` neither.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
             crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y); None:
                 as the bundle says. Source: `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
@@ -118,7 +127,9 @@ class Segmenter:
 
         Raises:
             EngineError: the engine failed, or what it returned is not finite.
+            UsageError: an unknown rule of merging, or one beside `propagate`.
         """
+        rule = merge_rule(merge, propagate)
         image, boxes = case.image, case.boxes
         height, width = case.shape[-2:]
         frame = Frame.of(height, width, self.bundle.manifest.input_size)
@@ -132,7 +143,9 @@ class Segmenter:
         if z is None:  # an image is its own and only slice
             volume, planes, z = image[np.newaxis], labels[np.newaxis], np.zeros((len(boxes), 2), np.int64)
         if not propagate:
-            _merge_slices(inference, volume, prompts, z, crops, frame, planes, progress, last)
+            with inference.timing("merge"):
+                nesting = Nesting.of(boxes.xyxy, z) if rule == "nested" else None
+            _merge_slices(inference, volume, prompts, z, nesting, crops, frame, planes, progress, last)
         elif case.is_volume:
             propagate_in_volume(inference, volume, prompts, z, frame, planes, progress, crops)
         else:
@@ -147,6 +160,7 @@ def _merge_slices(
     volume: npt.NDArray[np.uint8],
     prompts: Float,
     z: npt.NDArray[np.int64],
+    nesting: Nesting | None,
     crops: npt.NDArray[np.int64] | None,
     frame: Frame,
     labels: Labels,
@@ -161,10 +175,9 @@ def _merge_slices(
         embedding = inference.encode(volume[position])
         if last_case and done == len(covered):
             inference.rest_encoder()
-        merge = RunningMerge(resizer, labels[position])
+        merge = RunningMerge(resizer, labels[position], nesting)
         here = np.flatnonzero((first <= position) & (position <= last))
-        for start in range(0, len(here), BOXES_PER_CALL):
-            chunk = here[start : start + BOXES_PER_CALL]
+        for chunk in merge.chunks(here, BOXES_PER_CALL):
             logits = inference.decode(embedding, prompts[chunk])
             with inference.timing("merge"):
                 merge.add(logits, chunk + 1, None if crops is None else crops[chunk])

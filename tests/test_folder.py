@@ -563,6 +563,8 @@ def test_other_settings_run_every_case_again(
     cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path, tmp_path: Path
 ) -> None:
     run_cases([cases], out, segmenter)
+    assert set(statuses(run_cases([cases], out, segmenter, merge="nested")).values()) == {"skipped"}
+    assert set(statuses(run_cases([cases], out, segmenter, merge="argmax")).values()) == {"done"}
     assert set(statuses(run_cases([cases], out, segmenter, propagate=True)).values()) == {"done"}
     shutil.copytree(box_bundle, tmp_path / "other")
     manifest = json.loads((tmp_path / "other/manifest.json").read_text())

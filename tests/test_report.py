@@ -75,6 +75,13 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert 1 < report.peak_memory_mib < 100_000
 
 
+def test_a_report_of_a_time_without_rules_of_merging_is_read_as_argmax(tmp_path: Path) -> None:
+    content = as_json(tmp_path)
+    assert content["settings"].pop("merge") == "argmax"
+    (tmp_path / REPORT).write_text(json.dumps(content))
+    assert load_report(tmp_path / REPORT).settings.merge == "argmax"
+
+
 def test_efficiency_lists_the_seconds_of_finished_cases(tmp_path: Path) -> None:
     write(tmp_path, FAILED, DONE, dataclasses.replace(DONE, case="c", status="skipped"))
     with (tmp_path / EFFICIENCY).open(newline="") as file:
@@ -119,6 +126,7 @@ def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
 def test_every_setting_that_decides_labels_is_in_the_hash(field: str) -> None:
     assert dataclasses.replace(SETTINGS, **{field: "other"}).sha256 != SETTINGS.sha256
     assert dataclasses.replace(SETTINGS, propagate=True).sha256 != SETTINGS.sha256
+    assert len({dataclasses.replace(SETTINGS, merge=rule).sha256 for rule in ("nested", "argmax", None)}) == 3
     assert dataclasses.replace(SETTINGS).sha256 == SETTINGS.sha256
 
 

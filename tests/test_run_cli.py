@@ -98,6 +98,7 @@ def test_help_shows_examples_layouts_and_exit_codes() -> None:
     done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
     for text in (
         "litemed-run cases -o segs --model bundle",
+        "litemed-run cases -o segs --model bundle --merge argmax",
         '{"boxes": [[x0, y0, x1, y1], ...]}',
         "130 interrupted",
     ):
@@ -299,6 +300,8 @@ def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
         (("cases", "--engine", "torch"), "--engine"),
         (("cases", "--precision", "half"), "no precision 'half'; choose one of exact, fast"),
         (("cases", "--wrong"), "--wrong"),
+        (("cases", "--merge", "vote"), "--merge"),
+        (("cases", "--merge", "nested", "--propagate"), "merge nested does not go with propagate"),
         (("cases", "--overlay", "cases"), "would be replaced"),
     ],
 )
@@ -385,6 +388,28 @@ def test_what_is_done_is_skipped_unless_told_otherwise(cases: Path, run: Run) ->
     assert "2 done, 0 skipped" in run(cases, "--propagate").stdout
     assert "2 done, 0 skipped" in run(cases, "--propagate", "--crop-masks").stdout
     assert "0 done, 2 skipped" in run(cases, "--propagate", "--crop-masks").stdout
+
+
+def test_the_rule_of_merging_is_on_record_and_decides_what_is_up_to_date(
+    cases: Path, out: Path, run: Run
+) -> None:
+    save(cases / "within.npz", imgs=IMAGE, boxes=[[30, 20, 50, 40], [5, 5, 75, 55]])
+
+    def found(*options: str) -> tuple[str, str | None, list[int]]:
+        done = run(cases / "within.npz", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        with np.load(out / "within.npz") as file:
+            labels = np.unique(file["segs"]).tolist()
+        content = json.loads((out / REPORT).read_text())
+        return done.stdout.splitlines()[-1].partition(";")[0], content["settings"]["merge"], labels
+
+    again, skipped = "1 done, 0 skipped, 0 failed", "0 done, 1 skipped, 0 failed"
+    assert found() == (again, "nested", [0, 1, 2])
+    assert found("--merge", "nested") == (skipped, "nested", [0, 1, 2])
+    assert found("--merge", "argmax") == (again, "argmax", [0, 2])
+    assert found("--merge", "argmax") == (skipped, "argmax", [0, 2])
+    assert found("--propagate")[:2] == (again, None)
+    assert found() == (again, "nested", [0, 1, 2])
 
 
 def test_pictures_are_drawn_where_wanted(cases: Path, out: Path, run: Run) -> None:

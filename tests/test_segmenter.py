@@ -112,7 +112,7 @@ def test_an_image_is_encoded_once_and_its_boxes_merged(
 ) -> None:
     height, width = shape[:2]
     boxes = boxes_in(np.random.default_rng(count), count, height, width)
-    result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)))
+    result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)), merge="argmax")
     np.testing.assert_array_equal(
         result.labels, expected_slice(boxes, list(range(1, count + 1)), height, width)
     )
@@ -140,7 +140,9 @@ def test_a_volume_is_segmented_slice_by_slice(segmenter: Segmenter, engine: Watc
     volume = image(*shape)
     calls: list[tuple[int, int]] = []
     result = segmenter.run(
-        Case("v", volume, Boxes.parse(boxes, shape)), progress=lambda *call: calls.append(call)
+        Case("v", volume, Boxes.parse(boxes, shape)),
+        merge="argmax",
+        progress=lambda *call: calls.append(call),
     )
     covered = 0
     for position in range(shape[0]):
@@ -159,8 +161,8 @@ def test_permuted_boxes_give_the_same_objects(segmenter: Segmenter) -> None:
     shape = (6, 50, 70)
     boxes, volume = volume_boxes(rng, 9, shape), image(6, 50, 70)
     order = rng.permutation(9)
-    labels = segmenter.segment(volume, boxes)
-    permuted = segmenter.segment(volume, boxes[order])
+    labels = segmenter.segment(volume, boxes, merge="argmax")
+    permuted = segmenter.segment(volume, boxes[order], merge="argmax")
     back = np.concatenate([[0], order + 1])[permuted]
     # Where two boxes are at exactly the same value the lower number wins, which the order decides.
     assert (back == labels).mean() > 0.99
@@ -243,7 +245,7 @@ def test_any_size_gives_a_map_of_that_size(
     height: int, width: int, seed: int, any_segmenter: Segmenter
 ) -> None:
     boxes = boxes_in(np.random.default_rng(seed), 3, height, width)
-    labels = any_segmenter.segment(image(height, width), boxes)
+    labels = any_segmenter.segment(image(height, width), boxes, merge="argmax")
     np.testing.assert_array_equal(labels, expected_slice(boxes, [1, 2, 3], height, width))
 
 
