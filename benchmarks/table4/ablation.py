@@ -2,7 +2,7 @@
 
     python -m litemed.benchmarks.table4.ablation IN OUT --model BUNDLE
 
-All else is litemed-run's: the same reading, merging by argmax and writing. So the difference from the column
+All else is litemed-run's: the same reading, merging and writing. So the difference from the column
 Proposed is that of decoding several boxes together, and of nothing else.
 """
 
