@@ -237,3 +237,10 @@ def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path: Path) 
         select(found, ["test"])
     with pytest.raises(UsageError, match="'holdout'"):
         select(found, ["holdout"])
+    others = select(found, exclude=["big", "echo"])
+    assert [(p.modality, p.source) for p in others.pairs] == [("CT", "small")]
+    with pytest.raises(UsageError, match="no pair from another source among 9"):
+        select(found, exclude=["big", "small", "echo"])
+    # A name that is misspelt would leave in what should be out.
+    with pytest.raises(UsageError, match="'Big' to exclude"):
+        select(found, exclude=["Big"])

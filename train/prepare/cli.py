@@ -60,6 +60,7 @@ _PATH = click.Path(path_type=Path)
     help="Take only rows of the index with one of these, such as stated,known.",
 )
 @click.option("--split", "splits", multiple=True, help="Only pairs of train, val or test; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="NAME", help="Leave a source out; may be repeated.")
 @click.option("--limit", type=int, help="At most so many pairs of each modality.")
 @click.option(
     "--val-fraction",
@@ -121,6 +122,7 @@ def _run(
     kind: str,
     licence_status: str | None,
     splits: tuple[str, ...],
+    exclude: tuple[str, ...],
     limit: int | None,
     val_fraction: float,
     window: str,
@@ -164,7 +166,7 @@ def _run(
         ),
         index,
     )
-    found = select(found, splits, limit)
+    found = select(found, splits, limit, exclude)
     for problem in found.problems:
         click.echo(f"error: {problem}", err=True)
     common_run: dict[str, Any] = {

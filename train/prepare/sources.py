@@ -141,15 +141,23 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions, index: Path | No
     return _distinct(collector)
 
 
-def select(found: Found, splits: Sequence[str] = (), limit: int | None = None) -> Found:
+def select(
+    found: Found, splits: Sequence[str] = (), limit: int | None = None, exclude: Sequence[str] = ()
+) -> Found:
     """Return a part of `found`: pairs of these splits (all if none), at most `limit` of each modality.
 
-    With a limit the sources of a modality take turns, and the splits come in the order given.
+    exclude: sources that are left out. With a limit the sources of a modality take turns, and the splits come
+    in the order given.
     """
+    for source in exclude:
+        if not any(pair.source == source for pair in found.pairs):
+            raise UsageError(f"source {source!r} to exclude: no pair comes from it; check its name")
     for split in splits:
         if split not in SPLITS:
             raise UsageError(f"split {split!r}: use one of {', '.join(SPLITS)}")
-    pairs = [pair for pair in found.pairs if not splits or pair.split in splits]
+    pairs = [
+        pair for pair in found.pairs if pair.source not in exclude and (not splits or pair.split in splits)
+    ]
     if limit is not None:
         if limit < 1:
             raise UsageError(f"limit {limit}: must be at least 1")
@@ -167,7 +175,8 @@ def select(found: Found, splits: Sequence[str] = (), limit: int | None = None) -
                 chosen.add(pair.name)
         pairs = [pair for pair in pairs if pair.name in chosen]
     if not pairs:
-        raise UsageError(f"no pair of split {', '.join(splits)} among {len(found.pairs)}; choose another")
+        what = f"of split {', '.join(splits)}" if splits else "from another source"
+        raise UsageError(f"no pair {what} among {len(found.pairs)}; choose another")
     return replace(found, pairs=tuple(pairs))
 
 
