@@ -174,7 +174,7 @@ class TestCommand:
         assert "does not beat every trivial predictor: CT, US, XRay" in done.stdout
         header = done.stdout.splitlines()[0]
         assert header.startswith(
-            "| Modality | Cases | tuned DSC | tuned NSD | base DSC | base NSD | filled box DSC"
+            "| Modality | Cases | base DSC | base NSD | tuned DSC | tuned NSD | filled box DSC"
         )
 
     def test_processes_do_not_change_the_result(self, data: pathlib.Path) -> None:
@@ -456,6 +456,24 @@ class TestSummary:
         names = ["US", "Microscopy", "CT", "PET"]
         summary = summarise([result_of(name, name, {"r": (0.5, 0.5)}) for name in names])
         assert [row.modality for row in summary.rows] == ["CT", "PET", "US", "Microscopy"]
+
+    def test_many_runs_stand_in_tables_of_four(self) -> None:
+        runs = ["ours", *"abcdefg", *Trivial]
+        scores = {run: (0.5 + index / 100, 0.1 + index / 100) for index, run in enumerate(runs)}
+        lines = markdown(summarise([result_of("x", "MR", scores)]), [], Settings()).splitlines()
+        shown = [
+            [title.removesuffix(" DSC") for title in line.split(" | ")[2::2]]
+            for line in lines
+            if line.startswith("| Modality")
+        ]
+        assert shown == [list("abcd"), ["e", "f", "g", "ours"], list(Trivial)]
+        assert lines[2 + lines.index("")] == "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
+        # Every number stands below its run: the second table's last columns are those of `ours`.
+        assert lines[3 + lines.index("")].endswith(" | 0.500 | 0.100 |")
+        ours = next(line for line in lines if line.startswith("| ours | "))
+        assert ours.endswith(" |  |  |")
+        worse = next(line for line in lines if line.startswith("| g | "))
+        assert "| -0.070 [-0.070, -0.070] |" in worse
 
     def test_nothing_scored(self) -> None:
         with pytest.raises(InputError, match="none of the 1 cases"):

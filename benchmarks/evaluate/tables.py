@@ -12,44 +12,66 @@ from typing import Any
 from litemed.benchmarks.evaluate.bootstrap import Interval
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult, Settings, Status
-from litemed.benchmarks.evaluate.summary import Row, RunScore, Summary
+from litemed.benchmarks.evaluate.summary import Row, Summary
+from litemed.benchmarks.markdown import table
+
+# Runs that fit into one table, and how many stand in each of several: as many as in the paper's.
+_WIDEST = 6
+_COLUMNS = 4
 
 
 def markdown(summary: Summary, results: Sequence[CaseResult], settings: Settings) -> str:
-    """Return Table 3 with the intervals of its last row, and what was counted, as Markdown."""
+    """Return Table 3 with the intervals of its last row, and what was counted, as Markdown.
+
+    The first run, which the others are compared with, stands after them, as the paper's Proposed does, and
+    before the trivial predictors. More than six columns are set in tables of four.
+    """
+    trivial = sum(run in set(Trivial) for run in summary.runs[1:])
+    given = len(summary.runs) - trivial
+    order = [*range(1, given), 0, *range(given, len(summary.runs))]
+    width = len(order) if len(order) <= _WIDEST else _COLUMNS
     percent = f"{summary.confidence:.0%}".replace("%", " %")
-    columns = [f"{run} {metric}" for run in summary.runs for metric in ("DSC", "NSD")]
-    table = [_line(["Modality", "Cases", *columns]), _line(["---", *["--:"] * (1 + len(columns))])]
-    table += [_line(_cells(row)) for row in summary.rows]
-    table.append(_line([f"**{cell}**" for cell in _cells(summary.overall)]))
-    intervals = [
-        _line(["Run", "DSC", "NSD", *_difference_titles(summary)]),
-        _line(["---", *["--:"] * (2 + len(_difference_titles(summary)))]),
-    ]
-    differences: list[RunScore | None] = [None, *summary.differences]
-    for score, difference in zip(summary.overall.scores, differences, strict=True):
-        cells = [score.run, _bounds(score.dsc), _bounds(score.nsd)]
-        if difference is not None:
-            cells += [_bounds(difference.dsc, "+"), _bounds(difference.nsd, "+")]
-        elif summary.differences:
-            cells += ["", ""]
-        intervals.append(_line(cells))
+    lines = []
+    for start in range(0, len(order), width):
+        lines += [*_scores(summary, order[start : start + width]), ""]
     return "\n".join(
         [
-            *table,
-            "",
+            *lines,
             f"Average: macro average over the modalities. NSD at a tolerance of {settings.tolerance:g} "
             f"(mm in 3D, pixels in 2D), {settings.rule.value} rule.",
             "",
             f"Average with {percent} intervals: percentile bootstrap over cases, {summary.resamples} "
             f"samples, seed {summary.seed}; differences are paired by case.",
             "",
-            *intervals,
+            *_intervals(summary, order),
             "",
             *[f"- {note}" for note in notes(summary, results)],
             "",
         ]
     )
+
+
+def _scores(summary: Summary, order: Sequence[int]) -> list[str]:
+    """Return the table of some of the runs, by their numbers."""
+    columns = [f"{summary.runs[index]} {metric}" for index in order for metric in ("DSC", "NSD")]
+    rows = [_cells(row, order) for row in summary.rows]
+    rows.append([f"**{cell}**" for cell in _cells(summary.overall, order)])
+    return table(["Modality", "Cases", *columns], rows)
+
+
+def _intervals(summary: Summary, order: Sequence[int]) -> list[str]:
+    """Return the table of the averages with their intervals, and of the differences from the first run."""
+    first = summary.runs[0]
+    titles = [f"{first} minus it, {metric}" for metric in ("DSC", "NSD")] if summary.differences else []
+    rows = []
+    for index in order:
+        score = summary.overall.scores[index]
+        cells = [score.run, _bounds(score.dsc), _bounds(score.nsd)]
+        if index:
+            difference = summary.differences[index - 1]
+            cells += [_bounds(difference.dsc, "+"), _bounds(difference.nsd, "+")]
+        rows.append(cells + [""] * (3 + len(titles) - len(cells)))
+    return table(["Run", "DSC", "NSD", *titles], rows)
 
 
 def notes(summary: Summary, results: Sequence[CaseResult]) -> list[str]:
@@ -151,19 +173,10 @@ def _against_trivial(summary: Summary) -> list[str]:
     ]
 
 
-def _difference_titles(summary: Summary) -> list[str]:
-    first = summary.runs[0]
-    return [f"{first} minus it, DSC", f"{first} minus it, NSD"] if summary.differences else []
-
-
-def _cells(row: Row) -> list[str]:
-    values = [f"{value:.3f}" for score in row.scores for value in (score.dsc.value, score.nsd.value)]
+def _cells(row: Row, order: Sequence[int]) -> list[str]:
+    scores = [row.scores[index] for index in order]
+    values = [f"{value:.3f}" for score in scores for value in (score.dsc.value, score.nsd.value)]
     return [row.modality, str(row.cases), *values]
-
-
-def _line(cells: Iterable[str]) -> str:
-    # A bar in a run's name would start a new cell.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _bounds(interval: Interval, sign: str = "") -> str:
