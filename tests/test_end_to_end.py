@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
 from litemed.models.adapter import fold_adapter
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
-from litemed.train.config import TUNE_ALL, Augmentation, Loss, Prompts
+from litemed.train.config import TUNE_ALL, Config, Loss
 from litemed.train.dataset import collate, make_sample
+from litemed.train.examples import generator_of, make_examples
 from litemed.train.losses import mask_losses
-from litemed.train.network import TrainedNetwork, batch_forward
+from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.store import Slices
+from litemed.train.tables import updated
 from litemed.train.validation import validation_slices
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -124,7 +125,8 @@ def scores(run: Run, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     segmented = {"base": ("base", ENGINES[0]), **{engine: ("tuned", engine) for engine in ENGINES}}
     for name, (bundle, engine) in segmented.items():
         options = ("--model", folder / bundle, "--engine", engine, "--precision", "exact")
-        litemed("run", cases / "cases", "-o", folder / "segs" / name, *options)
+        # As the validation of a run merges.
+        litemed("run", cases / "cases", "-o", folder / "segs" / name, "--merge", "argmax", *options)
     first, *others = (f"{name}={folder / 'segs' / name}" for name in segmented)
     beside = [part for other in others for part in ("--run", other)]
     litemed("eval", first, cases / "gts", "-o", folder / "table", *beside)
@@ -141,15 +143,17 @@ def validation_scores(row: dict[str, str]) -> dict[str, float]:
 def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     """Return the mean loss, and its Dice part alone, on some training slices, none of them at random."""
     source = Slices.open(data, split="train")
-    random = np.random.default_rng(0)
-    prompts, still = Prompts(jitter_pixels=0), Augmentation(flip_horizontal=0, flip_vertical=0)
     chosen = validation_slices(source, SLICES_EACH).tolist()
-    batch = collate([make_sample(*source[i], SIZE, prompts, still, random) for i in chosen], SIZE)
+    batch = collate([make_sample(*source[i], SIZE) for i in chosen], SIZE)
+    still = {"augmentation": {"flip_horizontal": 0.0, "flip_vertical": 0.0}, "prompts": {"jitter_pixels": 0}}
+    generator = generator_of(0, 0, 0, 0, torch.device("cpu"))
+    image, prompts = make_examples(batch, updated(Config(), still, "test"), generator)
     with torch.no_grad():
-        logits, iou, _ = batch_forward(TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval(), batch)
-    parts = mask_losses(logits, iou, batch.masks, Loss())
+        network = TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval()
+        logits, iou = network(image, prompts.boxes, prompts.image_of_box)
+    parts = mask_losses(logits, iou, prompts, len(image), Loss())
     each = torch.stack([parts.total(Loss()), parts.dice])
-    total, dice = ((each * batch.weights).sum(1) / batch.images).tolist()
+    total, dice = ((each * prompts.weights).sum(1) / prompts.weights.sum()).tolist()
     return total, dice
 
 

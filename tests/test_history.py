@@ -20,6 +20,7 @@ def rows() -> list[Row]:
     dsc, ellipse = {"CT": 0.25, "US": 0.75}, {"CT": 0.5, "US": 0.7}
     scores = ValidationScores(dsc, ellipse, {"CT": 1, "US": 1}, skipped=1)
     trained = {"samples": 8, "lr": 1e-4, "loss": 0.5, "dice": 0.25, "focal": 0.125, "iou": 0.125}
+    trained["cross_entropy"] = 0.75
     trained |= {"skipped": 0, "seconds": 2.0, "samples_per_second": 4.0, "wait_share": 0.0}
     scored = {"epoch": 2, **trained, "dsc": 0.5, "ellipse": 0.6, "dsc_CT": 0.25, "dsc_US": 0.75}
     return [untrained_row(scores), {"epoch": 1, **trained, "dsc": None, "ellipse": None}, scored]
@@ -71,3 +72,4 @@ def test_events_hold_every_row_and_only_what_was_measured(tmp_path: Path) -> Non
     assert values["dsc"] == [(0, 0.5), (2, 0.5)]
     assert values["dsc/US"] == [(0, 0.75), (2, 0.75)]
     assert values["loss"] == [(1, 0.5), (2, 0.5)]
+    assert values["cross_entropy"] == [(1, 0.75), (2, 0.75)]
