@@ -67,24 +67,36 @@ def test_dice_is_that_of_the_evaluation(prediction, truth):
     assert np.allclose(dice_by_label(prediction, truth), expected, equal_nan=True)
 
 
-def test_label_maps_equal_the_argmax_over_full_planes(network):
-    """By PyTorch's own interpolation and argmax; colour and grey, one and several chunks of boxes."""
+def test_label_maps_equal_the_rule_over_full_planes(network):
+    """By PyTorch's own interpolation; colour and grey, several chunks of boxes, and boxes within others."""
     random = np.random.default_rng(0)
     crowd = np.zeros((100, 64), np.uint16)
     for number in range(1, BOXES_AT_ONCE + 6):
         y, x = random.integers(0, 90), random.integers(0, 56)
         crowd[y : y + 8, x : x + 7] = number
-    images = random.integers(0, 256, (100, 64)).astype(np.uint8), draw_image(48, 64, 2, seed=3)
-    items = [make_item("CT", images[0], crowd, 64), make_item("US", images[1].image, images[1].labels, 64)]
+    nest = np.zeros((48, 64), np.uint8)
+    nest[4:44, 4:60], nest[10:30, 8:40], nest[14:20, 12:30] = 1, 3, 2
+    grey = random.integers(0, 256, (100, 64)).astype(np.uint8)
+    items = [
+        make_item("CT", grey, crowd, 64),
+        make_item("US", draw_image(48, 64, 2, seed=3).image, nest, 64),
+    ]
+    assert items[1].nesting.ranks.tolist() == [0, 2, 1]
     found = label_maps(network, items, torch.device("cpu"))
     for item, labels in zip(items, found, strict=True):
         with torch.inference_mode():
             logits, _ = network(torch.from_numpy(item.image)[None], torch.from_numpy(item.boxes))
         cropped = logits[:, :, : item.frame.scaled_height, : item.frame.scaled_width]
-        planes = F.interpolate(cropped, item.truth.shape, mode="bilinear", align_corners=False)[:, 0]
-        planes = torch.cat([planes, torch.zeros(1, *item.truth.shape)])
-        expected = (planes.argmax(0) + 1) % len(planes)
-        assert np.mean(labels == expected.numpy()) > 0.999
+        planes = F.interpolate(cropped, item.truth.shape, mode="bilinear", align_corners=False)[:, 0].numpy()
+        ranks = item.nesting.ranks
+        outer = np.flatnonzero(ranks == 0)
+        winner = outer[planes[outer].argmax(0)]
+        expected = np.where(planes[outer].max(0) >= 0, winner + 1, 0)
+        for rank in range(1, ranks.max() + 1):
+            (box,) = np.flatnonzero(ranks == rank)
+            free = np.isin(expected, [0, *(np.flatnonzero(item.nesting.containers(box)) + 1)])
+            expected[free & (planes[box] > 0)] = box + 1
+        assert np.mean(labels == expected) > 0.999
         assert labels.max() > 0
 
 

@@ -171,6 +171,8 @@ class Trainer:
         device = processes.device
         generator = generator_of(config.run.seed, progress.epoch, progress.step, processes.rank, device)
         image, prompts = make_examples(batch, config, generator)
+        for tensor in (prompts.boxes, prompts.image_of_box):  # their number differs from step to step
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.hardware, device)):
             logits, iou = self._forward(image, prompts.boxes, prompts.image_of_box)
         summed = summed_losses(logits, iou, prompts, len(image), config.loss)

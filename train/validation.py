@@ -1,7 +1,7 @@
 """How well the network segments the validation slices: DSC by modality, the way the runtime would.
 
 Each slice goes through the runtime's own preprocess, every object is prompted with its tight box, and the
-boxes are merged by the runtime's own merge. In float32, as the exported network.
+boxes are merged by the runtime's own merge and its default rule. In float32, as the exported network.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import InputError
 from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
 from litemed.train.config import Validation
 from litemed.train.dataset import Skipped, SliceSource, check_slice, skipped
@@ -64,14 +65,15 @@ def _mean(by_modality: Mapping[str, float]) -> float | None:
 class ValidationItem:
     """One slice to score.
 
-    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. frame: how
-    the slice lies in the image.
+    image: float32 (3, S, S). boxes: float32 (N, 4) in its pixels. truth: (h, w), labels 1 to N. nesting: of
+    the boxes in pixels of the slice. frame: how the slice lies in the image.
     """
 
     modality: str
     image: NDArray[np.float32]
     boxes: NDArray[np.float32]
     truth: NDArray[np.unsignedinteger]
+    nesting: Nesting
     frame: Frame
 
 
@@ -97,8 +99,9 @@ def make_item(modality: str, image: NDArray[np.uint8], labels: NDArray[Any], siz
     renumbered[objects.numbers] = np.arange(1, len(objects) + 1)
     tensor, frame = preprocess(image, size)
     limits = (frame.width, frame.height, frame.width, frame.height)
-    boxes = scale_boxes(np.minimum(objects.xyxy, limits), frame)
-    return ValidationItem(modality, tensor[0], boxes, renumbered[labels], frame)
+    tight = np.minimum(objects.xyxy, limits)
+    boxes, nesting = scale_boxes(tight, frame), Nesting.of(tight)
+    return ValidationItem(modality, tensor[0], boxes, renumbered[labels], nesting, frame)
 
 
 class ValidationSet(Dataset[ValidationItem | Skipped]):
@@ -131,11 +134,10 @@ def label_maps(
     maps = []
     for item, embedding in zip(items, model.encode(images), strict=True):
         labels = np.zeros(item.truth.shape, label_dtype(len(item.boxes)))
-        merge = RunningMerge(LogitResizer(item.frame), labels)
-        for start in range(0, len(item.boxes), BOXES_AT_ONCE):
-            part = torch.from_numpy(item.boxes[start : start + BOXES_AT_ONCE]).to(device)
-            logits, _ = model.decode(embedding[None], part)
-            merge.add(logits[:, 0].cpu().numpy(), np.arange(start + 1, start + 1 + len(part)))
+        merge = RunningMerge(LogitResizer(item.frame), labels, item.nesting)
+        for chunk in merge.chunks(np.arange(len(item.boxes)), BOXES_AT_ONCE):
+            logits, _ = model.decode(embedding[None], torch.from_numpy(item.boxes[chunk]).to(device))
+            merge.add(logits[:, 0].cpu().numpy(), chunk + 1)
         merge.finish()
         maps.append(labels)
     return maps
