@@ -4,10 +4,10 @@
 
 (Where a machine's own name does not lead back to it that hangs; give `--local-addr 127.0.0.1` then.)
 
-Every batch is dealt out to the processes, and the gradients are those of the whole batch: the number of
-processes changes the rounding and the speed, nothing else. (One exception: where batch norms learn, their
-statistics are those of the whole batch on GPUs, and those of the first process's share on CPUs, for want of a
-synchronised batch norm there.)
+Every batch is dealt out to the processes, and the gradients are those of the whole batch. Each process has
+random numbers of its own for augmentation and boxes; otherwise their number changes the rounding and the
+speed, nothing else. (One exception: where batch norms learn, their statistics are those of the whole batch on
+GPUs, and those of the first process's share on CPUs, for want of a synchronised batch norm there.)
 """
 
 from __future__ import annotations
