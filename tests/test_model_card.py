@@ -38,7 +38,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def row(modality: str, source: str, case: str, split: str, **more: str) -> dict[str, object]:
+def row(modality: str, source: str, case: str, split: str, **more: str) -> dict[str, str]:
     found = {"modality": modality, "source": source, "case": case, "split": split, "licence": "CC BY 4.0"}
     paths = {"image": f"{source}_{case}.png", "label": f"{source}_{case}_label.png"}
     return found | {"attribution": f"makers of {source}", "licence_status": "stated"} | paths | more
@@ -57,10 +57,8 @@ def index(tmp_path: Path) -> Path:
     for number, one in enumerate(rows):
         label = np.zeros((80, 100), np.uint8)
         cv2.circle(label, (50, 40), 15 + number, 1, cv2.FILLED)
-        cv2.imwrite(str(tmp_path / str(one["label"])), label)
-        cv2.imwrite(
-            str(tmp_path / str(one["image"])), random.integers(0, 99, (80, 100), np.uint8) + 100 * label
-        )
+        cv2.imwrite(str(tmp_path / one["label"]), label)
+        cv2.imwrite(str(tmp_path / one["image"]), random.integers(0, 99, (80, 100), np.uint8) + 100 * label)
     return write_csv(tmp_path / "index.csv", rows)
 
 
