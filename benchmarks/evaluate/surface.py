@@ -61,12 +61,12 @@ def surface_distances(first: Mask, second: Mask, spacing: Sequence[float]) -> Su
             f"masks of shape {first.shape} and {second.shape} with spacing {tuple(spacing)}; "
             "give two 2D or 3D masks of one shape and one length per axis"
         )
-    box = bounding_box(first | second)
-    if box is None:
+    found = ndimage.find_objects((first | second).view(np.uint8))
+    if not found:
         nothing = np.empty(0)
         return SurfaceDistances(nothing, nothing, nothing, nothing)
     areas = element_areas(tuple(float(length) for length in spacing))
-    codes = [neighbour_codes(mask[box]) for mask in (first, second)]
+    codes = [neighbour_codes(mask[found[0]]) for mask in (first, second)]
     borders = [(code != 0) & (code != len(areas) - 1) for code in codes]
     places = [np.nonzero(border) for border in borders]
     return SurfaceDistances(
@@ -90,18 +90,6 @@ def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
         + distances.second_areas[distances.second_to_first <= tolerance].sum()
     )
     return float(near / total)
-
-
-def bounding_box(mask: Mask) -> tuple[slice, ...] | None:
-    """Return the smallest box round the true elements, as one slice per axis; None if there is none."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        if not inside.size:
-            return None
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
 
 
 def neighbour_codes(mask: Mask) -> npt.NDArray[np.uint8]:
