@@ -90,9 +90,9 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 @click.option(
     "--merge",
     type=click.Choice(["nested", "argmax"]),
-    help="Who gets a pixel that several boxes claim. nested, the default: the highest logit, but a box that "
-    "lies within a larger one comes after it, so that a cup is not lost in its disc. argmax: the highest "
-    "logit, as in the paper. Where no box lies within another they are the same.",
+    help="Who gets a pixel that several boxes claim. argmax: the highest logit, as in the paper. nested, the "
+    "default: the same, but a box that lies within a larger one takes from it what its own logits say, so "
+    "that a cup is not lost in its disc. Where no box lies within another they are the same.",
 )
 @click.option(
     "--propagate",

@@ -8,7 +8,7 @@ background and the lower box wins among equals.
 Here a running maximum and its label are kept instead, and of a box only those blocks are computed that may
 hold a value of 0 or more: elsewhere it cannot win.
 
-Boxes that lie within others may come afterwards, by the rule of `litemed.runtime.nesting`.
+Boxes that lie within others may take from those, by the rule of `litemed.runtime.nesting`.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class RunningMerge:
         self._resizer = resizer
         self._labels = labels
         self._nesting = nesting
-        # Not 0: the background loses to a box at exactly 0, which `_settle_background` does justice to.
+        # Not 0: the background loses to a box at exactly 0, which `finish` settles.
         self._best = np.full(labels.shape, -np.inf, np.float32)
         self._highest = 0
         self._rank = 0
@@ -244,8 +244,6 @@ class RunningMerge:
             rank = 0 if self._nesting is None else int(self._nesting.ranks[label - 1])
             if rank < self._rank:
                 raise ValueError(f"box {label} is merged after its turn")
-            if rank > 0 and self._rank == 0:
-                self._settle_background()
             self._rank = rank
             if self._nesting is not None and rank > 0:
                 self._add_nested(plane, label, crop, self._nesting)
@@ -270,20 +268,21 @@ class RunningMerge:
     def _add_nested(
         self, plane: NDArray[np.float32], label: int, crop: Crop | None, nesting: Nesting
     ) -> None:
+        """Merge a nested box by both steps of the rule at once.
+
+        A pixel that it wins by value is taken from whatever was there: by the rule nothing took it before,
+        for the boxes whose turns were earlier are not smaller, so not nested in this one.
+        """
         own = self._labels.dtype.type(label)
-        yields = np.concatenate(
-            [[True], nesting.containers(label - 1)]
-        )  # by label: background and containers
+        yields = np.concatenate([[False], nesting.containers(label - 1)])  # by label
         for rows, columns, values in self._resizer.winnable_blocks(plane, crop):
-            labels = self._labels[rows, columns]
-            np.copyto(labels, own, where=(values > 0) & yields[labels])
+            best, labels = self._best[rows, columns], self._labels[rows, columns]
+            wins = values > best
+            wins |= (values > 0) & yields[labels]
+            np.copyto(labels, own, where=wins)
+            np.maximum(best, values, out=best)
 
     def finish(self) -> None:
-        """Complete the label map."""
-        if self._rank == 0:
-            self._settle_background()
-
-    def _settle_background(self) -> None:
         """Give to the background what no box reaches with a value of 0 or more."""
         self._labels[self._best < 0] = 0
 

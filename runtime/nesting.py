@@ -11,17 +11,21 @@ i's pixels are also j's, and i's size is below 80 % of j's. Both are compared in
 is nested, exactly 80 % is not. So a box is nested neither in an equal one nor in itself, and never two in
 each other. In a volume the boxes are compared as a whole, and what is nested is so on all of its slices.
 
-1. The boxes that are nested in none are merged by argmax against a background of 0, as defined in
-   `litemed.runtime.merge`: the highest value wins, 0 beats the background, the lower number wins among
-   equals.
+1. All boxes are merged by argmax against a background of 0, as defined in `litemed.runtime.merge`: the
+   highest value wins, and 0 beats the background. Among equal values one that is nested in none goes before a
+   nested one, then the lower number among the former and the earlier turn (see 2) among the latter.
 2. Then comes the turn of each nested box, from the largest to the smallest, of equally large ones the lower
-   number first. It takes the pixels where its own value is above 0 and whose label so far is 0 or a box that
-   it is nested in. (So a smaller box takes nothing from one that it merely overlaps.)
+   number first. It takes the pixels where its own value is above 0 and whose label so far is a box that it is
+   nested in.
 
-Values are the logits at the image's size; where masks end at their boxes, there are none outside. If no box
-is nested, the label map is that of argmax, bit for bit. If the boxes come in another order, their numbers
-change with it and the label map is otherwise the same, except at pixels where two boxes have the same value
-in step 1, or that two nested boxes of the same size claim in step 2: they go to the lower number.
+So the background is argmax's, and boxes of which none is nested in the other (siblings, or two that merely
+overlap) are told apart by argmax, unless one that contains both has a higher value than either: then the one
+whose turn is earlier takes the pixel. If no box is nested, the label map is that of argmax, bit for bit.
+
+Values are the logits at the image's size; where masks end at their boxes, there are none outside. If the
+boxes come in another order, their numbers change with it and the label map is otherwise the same, except at
+pixels where boxes nested in none have the same value, or that two nested boxes of the same size claim: they
+go to the lower number.
 """
 
 from __future__ import annotations

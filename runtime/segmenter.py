@@ -115,8 +115,8 @@ class Segmenter:
 
         Args:
             case: image or volume with boxes.
-            merge: "argmax": with a background of 0, the paper's method; "nested": the same, but boxes that
-                lie within others come after them, see `litemed.runtime.nesting`. None: nested, or with
+            merge: "argmax": with a background of 0, the paper's method; "nested": the same, but a box that
+                lies within another may take from it, see `litemed.runtime.nesting`. None: nested, or with
                 `propagate` neither.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
             crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y); None:

@@ -76,13 +76,14 @@ class Naive:
 
     def merge(self, planes: dict[int, Planes], shape: tuple[int, int], rule: str) -> NDArray[np.int64]:
         """Merge planes (H, W), by box: argmax with zeros for the background, then nested boxes in turn."""
-        nested = [i for i in sorted(planes) if rule == "nested" and any(self.inside[i])]
-        others = [i for i in sorted(planes) if i not in nested]
-        values = np.stack([*(planes[i] for i in others), np.zeros(shape, np.float32)])
-        labels = np.array([*(i + 1 for i in others), 0])[values.argmax(axis=0)]
-        for i in sorted(nested, key=lambda i: (-self.sizes[i], i)):
-            free = [0, *(j + 1 for j, within in enumerate(self.inside[i]) if within)]
-            labels[(planes[i] > 0) & np.isin(labels, free)] = i + 1
+        nested = [i for i in planes if rule == "nested" and any(self.inside[i])]
+        nested.sort(key=lambda i: (-self.sizes[i], i))
+        order = [*(i for i in sorted(planes) if i not in nested), *nested]
+        values = np.stack([*(planes[i] for i in order), np.zeros(shape, np.float32)])
+        labels = np.array([*(i + 1 for i in order), 0])[values.argmax(axis=0)]
+        for i in nested:
+            containers = [j + 1 for j, within in enumerate(self.inside[i]) if within]
+            labels[(planes[i] > 0) & np.isin(labels, containers)] = i + 1
         return labels
 
 
@@ -318,23 +319,25 @@ def test_a_chain_of_three_keeps_all_three(order: tuple[int, ...]) -> None:
     assert set(np.unique(merged(SQUARE, logits, boxes, 2, "argmax"))) == {0, order.index(0) + 1}
 
 
-def test_siblings_take_from_the_parent_and_not_from_each_other() -> None:
+def test_siblings_are_told_apart_by_value_and_by_turn_where_their_parent_has_more_than_either() -> None:
     boxes = np.array([[20, 20, 39, 39], [0, 0, 63, 63], [10, 10, 34, 34], [20, 15, 39, 34]])
     labels = merged(SQUARE, in_boxes(boxes, 9, 8, 1, 7), boxes, 6)
-    assert (labels[10:35, 10:35] == 3).all()  # the largest of the three, though its logits are the lowest
-    assert (labels[20:35, 35:40] == 1).all()  # of the equally large ones the lower number
+    assert (labels[20:40, 20:40] == 1).all()  # the highest of all, though its turn is not the first
+    assert (labels[10:20, 10:35] == 3).all()  # the largest of the three, though its logits are the lowest
     assert (labels[15:20, 35:40] == 4).all()
-    assert (labels[35:40, 20:40] == 1).all()
     assert labels[0, 0] == 2
+    same = merged(SQUARE, in_boxes(boxes, 1, 8, -1, 1), boxes, 6)
+    assert (same[20:35, 20:40] == 1).all()  # of equally large ones the lower number
+    assert (same[15:20, 20:40] == 4).all()
 
 
-def test_nested_boxes_take_the_background_but_no_stranger_and_nothing_at_zero() -> None:
-    outer, inner, stranger = [10, 10, 40, 40], [12, 12, 30, 30], [25, 0, 63, 30]
-    boxes = np.array([outer, inner, stranger])
-    logits = np.concatenate([everywhere(1, -1), everywhere(1), in_boxes(boxes[2:], 3)])
-    labels = merged(SQUARE, logits, boxes, 6)
-    assert set(np.unique(labels)) == {2, 3}
-    assert (labels[0:31, 25:64] == 3).all()
+def test_a_nested_box_takes_from_its_containers_what_is_above_zero_and_from_others_by_value() -> None:
+    boxes = np.array([[10, 10, 40, 40], [12, 12, 30, 30], [25, 0, 63, 30]])
+    for value, winner in ((3, 3), (1, 2)):
+        logits = np.concatenate([everywhere(1, -1), everywhere(1, 2), in_boxes(boxes[2:], value)])
+        labels = merged(SQUARE, logits, boxes, 6)
+        assert (labels[0:31, 25:64] == winner).all()
+        assert (labels[:, :25] == 2).all()  # no background, though outside of its box
     at_zero = merged(SQUARE, np.concatenate([everywhere(1), everywhere(1, 0), everywhere(1, -1)]), boxes, 6)
     assert (at_zero == 1).all()
 
