@@ -1,8 +1,8 @@
 """Training, export and runtime agree on real images: from labelled scans to scores by the commands alone.
 
-A short run tunes the trial weights on pictures and volumes of seven modalities. Its validation DSC has to
-come back from the exported bundle. For that to be the same quantity, the validation slices themselves, as
-they were stored, become test cases with their tight boxes.
+A short run tunes either kind of checkpoint on pictures and volumes of seven modalities. Its validation DSC
+has to come back from the exported bundle. For that to be the same quantity, the validation slices themselves,
+as they were stored, become test cases with their tight boxes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import NamedTuple
 import cv2
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from litemed.models.adapter import fold_adapter
-from litemed.models.checkpoint import Checkpoint, read_checkpoint
+from litemed.models.adapter import decoder_path, fold_adapter
+from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.train.config import TUNE_ALL, Config, Loss
 from litemed.train.dataset import collate, make_sample
 from litemed.train.examples import generator_of, make_examples
@@ -48,6 +49,10 @@ SIZE = 64
 SLICES_EACH = 3
 TOLERANCE = 0.002
 ENGINES = ("onnxruntime", "openvino")
+LIGHT_WEIGHTS = Path(__file__).parent.parent / "weights" / "light.safetensors"
+KINDS = {"light": ("all", 3e-4), "tiny_vit": ("lora+decoder", 1e-3)}
+"""What is tuned of either kind of checkpoint, and at what rate."""
+
 SETTINGS = {
     "run.epochs": 3,
     "run.samples_per_epoch": 32,
@@ -81,21 +86,35 @@ def litemed(command: str, *arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    index, base = shared("data/open/index.csv"), shared("weights/trial-64px.safetensors")
-    folder = tmp_path_factory.mktemp("run")
+def data(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index, folder = shared("data/open/index.csv"), tmp_path_factory.mktemp("data")
     with index.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     with (folder / "chosen.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(row for row in rows if row["source"] in SOURCES)
-    data = folder / "data"
-    litemed("prepare", index.parent, "--index", folder / "chosen.csv", "-o", data)
-    settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
-    options = ("--size", SIZE, "--device", "cpu", *settings)
-    litemed("train", data, "--base", base, "-o", folder / "tuned", *options)
+    litemed("prepare", index.parent, "--index", folder / "chosen.csv", "-o", folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One of the light model's trained weights, and LoRA on weights that were drawn and learnt a little."""
+    folder, base = tmp_path_factory.mktemp("run"), LIGHT_WEIGHTS
+    if request.param == "tiny_vit":
+        save_file(untrained_checkpoint().state, folder / "random.safetensors")
+        tune(folder / "random.safetensors", data, folder / "begun", "all", 1e-3, **{"run.epochs": 6})
+        base = folder / "begun/last.safetensors"
+    tune(base, data, folder / "tuned", *KINDS[request.param])
     return Run(base, data, folder / "tuned")
+
+
+def tune(base: Path, data: Path, folder: Path, weights: str, rate: float, **settings: object) -> None:
+    named = [part for name, value in (SETTINGS | settings).items() for part in ("--set", f"{name}={value}")]
+    named += ["--set", f"optimizer.lr={rate}"]
+    options = ("--size", SIZE, "--device", "cpu", "--tune", weights, *named)
+    litemed("train", data, "--base", base, "-o", folder, *options)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +139,9 @@ def scores(run: Run, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     folder = tmp_path_factory.mktemp("scores")
     exporting = ("--size", SIZE, "--verify", "quick")
     litemed("export", run.base, "-o", folder / "base", *exporting)
-    adapter = run.folder / "best.safetensors"
-    litemed("export", run.base, "--adapter", adapter, "-o", folder / "tuned", *exporting)
+    best = run.folder / "best.safetensors"
+    adapted = (run.base, "--adapter", best) if decoder_path(best).exists() else (best,)
+    litemed("export", *adapted, "-o", folder / "tuned", *exporting)
     segmented = {"base": ("base", ENGINES[0]), **{engine: ("tuned", engine) for engine in ENGINES}}
     for name, (bundle, engine) in segmented.items():
         options = ("--model", folder / bundle, "--engine", engine, "--precision", "exact")
@@ -159,13 +179,14 @@ def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
 
 def test_a_short_run_on_real_images_lowers_the_loss_and_raises_the_dsc(run: Run) -> None:
     base, first, *_, last = run.log
-    assert float(last["loss"]) < 0.9 * float(first["loss"])
+    assert float(last["loss"]) < 0.97 * float(first["loss"])
     assert float(last["dsc"]) > float(base["dsc"]) + 0.01
     assert len(validation_scores(base)) == 1 + len(SOURCES)
     # Epochs see different slices, and in the log the predicted IoU falls fastest: the same slices, before and
     # after, tell whether the masks are learnt too.
-    before = read_checkpoint(run.base)
-    after = fold_adapter(before, run.folder / "last.safetensors")
+    before, last_weights = read_checkpoint(run.base), run.folder / "last.safetensors"
+    has_adapter = decoder_path(last_weights).exists()
+    after = fold_adapter(before, last_weights) if has_adapter else read_checkpoint(last_weights)
     for old, new in zip(mean_losses(before, run.data), mean_losses(after, run.data), strict=True):
         assert new < 0.97 * old
 
