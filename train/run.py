@@ -102,8 +102,8 @@ def train(request: Request, reporter: Reporter) -> bool:
         if stored is not None:
             trainer.resume(stored)
         finished = run_reported(trainer, request.folder, request.data, base, data, processes)
-        # Until all is written. Gloo's threads let go of their last tensors meanwhile: else they may wait for the
-        # interpreter, which waits for them as it frees their group.
+        # Until all is written. Gloo's threads let go of their last tensors meanwhile: else they may wait for
+        # the interpreter, which waits for them as it frees their group.
         processes.wait()
     if stop.signalled and not finished:
         raise KeyboardInterrupt
