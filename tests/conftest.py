@@ -57,6 +57,40 @@ def shared() -> Find:
 
 
 @pytest.fixture(scope="session")
+def prepare_drawn() -> Callable[..., pathlib.Path]:
+    """Return a function that prepares drawn pictures, six to train on and two to score on, in a new folder.
+
+    It takes the folder, the modalities to give them in turn, and how many more there are that vanish at 64
+    pixels; it returns what `litemed-prepare` made.
+    """
+    from litemed.benchmarks.phantoms import draw_image
+    from litemed.train.prepare.pipeline import prepare_slices
+    from litemed.train.prepare.settings import Settings
+    from litemed.train.prepare.sources import Found, Pair
+
+    def prepare(folder: pathlib.Path, modalities: tuple[str, ...], too_small: int = 0) -> pathlib.Path:
+        folder.mkdir()
+        pairs = []
+        for number in range(8 + too_small):
+            phantom = draw_image(96, 96, 2, seed=number)
+            labels = phantom.labels
+            if number >= 8:
+                labels = np.zeros_like(labels)
+                labels[40:42, 40:42] = 1
+            path = folder / f"picture{number}.npz"
+            np.savez(path, imgs=phantom.image, gts=labels)
+            modality = modalities[number % len(modalities)]
+            split = "val" if number in (6, 7) else "train"
+            pairs.append(Pair(modality, "drawn", path.stem, split, "instance", path, None))
+        pairs.sort(key=lambda pair: (pair.modality, pair.split))
+        made = prepare_slices(Found(tuple(pairs)), folder / "data", Settings())
+        assert not made.failed
+        return folder / "data"
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(shared: Find, tmp_path_factory: pytest.TempPathFactory) -> Find:
     """Return a function from a layout ("plain" or "loralib") to the golden checkpoint in that layout."""
 

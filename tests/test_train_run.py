@@ -52,30 +52,9 @@ TINY: dict[str, Any] = {
 SILENT = Reporter(None)
 
 
-def prepare(folder: Path, modalities: tuple[str, ...], too_small: int = 0) -> Path:
-    """Prepare drawn pictures, six to train on and two to score on; `too_small` more vanish at 64 pixels."""
-    folder.mkdir()
-    pairs = []
-    for number in range(8 + too_small):
-        phantom = draw_image(96, 96, 2, seed=number)
-        labels = phantom.labels
-        if number >= 8:
-            labels = np.zeros_like(labels)
-            labels[40:42, 40:42] = 1
-        path = folder / f"picture{number}.npz"
-        np.savez(path, imgs=phantom.image, gts=labels)
-        modality = modalities[number % len(modalities)]
-        split = "val" if number in (6, 7) else "train"
-        pairs.append(Pair(modality, "drawn", path.stem, split, "instance", path, None))
-    pairs.sort(key=lambda pair: (pair.modality, pair.split))
-    made = prepare_slices(Found(tuple(pairs)), folder / "data", Settings())
-    assert not made.failed
-    return folder / "data"
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
+def data(prepare_drawn, tmp_path_factory) -> Path:
+    return prepare_drawn(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +230,12 @@ def test_a_run_goes_on_from_its_weights_at_another_size(whole_run, data, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(base, tmp_path):
+def test_two_processes_do_what_one_does(prepare_drawn, base, tmp_path):
     """Through torchrun, on data with slices that cannot be used, so that the shares are uneven.
 
     With nothing left to chance in the examples: each process has random numbers of its own.
     """
-    folder = prepare(tmp_path / "data", ("US",), too_small=4)
+    folder = prepare_drawn(tmp_path / "data", ("US",), too_small=4)
     config = tmp_path / "tiny.toml"
     config.write_text(
         "run = {size = 64, epochs = 1, batch_size = 4, samples_per_epoch = 8}\n"
@@ -291,8 +270,8 @@ def test_two_processes_do_what_one_does(base, tmp_path):
         assert apart < 1e-3 * sum(float(value.square().sum()) for value in moved.values())
 
 
-def test_slices_that_cannot_be_used_are_counted_and_named(base, tmp_path):
-    folder = prepare(tmp_path / "data", ("US",), too_small=4)
+def test_slices_that_cannot_be_used_are_counted_and_named(prepare_drawn, base, tmp_path):
+    folder = prepare_drawn(tmp_path / "data", ("US",), too_small=4)
     request = Request(folder, tmp_path / "run", base, changed(run={"samples_per_epoch": 6, "epochs": 1}))
     with (tmp_path / "log").open("w") as log:
         assert train(request, Reporter(log))
@@ -358,7 +337,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, base, tmp_path):
     assert 0 < read_state(tmp_path / "run").progress["step"] < 300
 
 
-def test_a_resumed_run_keeps_settings_base_and_data(whole_run, data, base, tmp_path):
+def test_a_resumed_run_keeps_settings_base_and_data(prepare_drawn, whole_run, data, base, tmp_path):
     def resume(**changes: Any) -> None:
         request = Request(data, whole_run, base, resume=True)
         train(dataclasses.replace(request, **changes), SILENT)
@@ -370,7 +349,7 @@ def test_a_resumed_run_keeps_settings_base_and_data(whole_run, data, base, tmp_p
     with pytest.raises(UsageError, match="not the weights"):
         resume(base=other)
     with pytest.raises(UsageError, match="not the data"):
-        resume(data=prepare(tmp_path / "more", ("US", "CT")))
+        resume(data=prepare_drawn(tmp_path / "more", ("US", "CT")))
 
 
 def test_starting_over_removes_the_earlier_run(data, base, tmp_path):
@@ -492,8 +471,8 @@ def test_data_without_training_slices_are_refused(base, tmp_path):
         train(Request(folder / "data", tmp_path / "run", base, changed()), SILENT)
 
 
-def test_a_cut_shard_is_refused_before_anything_is_written(base, tmp_path):
-    folder = prepare(tmp_path / "raw", ("US",))
+def test_a_cut_shard_is_refused_before_anything_is_written(prepare_drawn, base, tmp_path):
+    folder = prepare_drawn(tmp_path / "raw", ("US",))
     shard = next(path for path in folder.rglob("*.npy") if not path.name.endswith(".index.npy"))
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(LitemedError, match=shard.name):

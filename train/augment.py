@@ -191,8 +191,7 @@ def recolour(image: Tensor, content: Tensor, settings: Augmentation, generator: 
     """
     lots = _Lots(len(image), 4, generator)
     if settings.grey:
-        luma = torch.tensor(_LUMA, device=image.device).view(1, 3, 1, 1)
-        grey = (image * luma).sum(1, keepdim=True)
+        grey = sum(weight * image[:, i : i + 1] for i, weight in enumerate(_LUMA))
         image = torch.where(lots.happens(settings.grey), grey, image)
     if settings.gains or settings.noise:  # which leave grey images grey
         coloured = (image.amax(1) > image.amin(1)).flatten(1).any(1)[:, None, None, None]

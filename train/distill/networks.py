@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from litemed.models.checkpoint import Checkpoint
 from litemed.models.encoders import LIGHT, TINY_VIT
+from litemed.models.layers import LayerNorm2d
 from litemed.models.light_encoder import LightEncoder
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.tiny_vit import TinyViT
@@ -37,7 +38,7 @@ def build_student(teacher: Checkpoint, seed: int) -> Checkpoint:
     taught, student = teacher.model(), LiteMedSAM(encoder=LIGHT)
     student.prompt_encoder.load_state_dict(taught.prompt_encoder.state_dict())
     student.mask_decoder.load_state_dict(taught.mask_decoder.state_dict())
-    norm = cast(TinyViT, taught.image_encoder).neck[-1]
+    norm = cast(LayerNorm2d, cast(TinyViT, taught.image_encoder).neck[-1])
     encoder = cast(LightEncoder, student.image_encoder)
     with torch.no_grad():
         encoder.gamma.copy_(norm.weight.view(1, -1, 1, 1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,6 +75,8 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
         KeyboardInterrupt: after a signal.
     """
     check_request(request)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("litemed-distill is one process: start it without torchrun")
     configs = _configs(request)
     teacher = read_checkpoint(request.base)
     check_teacher(teacher)
@@ -82,19 +85,22 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     images = [] if request.unlabelled is None else list_images(request.unlabelled)
     data = open_data(request.data)
     data = dataclasses.replace(data, digest=digest_of(data.digest, images))
-    if not (request.resume or request.overwrite):
-        for stage in STAGES:
-            refuse_run(request.folder / stage)
+    stored = {}
+    for stage, config in configs.items():
+        folder = request.folder / stage
+        if request.resume and (folder / state.FILE).exists():
+            stored[stage] = state.read_state(folder)
+            check_same(stored[stage], config, teacher, data)
+        elif not request.overwrite:
+            refuse_run(folder)
     with joined(configs[STAGES[0]].hardware.device) as processes, contextlib.ExitStack() as stack:
-        if processes.world > 1:
-            raise UsageError("litemed-distill is one process: start it without torchrun")
         make_folder(request.folder)
         stack.enter_context(FolderLock(request.folder))
         _clean(request)
         _write_settings(request.folder, configs)
         stop = stack.enter_context(stop_signal(request.stop_after_s))
         run = _Distillation(request, teacher, data, images, processes, reporter, stop)
-        finished = all(run.stage(name, config) for name, config in configs.items())
+        finished = all(run.stage(name, config, stored.get(name)) for name, config in configs.items())
         if finished:
             student = read_checkpoint(request.folder / STAGES[-1] / LAST).model()
             write_student(request.folder / WEIGHTS, student, weights_digest(teacher.state))
@@ -115,15 +121,12 @@ class _Distillation:
     reporter: Reporter
     stop: Stop
 
-    def stage(self, name: str, config: DistillConfig) -> bool:
+    def stage(self, name: str, config: DistillConfig, stored: state.State | None) -> bool:
         """Carry out what is left of a stage; returns whether it reached its end."""
+        if stored is not None and stored.progress["epoch"] == config.run.epochs:
+            return True
         folder = self.request.folder / name
         make_folder(folder)
-        stored = state.read_state(folder) if (folder / state.FILE).exists() else None
-        if stored is not None:
-            check_same(stored, config, self.teacher, self.data)
-            if stored.progress["epoch"] == config.run.epochs:
-                return True
         self.reporter.line(f"{name}: {config.run.epochs} epochs of {config.run.samples_per_epoch} views")
         trainer = Distiller(
             config,

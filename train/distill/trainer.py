@@ -80,7 +80,8 @@ class Distiller(Trainer):
         self.batches = Batches(mixed, config.fresh)
         everything = TrainingSet(source, run.size, min_object_pixels=0)  # for the embedding needs no object
         self.loader = training_loader(everything, self.batches, run, self._workers, device)
-        self._teacher = teacher.model(run.size).image_encoder.to(device, memory_format=torch.channels_last)
+        self._teacher = teacher.model(run.size).image_encoder.to(device)
+        self._teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._learn = EmbeddingLoss(self.network.model.image_encoder)
         if is_compiled(config.hardware, device):
             self._teacher.compile(dynamic=False)
@@ -92,9 +93,10 @@ class Distiller(Trainer):
     def run(self) -> bool:
         """Train to the end, or until told to stop, as `Trainer` does.
 
-        A resumed run first has the teacher encode once more what the ring held.
+        A resumed run first has the teacher encode once more what the ring held; it stops only after that.
         """
-        return self._refill() and super().run()
+        self._refill()
+        return super().run()
 
     def step(self, batch: Batch) -> None:
         """Take one optimizer step: on what is drawn from the ring, once `batch` is in it."""
@@ -136,8 +138,8 @@ class Distiller(Trainer):
             embedding = self._teacher(_as_image(kept.contiguous(memory_format=torch.channels_last)))
         return Views(kept, labels, extent, embedding)
 
-    def _refill(self) -> bool:
-        """Fill the ring of a resumed run with what it held; returns False when told to stop before."""
+    def _refill(self) -> None:
+        """Fill the ring of a resumed run with what it held."""
         done = self.progress.epoch * self.batches.per_epoch + self.progress.step
         first = max(0, done - -(-self.config.distillation.views // self.config.fresh))
         self._ring.start_at(first * self.config.fresh)
@@ -145,9 +147,6 @@ class Distiller(Trainer):
             self._ring.add(self._views(batch.to(self._processes.device), self._generator(epoch, step)))
             if self._reporter.is_due():
                 self._reporter.status(f"encoding again what was kept: {len(self._ring)} views")
-            if self._stop():
-                return False
-        return True
 
     def _again(self, first: int, end: int) -> Iterator[tuple[int, int, Batch]]:
         """Yield the batches of the run's steps from `first` to before `end`, with epoch and step."""

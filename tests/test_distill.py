@@ -1,0 +1,480 @@
+"""A student learns a teacher's embeddings, then masks; a run stops and resumes exactly."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from litemed.models.adapter import Adapter, adapter_bytes, fold_adapter
+from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+from litemed.models.encoders import LIGHT
+from litemed.models.lora import LoRAConfig, add_lora
+from litemed.models.weight_files import weights_digest
+from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.preprocess import preprocess
+from litemed.train.distill.cli import main
+from litemed.train.distill.config import STAGES, recipe_text, stage_configs
+from litemed.train.distill.images import MixedSampler, list_images
+from litemed.train.distill.networks import EmbeddingLoss, build_student
+from litemed.train.distill.ring import Ring, Views
+from litemed.train.distill.run import SETTINGS, WEIGHTS, DistillRequest, distill
+from litemed.train.distill.trainer import Distiller
+from litemed.train.distributed import Processes
+from litemed.train.loop import LAST
+from litemed.train.progress import Reporter
+from litemed.train.run import open_data
+from litemed.train.sampler import ModalitySampler
+from litemed.train.state import FILE, read_state
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE = 64
+TINY: dict[str, Any] = {
+    "run": {"size": SIZE, "samples_per_epoch": 4, "batch_size": 2, "average": 0.5},
+    "distillation": {"views": 3, "fresh": 0.5, "unlabelled": 0.3},
+    "schedule": {"warmup_steps": 2},
+    "validation": {"slices_per_modality": 1, "every_epochs": 1},
+    "hardware": {"workers": 0, "device": "cpu"},
+    "stage1": {"run": {"epochs": 2, "batch_size": 2}},
+    "stage2": {"run": {"epochs": 1, "batch_size": 2}},
+}
+SILENT = Reporter(None)
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(prepare_drawn, tmp_path_factory) -> Path:
+    return prepare_drawn(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_file(untrained_checkpoint().state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory) -> Path:
+    """Return an adapter of `base` that changes its embedding by much."""
+    checkpoint = read_checkpoint(base)
+    model, config = checkpoint.model(), LoRAConfig(rank=2)
+    add_lora(model.image_encoder, config)
+    torch.manual_seed(5)
+    for name, weights in model.named_parameters():
+        if name.endswith(("lora_A", "lora_B")):
+            torch.nn.init.normal_(weights, std=0.3)
+    path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
+    path.write_bytes(adapter_bytes(model, Adapter(config, weights_digest(checkpoint.state), None)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Return a folder of two pictures, one in a folder below, and of a file that is none."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    (folder / "below").mkdir()
+    cv2.imwrite(str(folder / "grey.png"), random.integers(0, 255, (300, 200)).astype(np.uint8))
+    cv2.imwrite(str(folder / "below" / "colour.JPG"), random.integers(0, 255, (50, 90, 3)).astype(np.uint8))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def changed(**tables: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    return [(TINY, "tiny"), (tables, "test")]
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, base, adapter, images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    request = DistillRequest(data, folder, base, changed(), adapter=adapter, unlabelled=images)
+    assert distill(request, SILENT)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def distiller(
+    data: Path, base: Path, folder: Path, images: list[Path], stage: str = "stage1", **tables: Any
+) -> Distiller:
+    config = stage_configs(changed(**tables))[stage]
+    teacher, student = read_checkpoint(base), build_student(read_checkpoint(base), 0)
+    return Distiller(config, teacher, student, open_data(data), images, folder, ALONE, SILENT)
+
+
+def test_a_run_leaves_a_checkpoint_and_the_logs_of_both_stages(whole_run, base, adapter):
+    made = read_checkpoint(whole_run / WEIGHTS)
+    assert made.encoder == LIGHT
+    last = read_checkpoint(whole_run / "stage2" / LAST)
+    assert all(torch.equal(made.state[name], value) for name, value in last.state.items())
+    teacher = fold_adapter(read_checkpoint(base), adapter)
+    with safe_open(whole_run / WEIGHTS, framework="pt") as file:
+        about = json.loads(file.metadata()["litemed"])
+    assert about == {"format": "litemed-distilled-1", "teacher": weights_digest(teacher.state)}
+    first, second = (rows(whole_run / stage) for stage in STAGES)
+    assert [row["epoch"] for row in first] == ["0", "1", "2"]
+    assert [row["epoch"] for row in second] == ["0", "1"]
+    for row in (*first[1:], *second[1:]):
+        assert float(row["embedding"]) > 0
+        assert 0 <= float(row["dsc"]) <= 1
+        assert row["samples"] == "4"
+    assert not first[1]["dice"]
+    total = sum(
+        weight * float(second[1][name])
+        for name, weight in {"embedding": 1, "dice": 1, "focal": 1, "iou": 0.1, "cross_entropy": 0.3}.items()
+    )
+    assert float(second[1]["loss"]) == pytest.approx(total, rel=1e-4)
+    assert second[0]["dsc"] == first[-1]["dsc"]  # the second stage starts from what the first wrote
+    report = json.loads((whole_run / "stage2" / "run.json").read_text())
+    assert report["status"] == "finished"
+    assert report["config"]["distillation"] == {"views": 3, "fresh": 0.5, "unlabelled": 0.3, "masks": True}
+    assert (whole_run / "stage1" / "loss.png").stat().st_size > 1000
+
+
+def test_the_first_stage_leaves_the_mask_decoder_alone_and_the_second_tunes_it(whole_run, base):
+    teacher = read_checkpoint(base).state
+    for stage, same in (("stage1", True), ("stage2", False)):
+        state = read_checkpoint(whole_run / stage / LAST).state
+        decoder = [name for name in state if name.startswith("mask_decoder.")]
+        assert all(torch.equal(state[name], teacher[name]) for name in decoder) == same
+        prompts = [name for name in state if name.startswith("prompt_encoder.")]
+        assert all(torch.equal(state[name], teacher[name]) for name in prompts)
+
+
+@pytest.mark.slow
+def test_stopped_after_every_step_and_resumed_equals_not_stopped(
+    whole_run, data, base, adapter, images, tmp_path
+):
+    request = DistillRequest(
+        data, tmp_path / "run", base, changed(), stop_after_s=0.0, adapter=adapter, unlabelled=images
+    )
+    finished, stops = distill(request, SILENT), 0
+    while not finished:
+        stops += 1
+        assert not (tmp_path / "run" / WEIGHTS).exists()
+        finished = distill(dataclasses.replace(request, resume=True, changes=()), SILENT)
+    assert stops >= 4  # of six steps in three epochs, in a ring of three views: it comes round
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (whole_run / WEIGHTS).read_bytes()
+    for stage in STAGES:
+        one, other = read_state(tmp_path / "run" / stage), read_state(whole_run / stage)
+        assert one.progress["history"][-1]["loss"] == other.progress["history"][-1]["loss"]
+        for number, moments in one.optimizer["state"].items():
+            for key, value in moments.items():
+                assert torch.equal(value, other.optimizer["state"][number][key])
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(whole_run, data, base, adapter, images):
+    before = (whole_run / WEIGHTS).read_bytes()
+    request = DistillRequest(data, whole_run, base, adapter=adapter, unlabelled=images, resume=True)
+    assert distill(request, SILENT)
+    assert (whole_run / WEIGHTS).read_bytes() == before
+
+
+def test_the_ring_holds_what_the_teacher_says_of_the_views(data, base, adapter, tmp_path):
+    """With its adapter folded in, of exactly the pixels that the student sees; and they are the runtime's."""
+    off = dict.fromkeys(stage_configs([])["stage1"].augmentation.__dict__, 0.0)
+    run = distiller(data, base, tmp_path, [], augmentation=off, distillation={"views": 8, "unlabelled": 0.0})
+    folded = fold_adapter(read_checkpoint(base), adapter)
+    taught = Distiller(
+        run.config, folded, build_student(folded, 0), open_data(data), [], tmp_path, ALONE, SILENT
+    )
+    source = open_data(data).training
+    expected = torch.cat([torch.from_numpy(preprocess(source[i][0], SIZE)[0]) for i in range(len(source))])
+    for one, teacher in ((run, read_checkpoint(base)), (taught, folded)):
+        one.batches.start_at(0, 0)
+        batch = next(iter(one.loader))
+        views = one._views(batch, one._generator(0, 0))
+        image = views.image.float() / 255
+        nearest = (expected - image).abs().amax((1, 2, 3)).min()
+        assert nearest < 0.5 / 255 + 1e-6
+        with torch.no_grad():
+            said = teacher.model(SIZE).encode(image)
+        torch.testing.assert_close(views.embedding, said, rtol=1e-4, atol=1e-4)
+    difference = run._views(batch, run._generator(0, 0)).embedding - said
+    assert difference.abs().mean() > 0.05
+
+
+def test_a_student_learns_the_embedding(data, base, images, tmp_path):
+    """A few steps on few views lower the loss from what a student drawn at random has."""
+    run = distiller(
+        data, base, tmp_path, list_images(images), stage="stage2",
+        run={"samples_per_epoch": 50, "average": 0.0}, distillation={"views": 4},
+        optimizer={"lr": 2e-3},
+    )  # fmt: skip
+    losses = []
+    for batch in run.loader:
+        before = run._sums.clone()
+        run.step(batch)
+        run.progress.step += 1
+        losses.append(((run._sums - before)[2] / 2).item())
+    assert len(losses) == 25
+    assert np.mean(losses[:3]) > 1.5
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_unlabelled_images_alone_teach_the_embedding_and_no_mask(data, base, images, tmp_path):
+    (tmp_path / "images").mkdir()
+    paths = list_images(images)
+    run = distiller(data, base, tmp_path, paths, stage="stage2", distillation={"views": 4, "unlabelled": 1.0})
+    run.batches.start_at(0, 0)
+    kinds = set()
+    for batch in run.loader:
+        assert not batch.labels.any()
+        assert not batch.skipped
+        kinds.add(tuple(batch.extent[0].tolist()))
+    assert kinds <= {(SIZE, 43), (36, SIZE)}
+    run.step(batch)
+    images_seen, loss, embedding, *parts = run._sums.tolist()
+    assert images_seen == 2
+    assert loss == pytest.approx(embedding)
+    assert parts == [0, 0, 0, 0]
+
+
+def test_an_image_that_cannot_be_read_is_named_and_passed_over(data, base, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    paths = list_images(tmp_path / "images")
+    run = distiller(data, base, tmp_path, paths, distillation={"views": 4, "unlabelled": 1.0})
+    batch = next(iter(run.loader))
+    assert "bad.png" in batch.skipped[0]
+
+
+def views(start: int, count: int) -> Views:
+    """Return views in which everything tells their number."""
+    numbers = torch.arange(start, start + count)
+    return Views(
+        (numbers % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, SIZE, SIZE),
+        (40_000 + numbers).int()[:, None, None].expand(-1, SIZE, SIZE),
+        torch.stack([numbers, numbers + 1], dim=1),
+        numbers.float()[:, None, None, None].expand(-1, 256, SIZE // 4, SIZE // 4),
+    )
+
+
+@given(capacity=st.integers(1, 12), counts=st.lists(st.integers(1, 12), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_a_ring_keeps_the_latest_views_whole(capacity, counts):
+    ring, added = Ring(capacity, SIZE, torch.device("cpu")), 0
+    for count in (min(count, capacity) for count in counts):
+        ring.add(views(added, count))
+        added += count
+    assert len(ring) == min(added, capacity)
+    drawn = ring.draw(200, torch.Generator().manual_seed(0))
+    numbers = drawn.extent[:, 0]
+    assert set(numbers.tolist()) == set(range(max(0, added - capacity), added))
+    assert drawn.labels.dtype == torch.int32
+    assert (drawn.labels == 40_000 + numbers[:, None, None]).all()
+    assert (drawn.image == numbers[:, None, None, None]).all()
+    assert (drawn.embedding == numbers[:, None, None, None]).all()
+    assert torch.equal(drawn.extent[:, 1], numbers + 1)
+
+
+def test_a_ring_that_is_too_large_for_the_memory_is_refused_in_a_line():
+    with pytest.raises(UsageError, match=r"views = 1000000000: .* GB are more than cpu has"):
+        Ring(10**9, 256, torch.device("cpu"))
+
+
+def test_a_share_of_the_draws_are_unlabelled_images_and_the_others_as_without():
+    plain = {"indices": {"CT": [np.arange(50)]}, "shares": {"CT": 1.0}, "samples": 4000, "seed": 1}
+    mixed = MixedSampler(**plain, labelled=50, unlabelled=7, share=0.3)
+    drawn, labelled = mixed.epoch(2), ModalitySampler(**plain).epoch(2)
+    others = drawn >= 50
+    assert np.mean(others) == pytest.approx(0.3, abs=0.03)
+    assert set(drawn[others].tolist()) == set(range(50, 57))
+    assert np.array_equal(drawn[~others], labelled[~others])
+    assert np.array_equal(drawn, mixed.epoch(2))
+    assert not np.array_equal(drawn, mixed.epoch(3))
+    assert np.array_equal(dataclasses.replace(mixed, unlabelled=0).epoch(2), labelled)
+
+
+def test_the_embedding_loss_is_1_for_a_constant_and_0_for_the_teachers():
+    target = torch.randn(2, 256, 16, 16, generator=torch.Generator().manual_seed(0))
+    same, error = EmbeddingLoss(torch.nn.Identity())(target, target)
+    assert same is target
+    assert error == 0
+    constant = torch.full_like(target, float(target.mean()))
+    assert EmbeddingLoss(torch.nn.Identity())(constant, target)[1] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_student_starts_with_the_teachers_decoder_and_spread(base):
+    teacher = read_checkpoint(base)
+    norm = ("image_encoder.neck.3.weight", "image_encoder.neck.3.bias")
+    generator = torch.Generator().manual_seed(0)
+    for name in norm:
+        teacher.state[name] = torch.rand(256, generator=generator)
+    student = build_student(teacher, seed=3)
+    assert student.encoder == LIGHT
+    for name, value in student.state.items():
+        if not name.startswith("image_encoder."):
+            assert torch.equal(value, teacher.state[name])
+    for name, own in zip(norm, ("gamma", "beta"), strict=True):
+        assert torch.equal(student.state[f"image_encoder.{own}"].flatten(), teacher.state[name])
+    again, other = build_student(teacher, seed=3).state, build_student(teacher, seed=4).state
+    assert all(torch.equal(value, again[name]) for name, value in student.state.items())
+    assert not torch.equal(student.state["image_encoder.neck.weight"], other["image_encoder.neck.weight"])
+
+
+def test_the_recipe_has_the_stages_that_made_the_light_model():
+    first, second = stage_configs([]).values()
+    assert (first.run.batch_size, second.run.batch_size) == (96, 64)
+    assert (first.fresh, second.fresh) == (24, 16)
+    assert (first.optimizer.lr, second.optimizer.lr, second.optimizer.decoder_lr) == (2e-3, 8e-4, 1e-4)
+    assert (first.distillation.masks, second.distillation.masks) == (False, True)
+    assert first.run.average == second.run.average == 0.999
+    assert first.augmentation == second.augmentation
+    one = stage_configs([({"stage2": {"run": {"epochs": 3}}, "run": {"seed": 5}}, "test")])
+    assert (one["stage1"].run.epochs, one["stage2"].run.epochs) == (first.run.epochs, 3)
+    assert one["stage1"].run.seed == one["stage2"].run.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"stage3": {}}, ["unknown table 'stage3'"]),
+        ({"stage1": 3}, ["stage1 is a table of tables"]),
+        ({"stage1": {"distillation": {"view": 3}}}, ["stage1", "unknown key", "'view'"]),
+        ({"distillation": {"fresh": 0}}, ["fresh = 0", "above 0"]),
+        ({"distillation": {"views": 10}}, ["views = 10", "at least the 24"]),
+        ({"distillation": {"unlabelled": 2}}, ["distillation.unlabelled = 2"]),
+        ({"run": {"tune": "decoder"}}, ["run.tune = 'decoder'"]),
+        ({"schedule": {"kind": "plateau"}}, ["schedule.kind = 'plateau'"]),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(tables, words):
+    with pytest.raises(UsageError) as raised:
+        stage_configs([(tables, "test")])
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["BASE", "DATA"], 2, ["-o"]),
+        (["missing.pth", "DATA", "-o", "NEW"], 1, ["missing.pth"]),
+        (["LIGHT", "DATA", "-o", "NEW"], 2, ["light.safetensors", "has the light encoder itself"]),
+        (["BASE", "EMPTY", "-o", "NEW"], 1, ["EMPTY", "litemed-prepare"]),
+        (["BASE", "DATA", "-o", "NEW", "--adapter", "BASE"], 1, ["BASE", "not an adapter"]),
+        (["OTHER", "DATA", "-o", "NEW", "--adapter", "ADAPTER"], 1, ["ADAPTER", "made for another base"]),
+        (["BASE", "DATA", "-o", "NEW", "--unlabelled", "EMPTY"], 2, ["EMPTY", "no .png"]),
+        (["BASE", "DATA", "-o", "NEW", "--unlabelled", "missing"], 2, ["missing", "no such folder"]),
+        (["BASE", "DATA", "-o", "NEW", "--set", "stage1.run.epoch=3"], 2, ["stage1", "'epoch'"]),
+        (["BASE", "DATA", "-o", "NEW", "--config", "missing.toml"], 2, ["missing.toml"]),
+        (["BASE", "DATA", "-o", "NEW", "--resume"], 1, ["NEW", "no run to resume"]),
+        (["BASE", "DATA", "-o", "RUN"], 2, ["RUN", "--resume", "--overwrite"]),
+        (["BASE", "DATA", "-o", "RUN", "--resume"], 2, ["not the weights"]),
+        (["BASE", "DATA", "-o", "RUN", "--resume", "--adapter", "ADAPTER"], 2, ["not the data"]),
+        (["BASE", "DATA", "-o", "RUN", "--resume", "--set", "distillation.views=9"], 2, ["views"]),
+        (["BASE", "DATA", "-o", "RUN", "--resume", "--overwrite"], 2, ["choose one"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_on_stderr(
+    arguments, code, words, data, base, adapter, whole_run, tmp_path
+):
+    (tmp_path / "empty").mkdir()
+    if "LIGHT" in arguments:
+        save_file(untrained_checkpoint(encoder=LIGHT).state, tmp_path / "light.safetensors")
+    if "OTHER" in arguments:
+        save_file(untrained_checkpoint(1).state, tmp_path / "other.safetensors")
+    places = {
+        "DATA": data,
+        "BASE": base,
+        "LIGHT": tmp_path / "light.safetensors",
+        "OTHER": tmp_path / "other.safetensors",
+        "ADAPTER": adapter,
+        "RUN": whole_run,
+        "NEW": tmp_path / "new",
+        "EMPTY": tmp_path / "empty",
+    }
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+    result = CliRunner().invoke(main, [str(places.get(text, text)) for text in arguments])
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert str(places.get(word, word)) in result.stderr
+    assert not (tmp_path / "new").exists()
+    after = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+    assert after == before
+
+
+def test_several_processes_are_refused(data, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun"):
+        distill(DistillRequest(data, tmp_path / "new", base, changed()), SILENT)
+    assert not (tmp_path / "new").exists()
+
+
+def test_starting_over_removes_the_earlier_run(data, base, tmp_path):
+    request = DistillRequest(data, tmp_path / "run", base, changed(), stop_after_s=0.0)
+    assert not distill(request, SILENT)
+    (tmp_path / "run" / WEIGHTS).write_bytes(b"of an earlier run")
+    again = changed(run={"seed": 3})
+    assert not distill(dataclasses.replace(request, changes=again, overwrite=True), SILENT)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+    stored = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    assert stored["stage1"]["run"]["seed"] == stored["stage2"]["run"]["seed"] == 3
+    (tmp_path / "run" / SETTINGS).write_text("{")
+    with pytest.raises(LitemedError, match=r"settings\.json: damaged"):
+        distill(dataclasses.replace(request, resume=True), SILENT)
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, base, tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        f"run = {{size = {SIZE}, samples_per_epoch = 600, state_every_steps = 1}}\n"
+        "stage1.run = {batch_size = 2}\nvalidation = {slices_per_modality = 1}\nhardware = {workers = 1}\n"
+        "distillation = {views = 50}\n"
+    )
+    command = [sys.executable, "-m", "litemed.train.distill.cli", base, data, "-o", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*map(str, command), "--config", str(config), "--device", "cpu"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "stage1" / FILE).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted: go on from the last state with --resume"
+    assert "Traceback" not in said
+    assert 0 < read_state(tmp_path / "run" / "stage1").progress["step"] < 300
+
+
+def test_the_recipe_is_printed_and_help_loads_no_framework():
+    printed = CliRunner().invoke(main, ["--print-config"])
+    assert printed.stdout == recipe_text()
+    assert set(STAGES) < set(tomllib.loads(printed.stdout))
+    code = (
+        "import sys\nfrom litemed.train.distill.cli import main\n"
+        "main(['--help'], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    assert (
+        "--unlabelled"
+        in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    )
