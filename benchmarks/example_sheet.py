@@ -83,8 +83,12 @@ def choose_examples(prepared: Path, cases_csv: str, run: str) -> list[Example]:
 
 
 def draw_sheet(prepared: Path, segs: Path, examples: list[Example]) -> bytes:
-    """Return a JPEG of the examples, two a row: image with boxes, truth, and mask of each."""
-    panels = [panel for example in examples for panel in _panels(prepared, segs, example.name)]
+    """Return a JPEG of the examples, numbered from 1, two a row: image with boxes, truth, and mask of each."""
+    panels: list[Picture] = []
+    for number, example in enumerate(examples, start=1):
+        shown = _panels(prepared, segs, example.name)
+        cv2.putText(shown[0], str(number), (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 2)
+        panels += shown
     picture = montage(panels, columns=6)
     _, data = cv2.imencode(
         ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]

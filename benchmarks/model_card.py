@@ -75,7 +75,7 @@ def _run(
         parts["jitter"] = jitter_table({jitter: _report(folder) for jitter, folder in folders.items()})
     if examples is not None and segs is not None:
         chosen = choose_examples(examples, _read(tight / "cases.csv"), _report(tight)["runs"][0])
-        parts["examples"] = [f"- {example.caption}" for example in chosen]
+        parts["examples"] = [f"{n}. {example.caption}" for n, example in enumerate(chosen, start=1)]
         picture = draw_sheet(examples, segs, chosen)
     text = fill(text, parts, str(card))
     if "examples" in parts:

@@ -141,9 +141,9 @@ def test_examples_are_the_median_and_the_worst_of_what_may_be_shown(scored: Path
     card.write_text(FRAME)
     shown = ("--examples", scored / "val", "--segs", scored / "segs")
     run(main, card, "--scores", f"0={scored / 'scores'}", *shown)
-    lines = [line for line in card.read_text().splitlines() if line.startswith("- US")]
+    lines = [line for line in card.read_text().splitlines() if " US, " in line]
     # Sorted by name the closed case comes first, then f0 to f2, each worse than the one before.
-    assert [line.partition(":")[0] for line in lines] == ["- US, median of 3", "- US, worst of 3"]
+    assert [line.partition(":")[0] for line in lines] == ["1. US, median of 3", "2. US, worst of 3"]
     assert "2DBox_US_free_f1 (makers of free, CC BY 4.0)" in lines[0]
     assert "2DBox_US_free_f2" in lines[1]
     picture = cv2.imread(str(scored / "examples.jpg"))
