@@ -65,12 +65,9 @@ def choose_examples(prepared: Path, cases_csv: str, run: str) -> list[Example]:
     chosen = []
     for modality in MODALITIES:
         ranked = sorted(score for score in scores if score[2] == modality)
-        places = (
-            {"median": len(ranked) // 2, "worst": 0}
-            if len(ranked) > 1
-            else dict.fromkeys(["only"][: len(ranked)], 0)
-        )
-        for place, index in places.items():
+        # With one case, that is the median.
+        places = {0: "worst", len(ranked) // 2: "median"} if ranked else {}
+        for index, place in sorted(places.items(), reverse=True):
             dsc, name, _ = ranked[index]
             entry = free[name]
             whose = f"{entry['attribution']}, {entry['licence']}"
@@ -83,7 +80,7 @@ def choose_examples(prepared: Path, cases_csv: str, run: str) -> list[Example]:
 
 
 def draw_sheet(prepared: Path, segs: Path, examples: list[Example]) -> bytes:
-    """Return a JPEG of the examples, numbered from 1, two a row: image with boxes, truth, and mask of each."""
+    """Return a JPEG of the examples, numbered, two a row: image with boxes, truth and mask of each."""
     panels: list[Picture] = []
     for number, example in enumerate(examples, start=1):
         shown = _panels(prepared, segs, example.name)
