@@ -45,6 +45,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def any(self, answer: bool) -> bool:
+        """Whether any process says yes; every one of them has to call."""
+        return answer if self.world == 1 else bool(self.sum(torch.tensor(float(answer))).item())
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:

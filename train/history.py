@@ -13,9 +13,9 @@ import contextlib
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,6 +128,33 @@ def untrained_row(scores: ValidationScores) -> Row:
         "lr": None,
         **score_columns(scores),
         "skipped": scores.skipped,
+    }
+
+
+class Counts(NamedTuple):
+    """Of an epoch: slices skipped; seconds that it took, and of these spent waiting for the loader."""
+
+    skipped: int
+    seconds: float
+    waited_s: float
+
+
+def trained_row(
+    epoch: int, rate: float, losses: Mapping[str, float], counts: Counts, scores: ValidationScores | None
+) -> Row:
+    """Return the row of an epoch, from 1.
+
+    losses: mean losses by name, and the number of `samples`. scores: None where they were not measured.
+    """
+    return {
+        "epoch": epoch,
+        "lr": rate,
+        **losses,
+        "skipped": counts.skipped + (scores.skipped if scores else 0),
+        "seconds": counts.seconds,
+        "samples_per_second": losses["samples"] / counts.seconds,
+        "wait_share": counts.waited_s / counts.seconds,
+        **score_columns(scores),
     }
 
 

@@ -20,7 +20,7 @@ from litemed.train.dataset import Batch, Data, TrainingSet
 from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.examples import generator_of, make_examples
-from litemed.train.history import LOSSES, EventLog, score_columns, summary, untrained_row, write_history
+from litemed.train.history import LOSSES, Counts, EventLog, summary, trained_row, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
 from litemed.train.losses import summed_losses
 from litemed.train.network import TrainedNetwork, build_network, build_optimizer, is_compiled, uses_bfloat16
@@ -104,8 +104,7 @@ class Trainer:
         self._rate.load_state_dict(state.schedule)
         self.progress = Progress(**state.progress)
         if not self._processes.is_first:  # sums of all processes go on in the first
-            progress, none = self.progress, Progress()
-            progress.losses, progress.skipped, progress.waited_s = none.losses, none.skipped, none.waited_s
+            self.progress.clear_counts()
 
     def run(self) -> bool:
         """Train to the end, or until told to stop; returns whether it reached the end.
@@ -168,8 +167,8 @@ class Trainer:
         """Take one optimizer step on a batch that is on the device already."""
         progress, config, processes = self.progress, self.config, self._processes
         self._rate.before_step(progress.epoch * self.batches.per_epoch + progress.step)
-        device = processes.device
-        generator = generator_of(config.run.seed, progress.epoch, progress.step, processes.rank, device)
+        rank, device = processes.rank, processes.device
+        generator = generator_of(config.run.seed, progress.epoch, progress.step, rank, device)
         image, prompts = make_examples(batch, config, generator)
         for tensor in (prompts.boxes, prompts.image_of_box):  # their number differs from step to step
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -207,7 +206,7 @@ class Trainer:
         scores = None
         if is_last or (progress.epoch + 1) % config.validation.every_epochs == 0:
             scores = self._validate()
-        row = self._row(losses, rate, scores)
+        row = trained_row(progress.epoch + 1, rate, losses, self._counts(), scores)
         progress.history.append(row)
         # Without validation slices the training loss has to do.
         score = (scores.macro if scores else None) if len(self._data.validation) else -losses["loss"]
@@ -229,7 +228,8 @@ class Trainer:
             raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
         self._check_finite(sums[0])
         means = (total / images for total in sums)
-        return {"samples": images, **dict(zip(("loss", *self.parts), means, strict=True))}
+        # Rounded, for the weights of an image's boxes do not quite add up to 1.
+        return {"samples": round(images), **dict(zip(("loss", *self.parts), means, strict=True))}
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -247,30 +247,18 @@ class Trainer:
         """Return what is scored and written: the network, or the average of its weights."""
         return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
 
-    def _row(self, losses: dict[str, float], rate: float, scores: ValidationScores | None) -> dict[str, Any]:
-        progress = self.progress
-        counts = torch.tensor([progress.skipped, progress.seconds, progress.waited_s], dtype=torch.float64)
-        skipped, seconds, waited = self._processes.sum(counts).tolist()
-        seconds /= self._processes.world
-        return {
-            "epoch": progress.epoch + 1,
-            "samples": int(losses["samples"]),
-            "lr": rate,
-            **{name: losses[name] for name in ("loss", *self.parts)},
-            "skipped": int(skipped) + (scores.skipped if scores else 0),
-            "seconds": seconds,
-            "samples_per_second": losses["samples"] / seconds,
-            "wait_share": waited / self._processes.world / seconds,
-            **score_columns(scores),
-        }
+    def _counts(self) -> Counts:
+        """Return what all processes counted in this epoch."""
+        progress, world = self.progress, self._processes.world
+        own = torch.tensor([progress.skipped, progress.seconds, progress.waited_s], dtype=torch.float64)
+        skipped, seconds, waited = self._processes.sum(own).tolist()
+        return Counts(int(skipped), seconds / world, waited / world)
 
     def _stops(self) -> bool:
         """Whether any process was told to stop; all of them come to the same answer at the same step."""
-        if self._processes.world == 1:
-            return self._stop()
-        if self.progress.step % _AGREE_EVERY:
+        if self._processes.world > 1 and self.progress.step % _AGREE_EVERY:
             return False
-        return bool(self._processes.sum(torch.tensor(float(self._stop()))).item())
+        return self._processes.any(self._stop())
 
     def _status(self) -> str:
         progress, steps = self.progress, self.batches.per_epoch
@@ -287,9 +275,9 @@ class Trainer:
         if self.progress.step:
             progress["losses"] = self._processes.sum(self._sums.clone()).tolist()
             self._check_finite(progress["losses"][1])
-            counts = torch.tensor([self.progress.skipped, self.progress.waited_s], dtype=torch.float64)
-            skipped, progress["waited_s"] = self._processes.sum(counts).tolist()
-            progress["skipped"] = int(skipped)
+            counts = self._counts()
+            progress["skipped"] = counts.skipped
+            progress["waited_s"] = counts.waited_s * self._processes.world  # of which the others know nothing
         if not self._processes.is_first:
             return
         write_state(

@@ -43,9 +43,12 @@ class Progress:
     def next_epoch(self) -> None:
         """Count the epoch as done and clear what is counted within one."""
         self.epoch += 1
-        self.step, self.skipped = 0, 0
-        self.losses = []
-        self.seconds, self.waited_s = 0.0, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.clear_counts()
+
+    def clear_counts(self) -> None:
+        """Clear what processes count for themselves and the first one keeps the sum of."""
+        self.losses, self.skipped, self.waited_s = [], 0, 0.0
 
 
 class Reporter:
