@@ -30,7 +30,7 @@ LOSSES = ("dice", "focal", "iou", "cross_entropy")
 EMBEDDING = "embedding"
 """The part that a distillation adds, see `litemed.train.distill`."""
 
-_PARTS = ("loss", EMBEDDING, *LOSSES)
+_PARTS = (EMBEDDING, *LOSSES)
 
 LOG = "log.csv"
 EVENTS = "tensorboard"
@@ -65,7 +65,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name in (name for name in _PARTS if any(name in row for row in rows)):
+    for name in ("loss", *(name for name in _PARTS if any(name in row for row in rows))):
         _plot(left, rows, name, name, bold=name == "loss")
     scored = [row for row in rows if row["dsc"] is not None]
     modalities = sorted({name for row in scored for name in row if name.startswith("dsc_")})
@@ -173,7 +173,7 @@ def summary(row: Row, epochs: int, is_best: bool) -> str:
     """Return the line that is printed at the end of an epoch."""
     dsc = "" if row["dsc"] is None else f" DSC {row['dsc']:.4f} (ellipse {row['ellipse']:.4f})"
     skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
-    parts = " ".join(f"{name} {row[name]:.4f}" for name in _PARTS[1:] if name in row)
+    parts = " ".join(f"{name} {row[name]:.4f}" for name in _PARTS if name in row)
     return (
         f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} ({parts}){dsc}{' best' if is_best else ''} "
         f"lr {row['lr']:.2g} "
