@@ -23,7 +23,14 @@ from litemed.train.examples import generator_of, make_examples
 from litemed.train.history import LOSSES, Counts, EventLog, summary, trained_row, untrained_row, write_history
 from litemed.train.loader import loader_workers, timed, training_loader, training_sampler
 from litemed.train.losses import summed_losses
-from litemed.train.network import TrainedNetwork, build_network, build_optimizer, is_compiled, uses_bfloat16
+from litemed.train.network import (
+    TrainedNetwork,
+    build_network,
+    build_optimizer,
+    compile_blocks,
+    is_compiled,
+    uses_bfloat16,
+)
 from litemed.train.outputs import write_weights
 from litemed.train.progress import Progress, Reporter
 from litemed.train.sampler import Batches
@@ -82,7 +89,7 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)
         self._average = averaged(self.network, run.average)
         if is_compiled(hardware, device):
-            self.network.compile()  # in place: the names of the weights stay
+            compile_blocks(self.network)
         self._forward = processes.wrap(self.network.train())
         sampler, warnings = training_sampler(config, data.training)
         for warning in warnings:
@@ -170,8 +177,6 @@ class Trainer:
         rank, device = processes.rank, processes.device
         generator = generator_of(config.run.seed, progress.epoch, progress.step, rank, device)
         image, prompts = make_examples(batch, config, generator)
-        for tensor in (prompts.boxes, prompts.image_of_box):  # their number differs from step to step
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.hardware, device)):
             logits, iou = self._forward(image, prompts.boxes, prompts.image_of_box)
         summed = summed_losses(logits, iou, prompts, len(image), config.loss)

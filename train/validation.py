@@ -126,6 +126,7 @@ class ValidationSet(Dataset[ValidationItem | Skipped]):
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # numbers of images and boxes differ: each would be compiled anew
 def label_maps(
     model: LiteMedSAM, items: list[ValidationItem], device: torch.device
 ) -> list[NDArray[np.unsignedinteger]]:

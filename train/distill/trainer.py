@@ -23,7 +23,7 @@ from litemed.train.history import EMBEDDING, LOSSES
 from litemed.train.loader import training_loader, training_sampler
 from litemed.train.loop import Trainer
 from litemed.train.losses import summed_losses
-from litemed.train.network import decode_boxes, is_compiled, uses_bfloat16
+from litemed.train.network import compile_blocks, decode_boxes, is_compiled, uses_bfloat16
 from litemed.train.progress import Reporter
 from litemed.train.sampler import Batches
 
@@ -84,8 +84,7 @@ class Distiller(Trainer):
         self._teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._learn = EmbeddingLoss(self.network.model.image_encoder)
         if is_compiled(config.hardware, device):
-            self._teacher.compile(dynamic=False)
-            self._learn.compile(dynamic=False)
+            compile_blocks(self._teacher)
         views = config.distillation.views
         self._ring = Ring(views, run.size, device)
         reporter.line(f"keeping {views} views, {views * bytes_of_view(run.size) / 1e9:.1f} GB on {device}")
