@@ -48,7 +48,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class _Blob:
-    """An object: a wobbly ellipse, in a volume the middle of a wobbly ellipsoid."""
+    """An object: a wobbly ellipse, in a volume the middle of a wobbly, blunt ellipsoid."""
 
     centre: tuple[float, float]  # x, y in pixels
     radii: tuple[float, float]  # along x and y
@@ -107,7 +107,7 @@ def draw_volume(
     texture = _texture(rng, height, width)
     for z in range(depth):
         offset = (z - first - (span - 1) / 2) / (span / 2)  # -1 to 1 within an object
-        sections = np.sqrt(np.clip(1 - offset**2, 0, None)) * (np.abs(offset) < 1)
+        sections = np.sqrt(np.clip(1 - offset**6, 0, None)) * (np.abs(offset) < 1)  # blunt, as organs are
         shifted = np.roll(texture, (5 * z, 3 * z), (0, 1))
         grey, labels[z] = _slice(blobs, sections.tolist(), shifted)
         image[z] = np.clip(grey, 0, 255)

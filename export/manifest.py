@@ -1,4 +1,4 @@
-"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 2)."""
+"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 3)."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def manifest_bytes(
             "normalise": "min-max of the resized image",
             "pad": "zeros right and bottom",
         },
-        "crop_masks": False,
         "graphs": {spec.name: _graph(spec, graphs[spec.name]) for spec in specs},
         "precisions": {key: _precision(precision) for key, precision in precisions.items()},
         "weights": {
             "file": checkpoint.file,
             "sha256": checkpoint.sha256,
             "layout": checkpoint.layout,
+            "encoder": checkpoint.encoder,
             "trained": trained,
             "lora": None if checkpoint.lora is None else asdict(checkpoint.lora),
         },

@@ -1,7 +1,7 @@
 """Segment medical images with an exported LiteMedSAM on a CPU.
 
 import litemed.runtime
-labels = litemed.runtime.load("bundle").segment(image, boxes)
+labels = litemed.runtime.load().segment(image, boxes)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["load"]
 
 
 def load(
-    bundle_path: str | os.PathLike[str],
+    bundle_path: str | os.PathLike[str] | None = None,
     *,
     engine: str = "auto",
     precision: str = "auto",
@@ -26,7 +26,8 @@ def load(
     """Open a bundle folder and load its model.
 
     Args:
-        bundle_path: the folder that litemed-export wrote.
+        bundle_path: the folder that litemed-export wrote; None takes the light model that ships with litemed,
+            and says so, with its version, to the logger "litemed".
         engine: "onnxruntime", "openvino" or "auto", the faster one that is installed.
         precision: "exact": float32; "auto": the fastest of those in the bundle whose masks agree with
             float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not;

@@ -23,6 +23,9 @@ from litemed.runtime.onnx_header import Value, read_onnx_header
 
 MANIFEST = "manifest.json"
 
+DEFAULT = Path(__file__).with_name("model")
+"""The bundle that ships with litemed."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -54,6 +57,19 @@ class Bundle:
         manifest = parse_manifest(text, str(folder / MANIFEST))
         graphs = {key: _verified(folder, manifest, key) for key in manifest.graphs}
         return cls(folder, manifest, hashlib.sha256(text).hexdigest(), graphs)
+
+    @classmethod
+    def default(cls) -> Bundle:
+        """Open the model that ships with litemed, the light one, as `open` does; its name has its version.
+
+        Raises BundleError if it is missing or was changed.
+        """
+        try:
+            return cls.open(DEFAULT)
+        except BundleError as error:
+            raise BundleError(
+                f"{error}; this is the model that ships with litemed: install it again"
+            ) from error
 
     @property
     def name(self) -> str:

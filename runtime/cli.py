@@ -11,10 +11,10 @@ from litemed.runtime.command import run_command
 
 EPILOG = """\b
 Examples:
-  litemed-run cases -o segs --model bundle
-  litemed-run scan.npz photo.png -o segs --model bundle --overlay pictures
+  litemed-run cases -o segs
+  litemed-run scan.npz photo.png -o segs --overlay pictures
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
-  litemed-run scan.npz -o segs --model bundle --cache ~/.cache/litemed
+  litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
 
 \b
@@ -50,9 +50,8 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 )
 @click.option(
     "--model",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Bundle that litemed-export wrote.",
+    help="Bundle that litemed-export wrote; by default the light model that ships with litemed.",
     metavar="BUNDLE",
 )
 @click.option(
@@ -101,9 +100,9 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
     "an earlier one, so --merge does not go with it.",
 )
 @click.option(
-    "--crop-masks/--no-crop-masks",
-    default=None,
-    help="End each box's mask at the box; by default as the bundle says. For boxes drawn round the object.",
+    "--crop-masks",
+    is_flag=True,
+    help="End each box's mask at the box, which must have been drawn round the object.",
 )
 @click.option(
     "--overlay",
@@ -117,7 +116,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.version_option(package_name="litemed")
 def main(**options: Any) -> None:
-    """Segment CASES, files or folders of them, with a model bundle.
+    """Segment CASES, files or folders of them, with the model that ships or a bundle of your own.
 
     One case that fails does not stop the others.
     """
@@ -131,14 +130,14 @@ def main(**options: Any) -> None:
 def _run(
     cases: tuple[Path, ...],
     output: Path,
-    model: Path,
+    model: Path | None,
     engine: str,
     precision: str,
     threads: int | None,
     cache: Path | None,
     merge: str | None,
     propagate: bool,
-    crop_masks: bool | None,
+    crop_masks: bool,
     overlay: Path | None,
     overwrite: bool,
     debug: bool,
@@ -152,7 +151,9 @@ def _run(
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
     kept = None if cache is None else Cache(cache)
-    bundle = Bundle.open(model)
+    bundle = Bundle.default() if model is None else Bundle.open(model)
+    if model is None and not quiet:
+        _note(f"model {bundle.name}, which ships with litemed")
     loading = open_engine(
         engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
     )

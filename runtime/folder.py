@@ -61,7 +61,7 @@ def run_cases(
     *,
     merge: str | None = None,
     propagate: bool = False,
-    crop_masks: bool | None = None,
+    crop_masks: bool = False,
     overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
@@ -75,7 +75,7 @@ def run_cases(
         merge: "nested" or "argmax", see :mod:`litemed.runtime.nesting`; None: nested, or with ``propagate``
             neither.
         propagate: segment volumes from each box's middle slice outwards, as the published baseline does.
-        crop_masks: whether masks end at their boxes; None: as the bundle says.
+        crop_masks: whether masks end at their boxes.
         overlay: folder for a picture NAME.png of each result; made if need be.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
@@ -105,7 +105,7 @@ def run_cases(
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
         propagate=propagate,
-        crop_masks=segmenter.bundle.manifest.crop_masks if crop_masks is None else crop_masks,
+        crop_masks=crop_masks,
         merge=rule,
     )
     report = ReportFile(output, settings, Environment.current(segmenter.engine), overwrite)

@@ -1,9 +1,9 @@
-"""The description that a bundle carries of itself: `manifest.json`, schemas 1 and 2.
+"""The description that a bundle carries of itself: `manifest.json`, schema 3.
 
 Read strictly: a key that is missing, double, unknown or of another type, a number that is not finite and a
 text that would not print on one line are refused. Only the sections that record where a bundle came from
 (weights, parity, tools) may hold more keys than are known here. A change that a reader must know of raises
-the schema. Schema 2 says whether masks are cropped; where schema 1 does not, they are not.
+the schema.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from litemed.runtime.onnx_header import Value
 from litemed.runtime.precision import ROLES, Precision, read_precisions
 from litemed.runtime.strict_json import Section, load_json, shown
 
-SCHEMA = 2
-"""The newest."""
+SCHEMA = 3
+"""The only one that is read and written."""
 
 MAX_BYTES = 1 << 20
 """The most that a manifest may take; real ones take 2 to 10 KB."""
@@ -96,7 +96,6 @@ class Manifest:
 
     `litemed` is the version that wrote it, `created` the time in ISO 8601, `input_size` the side S of the
     network's square input in pixels; `graphs` by key, `precisions` by name ("float32" always among them).
-    `crop_masks`: the weights are to be used with masks that end at their boxes.
     """
 
     name: str
@@ -108,7 +107,6 @@ class Manifest:
     weights: Weights
     parity: tuple[Parity, ...]
     tools: Mapping[str, str]
-    crop_masks: bool = False
 
 
 def interface(role: str, size: int) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -130,8 +128,10 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     """
     top = Section(load_json(data, source), source)
     schema = top.take("schema")
-    if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        top.refuse(f"is of schema {shown(schema)}, not 1 to {SCHEMA}; use the litemed that wrote it")
+    if type(schema) is not int or schema != SCHEMA:
+        top.refuse(
+            f"is of schema {shown(schema)}, not {SCHEMA}; export again, or use the litemed that wrote it"
+        )
     size = _input_size(top.section("input"))
     graphs, precisions, tools = top.section("graphs"), top.section("precisions"), top.section("tools")
     manifest = Manifest(
@@ -144,7 +144,6 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         weights=_weights(top.section("weights")),
         parity=tuple(_parity(entry) for entry in top.sections("parity")),
         tools=MappingProxyType({key: tools.text(key) for key in tools.names()}),
-        crop_masks=schema > 1 and top.flag("crop_masks"),
     )
     top.nothing_else()
     _check_roles(manifest, top)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from litemed.runtime.nesting import RULES
 from litemed.runtime.strict_json import Section
 
 REFERENCE = "float32"
@@ -64,10 +65,11 @@ class EngineAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a precision did on `images` real images, by engine."""
+    """How a precision did on `images` real images, by engine, with masks merged by the rule `merge`."""
 
     images: int
     engines: Mapping[str, EngineAgreement]
+    merge: str = RULES[0]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Precision:
 
 
 def read_precisions(section: Section) -> Mapping[str, Precision]:
-    """Read a manifest's precisions by name. Raises BundleError for what schema 1 does not allow."""
+    """Read a manifest's precisions by name. Raises BundleError for what the schema does not allow."""
     for name in section.names():
         if name not in PRECISIONS:
             section.refuse(f"{name!r} is not one of {', '.join(PRECISIONS)}; use a newer litemed")
@@ -132,6 +134,7 @@ def _agreement(section: Section) -> Agreement:
     agreement = Agreement(
         images=_count(section, "images"),
         engines=MappingProxyType({name: _engine(engines.section(name)) for name in engines.names()}),
+        merge=section.text("merge"),
     )
     section.nothing_else()
     return agreement

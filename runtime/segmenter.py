@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,16 +55,23 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         engine: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
-        """Open a bundle folder and load it; see `Bundle.open` and `open_engine` for the errors."""
+        """Open a bundle folder, or the model that ships, and load it.
+
+        See `Bundle.open`, `Bundle.default` and `open_engine` for the errors.
+        """
         kept = None if cache is None else Cache(cache)
-        bundle = Bundle.open(path)
+        if path is None:
+            bundle = Bundle.default()
+            logging.getLogger("litemed").info("model %s, which ships with litemed", bundle.name)
+        else:
+            bundle = Bundle.open(path)
         return cls(bundle, open_engine(engine, bundle, threads, precision=precision, cache=kept))
 
     def segment(
@@ -73,7 +81,7 @@ class Segmenter:
         *,
         merge: str | None = None,
         propagate: bool = False,
-        crop_masks: bool | None = None,
+        crop_masks: bool = False,
         progress: Progress | None = None,
     ) -> Labels:
         """Return the label map of an image or a volume; see `run` for the other arguments and the errors.
@@ -104,7 +112,7 @@ class Segmenter:
         *,
         merge: str | None = None,
         propagate: bool = False,
-        crop_masks: bool | None = None,
+        crop_masks: bool = False,
         progress: Progress | None = None,
         last: bool = False,
     ) -> Result:
@@ -119,8 +127,8 @@ class Segmenter:
                 lies within another may take from it, see `litemed.runtime.nesting`. None: nested, or with
                 `propagate` neither.
             propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
-            crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y); None:
-                as the bundle says. Source: `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
+            crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y).
+                Source: `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
             progress: is called with the slices done and all after each.
             last: nothing is to be segmented after it for a while, so that memory is given back early; with
                 `propagate` it is not.
@@ -136,8 +144,6 @@ class Segmenter:
         inference = Inference(self.engine, frame.size)
         labels = np.zeros(case.shape, label_dtype(len(boxes)))
         prompts = scale_boxes(boxes.xyxy, frame)
-        if crop_masks is None:
-            crop_masks = self.bundle.manifest.crop_masks
         crops = boxes.xyxy if crop_masks else None
         volume, planes, z = image, labels, boxes.z
         if z is None:  # an image is its own and only slice

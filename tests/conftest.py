@@ -211,7 +211,7 @@ def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             for end, values in ends.items()
         }
     manifest = {
-        "schema": 1,
+        "schema": 3,
         "name": "boxes",
         "litemed": "0.1.0",
         "created": "2026-01-01T00:00:00+00:00",

@@ -194,12 +194,9 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda m: m.update(schema=3), "schema 3"),
-        (lambda m: m.update(schema=0), "schema 0"),
-        (lambda m: m.update(schema=2), "'crop_masks'"),
-        (lambda m: m.update(schema=2, crop_masks=1), "crop_masks"),
-        (lambda m: m.update(crop_masks=True), "'crop_masks'"),
-        (lambda m: m.update(schema="1"), "schema '1'"),
+        (lambda m: m.update(schema=4), "schema 4"),
+        (lambda m: m.update(schema=2), "export again"),
+        (lambda m: m.update(schema="3"), "schema '3'"),
         (lambda m: m.update(schema=True), "schema True"),
         (lambda m: m.pop("schema"), "'schema'"),
         (lambda m: m.update(extra=1), "'extra'"),
@@ -244,13 +241,6 @@ def test_a_manifest_that_its_schema_does_not_allow(
     assert why in refused(folder)
 
 
-def test_schema_2_says_whether_masks_are_cropped(folder: pathlib.Path) -> None:
-    assert not Bundle.open(folder).manifest.crop_masks
-    for crop in (True, False):
-        edit(folder, lambda manifest, crop=crop: manifest.update(schema=2, crop_masks=crop))
-        assert Bundle.open(folder).manifest.crop_masks is crop
-
-
 def with_int8(manifest: Json) -> Json:
     """Add a sound precision int8 to a manifest and return it."""
     modalities = {
@@ -258,7 +248,7 @@ def with_int8(manifest: Json) -> Json:
         "X-Ray": {"cases": 1, "dice": 0.985, "dsc_change": None},
     }
     engines = {name: {"macro": 0.99, "modalities": modalities} for name in ("onnxruntime", "openvino")}
-    agreement = {"images": 5, "engines": copy.deepcopy(engines)}
+    agreement = {"images": 5, "merge": "nested", "engines": copy.deepcopy(engines)}
     int8: Json = {"encoder": "encoder", "decoder": "decoder", "agreement": agreement}
     manifest["precisions"]["int8"] = int8
     return int8
@@ -270,7 +260,7 @@ def test_precisions_and_their_agreement_are_read(folder: pathlib.Path) -> None:
     assert precisions["float32"].agreement is None
     agreement = precisions["int8"].agreement
     assert agreement is not None
-    assert (agreement.images, agreement.engines["openvino"].macro) == (5, 0.99)
+    assert (agreement.images, agreement.merge, agreement.engines["openvino"].macro) == (5, "nested", 0.99)
     assert agreement.engines["openvino"].modalities["X-Ray"].dsc_change is None
     assert agreement.engines["onnxruntime"].modalities["CT"].dsc_change == -0.001
 
@@ -312,7 +302,7 @@ def of_ct(int8: Json) -> Json:
         (lambda p: of_ct(p).update(nsd=1.0), "'nsd'"),
     ],
 )
-def test_a_precision_that_schema_1_does_not_allow(
+def test_a_precision_that_the_schema_does_not_allow(
     folder: pathlib.Path, change: Callable[[Json], object], why: str
 ) -> None:
     edit(folder, lambda manifest: change(with_int8(manifest)))

@@ -57,7 +57,7 @@ def agreement(dice: float = 0.995, dsc_change: float | None = -0.001, **by_engin
         }
         for name in ENGINES
     }
-    return {"images": 4, "engines": engines}
+    return {"images": 4, "merge": "nested", "engines": engines}
 
 
 def edit(folder: pathlib.Path, change: Callable[[Json], object]) -> None:
