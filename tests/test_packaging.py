@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import venv
+import zipfile
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FORBIDDEN = {"torch", "onnx", "onnxsim", "safetensors"}
 MAY_IMPORT = {
     "runtime": {"runtime"},
-    "models": {"models"},
+    "models": {"models", "runtime"},
     "export": {"export", "models", "runtime"},
-    "train": {"train", "models", "runtime", "export"},
+    "train": {"train", "models", "runtime"},
     "benchmarks": {"benchmarks", "train", "export", "models", "runtime"},
 }
 
@@ -50,14 +51,32 @@ def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
     assert not names & FORBIDDEN
 
 
-def test_the_base_install_segments(base_environment, box_bundle, tmp_path):
+def test_the_wheel_holds_the_model_and_stays_small(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
+    done = subprocess.run(build, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr or "ConnectionError" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 45e6
+    with zipfile.ZipFile(wheel) as archive:
+        model = {
+            pathlib.PurePath(entry.filename).name: entry.file_size
+            for entry in archive.infolist()
+            if entry.filename.startswith("litemed/runtime/model/")
+        }
+    assert set(model) == {"manifest.json", "encoder.onnx", "decoder.onnx"}
+    assert sum(model.values()) < 40e6
+
+
+def test_the_base_install_segments_with_the_model_that_ships(base_environment, tmp_path):
     phantom = draw_image(120, 160, 3)
     cases = tmp_path / "cases"
     cases.mkdir()
     np.savez_compressed(cases / "2DBox_US_a.npz", imgs=phantom.image, boxes=phantom.boxes)
-    folders = [cases, "-o", tmp_path / "segs", "--overlay", tmp_path / "png", "--model", box_bundle]
+    folders = [cases, "-o", tmp_path / "segs", "--overlay", tmp_path / "png"]
     done = subprocess.run(
-        [base_environment / "litemed-run", *folders, "--engine", "onnxruntime"],
+        [base_environment / "litemed-run", *folders],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -66,11 +85,15 @@ def test_the_base_install_segments(base_environment, box_bundle, tmp_path):
     with np.load(tmp_path / "segs" / "2DBox_US_a.npz") as output:
         assert output["segs"].shape == (120, 160)
         assert output["segs"].dtype == np.uint8
+        for label in (1, 2, 3):
+            found, drawn = output["segs"] == label, phantom.labels == label
+            assert 2 * (found & drawn).sum() / (found.sum() + drawn.sum()) > 0.85
     assert len(list((tmp_path / "png").glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(
-    "command", ["litemed-run", "litemed-export", "litemed-train", "litemed-prepare", "litemed-eval"]
+    "command",
+    ["litemed-run", "litemed-export", "litemed-train", "litemed-prepare", "litemed-eval", "litemed-distill"],
 )
 def test_version_loads_neither_an_engine_nor_torch(command):
     script = pathlib.Path(sys.executable).with_name(command)
