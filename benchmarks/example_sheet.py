@@ -113,8 +113,10 @@ def _panels(prepared: Path, segs: Path, name: str) -> list[Picture]:
     view = (slice(top, bottom), slice(left, right))
     scale = _SIDE / max(image[view].shape[:2])
     colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    plain = cv2.resize(colour[view], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    boxed = plain.copy()
+    plain = np.asarray(
+        cv2.resize(colour[view], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR), np.uint8
+    )
+    boxed: Picture = plain.copy()
     for x0, y0, x1, y1 in np.rint((xyxy - [left, top, left, top]) * scale).astype(int).tolist():
         cv2.rectangle(boxed, (x0, y0), (x1, y1), (255, 220, 0), 1)
     return [boxed, *(_tinted(plain, labels[view], palette) for labels in (truth, mask))]

@@ -35,7 +35,7 @@ def test_each_graph_is_profiled_once_by_each_engine_that_runs_it(
     folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
     manifest = json.loads((folder / "manifest.json").read_text())
     graphs = manifest["precisions"]["float32"]
-    agreement = {"images": 1, "engines": {}}
+    agreement = {"images": 1, "merge": "nested", "engines": {}}
     manifest["precisions"]["bf16"] = graphs | {"bf16": ["encoder"], "agreement": agreement}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert profiled(folder, tmp_path) == [*float32, ("encoder", "openvino", True)]

@@ -238,7 +238,7 @@ def two_precisions(box_bundle: Path, tmp_path: Path) -> Path:
         name: {"macro": dice, "modalities": {"CT": {"cases": 1, "dice": dice, "dsc_change": None}}}
         for name, dice in (("onnxruntime", 0.9), ("openvino", 1.0))
     }
-    agreement = {"images": 1, "engines": engines}
+    agreement = {"images": 1, "merge": "nested", "engines": engines}
     manifest["precisions"]["int8"] = manifest["precisions"]["float32"] | {"agreement": agreement}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle

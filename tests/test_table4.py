@@ -564,7 +564,7 @@ def test_roofline_leaves_out_what_this_cpu_does_not_compute_in(
         "encoder": "encoder",
         "decoder": "decoder",
         "bf16": ["encoder", "decoder"],
-        "agreement": {"images": 1, "engines": {}},
+        "agreement": {"images": 1, "merge": "nested", "engines": {}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     here = Machine.current()

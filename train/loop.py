@@ -86,7 +86,7 @@ class Trainer:
         self._stop = stop
         device, run, hardware = processes.device, config.run, config.hardware
         self.network = build_network(base, run.size, run.tune, config.lora, run.seed).to(device)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         if is_compiled(hardware, device):
             compile_blocks(self.network)
