@@ -497,3 +497,15 @@ def test_help_and_version_load_no_framework():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "litemed-train data --base lite_medsam.pth -o run" in done.stdout
+
+
+def test_a_base_that_lora_does_not_go_to_is_refused_before_an_earlier_run_gives_way(data, tmp_path):
+    light, folder = tmp_path / "light.safetensors", tmp_path / "run"
+    save_file(untrained_checkpoint(encoder=LIGHT).state, light)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="no layers for LoRA"):
+            train(Request(data, folder, light, changed(), overwrite=overwrite), SILENT)
+        assert folder.exists() is overwrite
+        folder.mkdir(exist_ok=True)
+        (folder / FILE).write_bytes(b"an earlier run")
+    assert (folder / FILE).read_bytes() == b"an earlier run"

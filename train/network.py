@@ -135,24 +135,30 @@ def compile_blocks(network: nn.Module) -> None:
             module.compile()
 
 
+def check_base(base: Checkpoint, tune: str) -> None:
+    """Raise UsageError for LoRA on an encoder that it does not go to, or on a base that already holds one."""
+    if tune not in WITH_LORA:
+        return
+    if not ENCODERS[base.encoder].takes_lora:
+        raise UsageError(
+            f"{base.file}: its {base.encoder} encoder has no layers for LoRA; use --tune decoder or "
+            "--tune all"
+        )
+    if base.lora is not None:
+        raise UsageError(
+            f"{base.file}: already holds a LoRA, which a second cannot be added to; use --tune all"
+        )
+
+
 def build_network(base: Checkpoint, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:
     """Return the network of `base`, ready to be tuned; `seed` is that of new adapters.
 
-    Raises UsageError for an impossible choice of LoRA, an encoder that it does not go to, or an adapter on a
-    base that already holds one.
+    Raises UsageError for an impossible choice of LoRA, and as `check_base`.
     """
+    check_base(base, tune)
     torch.manual_seed(seed)
     model = base.model(size)
     if tune in WITH_LORA:
-        if not ENCODERS[base.encoder].takes_lora:
-            raise UsageError(
-                f"{base.file}: its {base.encoder} encoder has no layers for LoRA; use --tune decoder or "
-                "--tune all"
-            )
-        if base.lora is not None:
-            raise UsageError(
-                f"{base.file}: already holds a LoRA, which a second cannot be added to; use --tune all"
-            )
         add_lora(model.image_encoder, lora_config(lora))
     return TrainedNetwork(model, tune)
 

@@ -30,6 +30,7 @@ from litemed.train.dataset import Data
 from litemed.train.distributed import Processes, joined
 from litemed.train.history import CURVE, EVENTS, LOG
 from litemed.train.loop import BEST, LAST, Trainer
+from litemed.train.network import check_base
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
 from litemed.train.tables import differences, updated
@@ -83,6 +84,7 @@ def train(request: Request, reporter: Reporter) -> bool:
     for tables, source in request.changes:
         config = updated(config, tables, source)
     base = read_checkpoint(request.base)
+    check_base(base, config.run.tune)  # before the folder is made, or an earlier run in it gives way
     data = open_data(request.data)
     if stored is not None:
         check_same(stored, config, base, data)
