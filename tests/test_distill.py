@@ -427,6 +427,15 @@ def test_several_processes_are_refused(data, base, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, SETTINGS])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_no_run_wrote_is_not_replaced(data, base, tmp_path, name, overwrite):
+    (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match=f"{name}: exists, and no earlier run wrote it"):
+        distill(DistillRequest(data, tmp_path, base, changed(), overwrite=overwrite), SILENT)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"somebody's"}
+
+
 def test_starting_over_removes_the_earlier_run(data, base, tmp_path):
     request = DistillRequest(data, tmp_path / "run", base, changed(), stop_after_s=0.0)
     assert not distill(request, SILENT)

@@ -93,10 +93,12 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
             check_same(stored[stage], config, teacher, data)
         elif not request.overwrite:
             refuse_run(folder)
+    _refuse_foreign(request)
     with joined(configs[STAGES[0]].hardware.device) as processes, contextlib.ExitStack() as stack:
         make_folder(request.folder)
         stack.enter_context(FolderLock(request.folder))
         _clean(request)
+        make_folder(request.folder / STAGES[0])  # by which the settings are known to be a run's
         _write_settings(request.folder, configs)
         stop = stack.enter_context(stop_signal(request.stop_after_s))
         run = _Distillation(request, teacher, data, images, processes, reporter, stop)
@@ -148,6 +150,18 @@ class _Distillation:
         if name == STAGES[0]:
             return build_student(self.teacher, config.run.seed)
         return read_checkpoint(self.request.folder / STAGES[0] / LAST)
+
+
+def _refuse_foreign(request: DistillRequest) -> None:
+    """Raise UsageError where a file that this would replace was written by no run, or is what it reads.
+
+    A run is told by the folder of its first stage.
+    """
+    own = (request.folder / STAGES[0]).is_dir()
+    read = {path.resolve() for path in (request.base, request.adapter) if path is not None}
+    for path in (request.folder / WEIGHTS, request.folder / SETTINGS):
+        if os.path.lexists(path) and (not own or path.resolve() in read):
+            raise UsageError(f"{path}: exists, and no earlier run wrote it; choose another folder")
 
 
 def _configs(request: DistillRequest) -> dict[str, DistillConfig]:
