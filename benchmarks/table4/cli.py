@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_REPEATS = 3
 QUICK_REPEATS = 2
-QUICK_LIMIT = 12
 
 EPILOG = """\b
 Examples:
@@ -28,13 +27,10 @@ Examples:
   litemed-bench table4 --model bundle -o table4 --rows 2DBox_US_0525 \\
       --columns 'ONNX Runtime=bundle@onnxruntime' \\
       --columns 'Theirs=docker run --rm -v {input}:/in -v {output}:/out theirs'
-  litemed-bench compare table4/table4.json again/table4.json
   litemed-bench ratios --model bundle --checkpoint lite_medsam.pth
-  litemed-bench profile --model bundle --engine openvino --graph encoder
-  litemed-bench roofline --model bundle
 
 \b
-Exit codes: 0 all measured, 1 some failed or differ, 2 wrong use, 130 interrupted.
+Exit codes: 0 all measured, 1 some failed, 2 wrong use, 130 interrupted.
 """
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -86,14 +82,7 @@ def main() -> None:
 )
 @click.option("--threads", type=click.IntRange(1), help="Of all columns but shell commands; all by default.")
 @click.option("--repeats", type=click.IntRange(1), help=f"{DEFAULT_REPEATS}, with --quick {QUICK_REPEATS}.")
-@click.option(
-    "--baseline-limit",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Measure Baseline on N boxes (each slice's counted) of longer cases and extrapolate. "
-    f"With --quick {QUICK_LIMIT}, else whole cases.",
-)
-@click.option("--quick", is_flag=True, help="Some small rows and a short Baseline: minutes instead of hours.")
+@click.option("--quick", is_flag=True, help="Some small rows only.")
 @click.option(
     "--published",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -102,7 +91,7 @@ def main() -> None:
 @click.option("--note", "notes", multiple=True, help="A line to print above the tables; may be repeated.")
 @_DEBUG
 def table4(debug: bool, **options: Any) -> None:
-    """Time the paper's 14 cases and write the table and charts to OUTPUT.
+    """Time the paper's 14 cases and write the table and chart to OUTPUT.
 
     Baseline is the published procedure in PyTorch, Ablation the bundle with
     one box decoded at a time, Proposed litemed-run. Each is timed by two
@@ -110,60 +99,9 @@ def table4(debug: bool, **options: Any) -> None:
 
     Measurements are kept in OUTPUT/table4.json one by one; the same command
     goes on where it was interrupted. Besides it writes table4.md, table4.csv
-    and charts as PNG and SVG.
+    and a chart for each clock as PNG and SVG.
     """
     _guard(debug, lambda: _table4(**options))
-
-
-@main.command(epilog=EPILOG)
-@click.argument("first", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_DEBUG
-def compare(first: Path, second: Path, debug: bool) -> None:
-    """Compare the medians of two runs of table4, cell by cell, by their table4.json.
-
-    Each difference is held against the spread that FIRST states; what differs
-    by more is listed and the exit code is 1.
-    """
-
-    def work() -> bool:
-        if importlib.util.find_spec("scipy") is None:
-            raise UsageError("compare needs scipy: pip install 'litemed[bench]'")
-        from litemed.benchmarks.table4.comparison import compare_runs
-
-        text, holds = compare_runs(first, second)
-        click.echo(text, nl=False)
-        return holds
-
-    _guard(debug, work)
-
-
-@main.command(epilog=EPILOG)
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle of litemed-export.")
-@click.option("--engine", "engines", multiple=True, help="onnxruntime, openvino; all installed by default.")
-@click.option("--threads", type=click.IntRange(1), help="All by default.")
-@click.option("--boxes", type=click.IntRange(1), default=6, show_default=True, help="Decoded at once.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-@_DEBUG
-def roofline(debug: bool, **options: Any) -> None:
-    """Measure what this machine can do at most, and how near each engine comes.
-
-    The peaks are the fastest matrix product of any library at hand, in
-    float32, int8 and (where the CPU has it natively) bfloat16, and the rate
-    of copying large arrays.
-    """
-
-    def work() -> bool:
-        for package in ("onnx", "torch"):
-            if importlib.util.find_spec(package) is None:
-                raise UsageError(f"roofline needs {package}: pip install 'litemed[bench]'")
-        from litemed.benchmarks.table4.roofline import report
-
-        click.echo(report(**options), nl=False)
-        return True
-
-    _guard(debug, work)
 
 
 @main.command(epilog=EPILOG)
@@ -201,33 +139,6 @@ def ratios(debug: bool, **options: Any) -> None:
     _guard(debug, work)
 
 
-@main.command(epilog=EPILOG)
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle of litemed-export.")
-@click.option("--engine", "engines", multiple=True, type=click.Choice(["onnxruntime", "openvino"]))
-@click.option("--graph", "graphs", multiple=True, help="Key in the manifest; all by default.")
-@click.option("--threads", type=click.IntRange(1), help="All by default.")
-@click.option("--boxes", type=click.IntRange(1), default=6, show_default=True, help="Decoded at once.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Nodes to list.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-@_DEBUG
-def profile(debug: bool, **options: Any) -> None:
-    """Show where the time of each graph goes, operator by operator and node by node."""
-
-    def work() -> bool:
-        from litemed.benchmarks.profiling import report
-        from litemed.runtime.bundle import Bundle
-
-        known = Bundle.open(options["model"]).manifest.graphs
-        for name in options["graphs"]:
-            if name not in known:
-                raise UsageError(f"--graph {name}: the bundle has {', '.join(known)}")
-        click.echo(report(**options), nl=False)
-        return True
-
-    _guard(debug, work)
-
-
 def _guard(debug: bool, work: Callable[[], bool]) -> None:
     """Run a command."""
     kept = "what was measured is kept; the same command goes on from there"
@@ -247,13 +158,12 @@ def _table4(
     precision: str,
     threads: int | None,
     repeats: int | None,
-    baseline_limit: int | None,
     quick: bool,
     published: Path | None,
     notes: tuple[str, ...],
 ) -> bool:
     """Carry the command out; return whether everything was measured."""
-    for package in ("matplotlib", "scipy", *(["torch"] if checkpoint else [])):
+    for package in ("matplotlib", *(["torch"] if checkpoint else [])):
         if importlib.util.find_spec(package) is None:  # now, not after hours of work
             raise UsageError(f"table4 needs {package}: pip install 'litemed[bench]'")
     from litemed.benchmarks.table4.contenders import parse_column, standard_contenders
@@ -271,7 +181,6 @@ def _table4(
         contenders=contenders,
         clocks=("process", "warm") if clock == "both" else (cast("Clock", clock),),
         repeats=repeats or (QUICK_REPEATS if quick else DEFAULT_REPEATS),
-        baseline_limit=baseline_limit or (QUICK_LIMIT if quick else None),
         coverage=coverage,
         cases=cases,
         published=read_published(published) if published else {},

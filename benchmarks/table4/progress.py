@@ -25,17 +25,16 @@ class Progress(Observer):
     def __post_init__(self) -> None:
         """Learn from what was measured before."""
         for one in self.earlier:
-            self._seconds[one.row, one.contender, one.clock] = _spent(one)
+            self._seconds[one.row, one.contender, one.clock] = one.seconds
 
     def measured(self, task: Task, measurement: Measurement, remaining: Sequence[Task]) -> None:
         """Print what a measurement was and the time left."""
         title, row = task.contender.title, task.prepared.row.name
-        self._seconds[row, title, task.clock] = _spent(measurement)
-        self._rates.setdefault((title, task.clock), []).append(_spent(measurement) / _work(task))
-        about = "≈" if measurement.extrapolated else ""
+        self._seconds[row, title, task.clock] = measurement.seconds
+        self._rates.setdefault((title, task.clock), []).append(measurement.seconds / _work(task))
         click.echo(
             f"[{self.total - len(remaining)}/{self.total}] {row} {title} {task.clock}: "
-            f"{about}{measurement.seconds:.2f} s, {measurement.peak_mib:.0f} MiB; {self.left(remaining)}",
+            f"{measurement.seconds:.2f} s, {measurement.peak_mib:.0f} MiB; {self.left(remaining)}",
             err=True,
         )
 
@@ -60,13 +59,8 @@ class Progress(Observer):
         )
 
 
-def _spent(measurement: Measurement) -> float:
-    """Return the seconds that a measurement took, not those of the whole case that it stands for."""
-    return measurement.extrapolated.measured_seconds if measurement.extrapolated else measurement.seconds
-
-
 def _work(task: Task) -> float:
     """Return roughly the work of a task, in encoder runs; a box is a tenth of one, a start another."""
-    boxes = task.prepared.prompts if task.limit is None else min(task.limit, task.prepared.prompts)
+    boxes = task.prepared.prompts
     encodes_each = task.contender.kind == "baseline" and task.prepared.row.is_volume
     return 1 + 0.1 * boxes + (boxes if encodes_each else task.prepared.slices)

@@ -15,13 +15,11 @@ from litemed.benchmarks.table4.agreement import compare_files
 from litemed.benchmarks.table4.contenders import PROPOSED, Contender
 from litemed.benchmarks.table4.machine import load_average
 from litemed.benchmarks.table4.processes import ContenderError, Run, Worker, run_process
-from litemed.benchmarks.table4.rows import Prepared, workload, write_case
+from litemed.benchmarks.table4.rows import Prepared
 from litemed.benchmarks.table4.stages import read_timing
-from litemed.benchmarks.table4.store import Agreement, Clock, Extrapolated, Measurement, Store
-from litemed.benchmarks.table4.trim import extrapolate, trimmed_boxes
+from litemed.benchmarks.table4.store import Agreement, Clock, Measurement, Store
 from litemed.runtime.errors import InputError
 from litemed.runtime.files import make_folder
-from litemed.runtime.readers import read_case
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,6 @@ class Task:
     prepared: Prepared
     clock: Clock
     repeat: int
-    baseline_limit: int | None
-
-    @property
-    def limit(self) -> int | None:
-        """How many boxes (each slice's counted) are measured, if not all."""
-        if self.contender.kind == "baseline" and self.baseline_limit is not None:
-            return self.baseline_limit if self.prepared.prompts > self.baseline_limit else None
-        return None
 
     @property
     def key(self) -> str:
@@ -50,7 +40,6 @@ class Task:
             self.prepared.sha256,
             self.clock,
             self.repeat,
-            self.limit,
         )
 
 
@@ -69,7 +58,6 @@ def plan(
     contenders: Sequence[Contender],
     clocks: Sequence[Clock],
     repeats: int,
-    baseline_limit: int | None = None,
 ) -> list[Task]:
     """Return all measurements in the order in which they are made.
 
@@ -84,7 +72,7 @@ def plan(
             for contender in (*contenders[shift:], *contenders[:shift]):
                 for clock in clocks:
                     if clock == "process" or contender.has_warm_clock:
-                        tasks.append(Task(contender, prepared, clock, repeat, baseline_limit))
+                        tasks.append(Task(contender, prepared, clock, repeat))
     return tasks
 
 
@@ -143,7 +131,7 @@ class _Row:
 
     def measure(self, task: Task) -> Measurement:
         """Make one measurement. Raises ContenderError if the contender fails."""
-        case = self._case(task.limit)
+        case = self._case()
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
             output = Path(scratch)
             before = load_average()
@@ -151,55 +139,44 @@ class _Row:
             labels = output / case.name
             if not labels.is_file():
                 raise ContenderError(f"wrote no {case.name} into its output folder")
-            kept = self._labels(task.contender, task.limit)
+            kept = self._labels(task.contender)
             if not kept.exists():
                 make_folder(kept.parent)
                 shutil.copyfile(labels, kept)
-        seconds, timing, extrapolated = taken.seconds, taken.timing, None
-        if task.limit is not None and timing is not None:
-            measured = timing
-            # The published procedure encodes an image once and a volume's slice for every box.
-            encoded = self._prepared.prompts if self._prepared.row.is_volume else 1
-            seconds, timing = extrapolate(taken.seconds, measured, encoded, self._prepared.prompts)
-            extrapolated = Extrapolated(measured.boxes, taken.seconds)
+        timing = taken.timing
         return Measurement(
             key=task.key,
             contender=task.contender.title,
             row=self._prepared.row.name,
             clock=task.clock,
             repeat=task.repeat,
-            seconds=seconds,
+            seconds=taken.seconds,
             peak_mib=round(taken.peak_mib, 1),
             stages=None if timing is None else timing.stages,
             slices=None if timing is None else timing.slices,
             boxes=None if timing is None else timing.boxes,
-            extrapolated=extrapolated,
             load_average=before,
         )
 
     def agreements(self, tasks: Sequence[Task], store: Store) -> list[Agreement]:
         """Compare the label maps that the store knows nothing of with those of the column Proposed."""
-        limits = {task.contender: task.limit for task in tasks}
-        proposed = next((one for one in limits if one.title == PROPOSED), None)
+        contenders = dict.fromkeys(task.contender for task in tasks)
+        proposed = next((one for one in contenders if one.title == PROPOSED), None)
         if proposed is None:
             return []
         found = []
-        for contender, limit in limits.items():
-            key = _agreement_key(contender, proposed, self._prepared, limit)
-            labels = self._labels(contender, limit)
+        for contender in contenders:
+            key = _agreement_key(contender, proposed, self._prepared)
+            labels = self._labels(contender)
             if contender is proposed or key in store.agreements or not labels.exists():
                 continue
             row, titles = self._prepared.row.name, (contender.title, proposed.title)
             try:
-                reference = self._labels(proposed, limit)
-                if limit is not None and not reference.exists():
-                    self._label_trimmed(proposed, limit, reference)
-                comparison = compare_files(labels, reference)
-            except (ContenderError, InputError) as error:
-                found.append(Agreement(key, row, *titles, None, None, None, str(error)))
+                comparison = compare_files(labels, self._labels(proposed))
+            except InputError as error:
+                found.append(Agreement(key, row, *titles, None, None, str(error)))
                 continue
-            boxes = None if limit is None else workload(read_case(self._case(limit)))[1]
-            found.append(Agreement(key, row, *titles, comparison.dice, comparison.equal, boxes))
+            found.append(Agreement(key, row, *titles, comparison.dice, comparison.equal))
         return found
 
     def _take(self, task: Task, case: Path, output: Path) -> Run:
@@ -214,31 +191,17 @@ class _Row:
         taken = run_process(contender.process(case.parent, output))
         return Run(taken.seconds, taken.peak_mib, read_timing(output, case.stem))
 
-    def _label_trimmed(self, proposed: Contender, limit: int, target: Path) -> None:
-        """Segment the trimmed case with the column Proposed, to compare with; this is not timed."""
-        case = self._case(limit)
-        with tempfile.TemporaryDirectory(dir=self._scratch) as output:
-            run_process(proposed.process(case.parent, Path(output)))
-            make_folder(target.parent)
-            shutil.copyfile(Path(output, case.name), target)
-
-    def _case(self, limit: int | None) -> Path:
-        """Return the row's file, alone in a folder, whole or trimmed."""
-        name = self._prepared.path.name
-        path = self._scratch / f"case-{limit}" / name
+    def _case(self) -> Path:
+        """Return the row's file, alone in a folder."""
+        path = self._scratch / "case" / self._prepared.path.name
         if not path.exists():
-            case = read_case(self._prepared.path)
-            boxes = None if limit is None else trimmed_boxes(case, limit)
-            if boxes is None:
-                make_folder(path.parent)
-                shutil.copyfile(self._prepared.path, path)
-            else:
-                write_case(path, case.image, boxes, case.spacing)
+            make_folder(path.parent)
+            shutil.copyfile(self._prepared.path, path)
         return path
 
-    def _labels(self, contender: Contender, limit: int | None) -> Path:
+    def _labels(self, contender: Contender) -> Path:
         """Return where a contender's label map is kept; the name tells what it was made of and by."""
-        made_by = _hash(contender.identity, self._prepared.sha256, limit)[:12]
+        made_by = _hash(contender.identity, self._prepared.sha256)[:12]
         return self._folder / contender.folder / f"{self._prepared.row.name}-{made_by}.npz"
 
 
@@ -247,12 +210,12 @@ def agreement_keys(tasks: Sequence[Task]) -> list[str]:
     proposed = next((task.contender for task in tasks if task.contender.title == PROPOSED), None)
     if proposed is None:
         return []
-    keys = [_agreement_key(task.contender, proposed, task.prepared, task.limit) for task in tasks]
+    keys = [_agreement_key(task.contender, proposed, task.prepared) for task in tasks]
     return list(dict.fromkeys(keys))
 
 
-def _agreement_key(contender: Contender, proposed: Contender, prepared: Prepared, limit: int | None) -> str:
-    return _hash("agreement", contender.title, contender.identity, proposed.identity, limit, prepared.sha256)
+def _agreement_key(contender: Contender, proposed: Contender, prepared: Prepared) -> str:
+    return _hash("agreement", contender.title, contender.identity, proposed.identity, prepared.sha256)
 
 
 def _hash(*parts: object) -> str:

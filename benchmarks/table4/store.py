@@ -12,17 +12,9 @@ from litemed.benchmarks.table4.machine import Machine
 from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.files import atomic_write
 
-SCHEMA = 1
+SCHEMA = 2
 
 Clock = Literal["process", "warm"]
-
-
-@dataclass(frozen=True)
-class Extrapolated:
-    """What an extrapolated time was measured on: boxes decoded (each slice's counted), and their seconds."""
-
-    measured_boxes: int
-    measured_seconds: float
 
 
 @dataclass(frozen=True)
@@ -35,11 +27,10 @@ class Measurement:
         row: the case.
         clock: process: from start to exit of a fresh process; warm: model loaded, from file to file.
         repeat: from 0.
-        seconds: wall clock; extrapolated if `extrapolated` says so.
+        seconds: wall clock.
         peak_mib: peak resident memory; on the warm clock that of the process so far.
         stages: seconds by stage, None if the contender does not say.
         slices, boxes: encoded and decoded, None if the contender does not say.
-        extrapolated: None if the whole case was measured.
         load_average: of the machine in the minute before.
     """
 
@@ -53,7 +44,6 @@ class Measurement:
     stages: dict[str, float] | None
     slices: int | None
     boxes: int | None
-    extrapolated: Extrapolated | None
     load_average: float
 
 
@@ -67,7 +57,6 @@ class Agreement:
         contender, reference: titles.
         dice: mean over the labels that either has; None if there is no comparison, see `problem`.
         equal: share of pixels or voxels with the same label.
-        boxes: how many boxes (each slice's counted) were compared, if not the whole case; else None.
         problem: why there is no comparison.
     """
 
@@ -77,7 +66,6 @@ class Agreement:
     reference: str
     dice: float | None
     equal: float | None
-    boxes: int | None
     problem: str | None = None
 
 
@@ -120,53 +108,21 @@ class Store:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self, machine: Machine) -> None:
-        content = read_run(self.path)
-        if content.machine.identity != machine.identity:
+        try:
+            content = json.loads(self.path.read_text())
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"schema {content['schema']!r}")
+            measured_on = Machine(**content["machine"] | {"features": tuple(content["machine"]["features"])})
+            measurements = [Measurement(**entry) for entry in content["measurements"]]
+            agreements = [Agreement(**entry) for entry in content["agreements"]]
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputError(
+                f"{self.path}: no measurements of this version of litemed-bench; move it away"
+            ) from error
+        if measured_on.identity != machine.identity:
             raise UsageError(
                 f"{self.path}: was measured on another machine or with other versions "
-                f"({content.machine.line()}); choose another output folder"
+                f"({measured_on.line()}); choose another output folder"
             )
-        self.measurements = {entry.key: entry for entry in content.measurements}
-        self.agreements = {entry.key: entry for entry in content.agreements}
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """What a run's file holds.
-
-    Attributes:
-        machine: where it was measured.
-        cases: SHA-256 of the rows' files, by name.
-        plan: keys of the measurements that its table shows; others are of earlier plans.
-        measurements, agreements: all of them.
-    """
-
-    machine: Machine
-    cases: dict[str, str]
-    plan: frozenset[str]
-    measurements: list[Measurement]
-    agreements: list[Agreement]
-
-
-def read_run(path: Path) -> StoredRun:
-    """Read the file of a run. Raises OutputError if it is none of ours."""
-    try:
-        content = json.loads(path.read_text())
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']!r}")
-        return StoredRun(
-            Machine(**content["machine"] | {"features": tuple(content["machine"]["features"])}),
-            {row["name"]: row["sha256"] for row in content["rows"]},
-            frozenset(content.get("plan") or [entry["key"] for entry in content["measurements"]]),
-            [_measurement(entry) for entry in content["measurements"]],
-            [Agreement(**entry) for entry in content["agreements"]],
-        )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OutputError(
-            f"{path}: no measurements of this version of litemed-bench; move it away"
-        ) from error
-
-
-def _measurement(entry: dict[str, Any]) -> Measurement:
-    extrapolated = entry["extrapolated"]
-    return Measurement(**entry | {"extrapolated": extrapolated and Extrapolated(**extrapolated)})
+        self.measurements = {entry.key: entry for entry in measurements}
+        self.agreements = {entry.key: entry for entry in agreements}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from litemed.benchmarks.table4.contenders import BASELINE, PROPOSED, Contender
 from litemed.benchmarks.table4.rows import Prepared
-from litemed.benchmarks.table4.spread import repeatability_limit
 from litemed.benchmarks.table4.store import Agreement, Clock, Measurement
 
 
@@ -22,7 +21,6 @@ class Cell:
         peak_mib: the highest of them.
         stages: medians by stage, or None.
         slices, boxes: encoded and decoded, or None.
-        measured_boxes: of an extrapolated time how many boxes (each slice's counted) it was measured on.
     """
 
     median: float
@@ -33,7 +31,6 @@ class Cell:
     stages: dict[str, float] | None
     slices: int | None
     boxes: int | None
-    measured_boxes: int | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,6 @@ class Table:
         clocks: the clocks measured.
         cells: by row, title and clock; what failed or was not measured is absent.
         agreements: by row and title.
-        limits: by clock, see `repeatability_limit`; None where nothing was repeated.
         published: the paper's seconds of the baseline by row, for reference; empty if not given.
         coverage: share of the slices that each object of a stand-in spans.
     """
@@ -56,7 +52,6 @@ class Table:
     clocks: tuple[Clock, ...]
     cells: dict[tuple[str, str, Clock], Cell]
     agreements: dict[tuple[str, str], Agreement]
-    limits: dict[Clock, float | None]
     published: dict[str, float]
     coverage: float
 
@@ -83,7 +78,6 @@ def summarise(
         tuple(clocks),
         {name: _cell(group) for name, group in groups.items()},
         {(one.row, one.contender): one for one in agreements},
-        limits(measurements),
         published,
         coverage,
     )
@@ -97,22 +91,9 @@ def by_cell(measurements: Iterable[Measurement]) -> dict[tuple[str, str, Clock],
     return groups
 
 
-def limits(measurements: Sequence[Measurement]) -> dict[Clock, float | None]:
-    """Return the repeatability limit of each clock."""
-    groups = by_cell(measurements)
-    clocks = dict.fromkeys(one.clock for one in measurements)
-    return {
-        clock: repeatability_limit(
-            [one.seconds for one in group] for (_, _, of), group in groups.items() if of == clock
-        )
-        for clock in clocks
-    }
-
-
 def _cell(group: list[Measurement]) -> Cell:
     seconds = [one.seconds for one in group]
     stages = [one.stages for one in group if one.stages is not None]
-    extrapolated = [one.extrapolated.measured_boxes for one in group if one.extrapolated]
     return Cell(
         median=statistics.median(seconds),
         low=min(seconds),
@@ -124,5 +105,4 @@ def _cell(group: list[Measurement]) -> Cell:
         else None,
         slices=group[0].slices,
         boxes=group[0].boxes,
-        measured_boxes=min(extrapolated) if extrapolated else None,
     )

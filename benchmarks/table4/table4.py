@@ -32,7 +32,6 @@ class Settings:
         contenders: its columns.
         clocks: process, warm or both.
         repeats: of each measurement.
-        baseline_limit: boxes (each slice's counted) after which Baseline is extrapolated; None: never.
         coverage: share of a stand-in volume's slices that each object spans.
         cases: folder of real files, if there is one.
         published: a paper's seconds by row, for reference.
@@ -43,7 +42,6 @@ class Settings:
     contenders: tuple[Contender, ...]
     clocks: tuple[Clock, ...]
     repeats: int
-    baseline_limit: int | None
     coverage: float
     cases: Path | None
     published: dict[str, float]
@@ -70,12 +68,11 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
     for row in settings.rows:
         click.echo(f"preparing {row.name}", err=True)
         rows.append(prepare(row, settings.cases, output / "stand-ins", settings.coverage))
-    tasks = plan(rows, settings.contenders, settings.clocks, settings.repeats, settings.baseline_limit)
+    tasks = plan(rows, settings.contenders, settings.clocks, settings.repeats)
     description = {
         "settings": {
             "clocks": settings.clocks,
             "repeats": settings.repeats,
-            "baseline_limit": settings.baseline_limit,
             "coverage": settings.coverage,
             "notes": settings.notes,
             "published": settings.published,
@@ -91,7 +88,6 @@ def _run(settings: Settings, output: Path) -> tuple[str, bool]:
             }
             for one in rows
         ],
-        "plan": [task.key for task in tasks],
     }
     path, labels = output / f"{NAME}.json", output / "labels"
     if not path.exists():  # moved away: what made these label maps may not be what runs now

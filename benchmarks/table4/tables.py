@@ -11,13 +11,6 @@ from litemed.benchmarks.table4.store import Clock
 from litemed.benchmarks.table4.summary import Cell, Table
 
 STAND_IN = "†"
-EXTRAPOLATED = "≈"
-
-SPREAD = "Spread between runs"
-MEANING = (
-    "In another run with as many repeats none of the medians should differ from these by more, with a "
-    "probability of 95 %."
-)
 
 CLOCKS = {
     "process": "Process: each case in a fresh process, from start to exit",
@@ -33,17 +26,9 @@ def markdown(table: Table, notes: list[str]) -> str:
             f"- {STAND_IN} A drawn stand-in of the same size and number of objects; the challenge's own "
             f"case was not at hand. In volumes, each object spans {table.coverage:.0%} of the slices."
         )
-    if any(cell.measured_boxes is not None for cell in table.cells.values()):
-        parts.append(
-            f"- {EXTRAPOLATED} Extrapolated: measured on the number of boxes (each slice's counted) given in "
-            "brackets; encoding and decoding scaled to the whole case, all else as measured."
-        )
     parts += ["- Seconds are medians (lowest to highest of all repeats)."]
     for clock in table.clocks:
         parts += ["", f"## {CLOCKS[clock]}", "", *_seconds(table, clock)]
-        limit = table.limits.get(clock)
-        if limit is not None:
-            parts += ["", f"{SPREAD}: {limit:.0%}. {MEANING}"]
     parts += ["", "## Peak memory and work", "", *_work(table)]
     parts += ["", f"## Agreement of label maps with {PROPOSED}", "", *_agreement(table)]
     return "\n".join(parts) + "\n"
@@ -56,15 +41,13 @@ def _seconds(table: Table, clock: Clock) -> list[str]:
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
     for one in table.rows:
         name, ratio = one.row.name, table.ratio(one.row.name, clock)
-        slow = table.cells.get((name, BASELINE, clock))
-        mark = EXTRAPOLATED if slow and slow.measured_boxes is not None else ""
         lines.append(
             [
                 name + (f" {STAND_IN}" if one.stand_in else ""),
                 "×".join(map(str, one.row.shape)),
                 str(one.row.objects),
                 *(_cell(table.cells.get((name, title, clock))) for title in titles),
-                "–" if ratio is None else f"{mark}{ratio:.1f}",
+                "–" if ratio is None else f"{ratio:.1f}",
                 *([_reference(table.published.get(name))] if table.published else []),
             ]
         )
@@ -87,7 +70,7 @@ def _work(table: Table) -> list[str]:
         lines.append(line)
     note = (
         f"Peak resident memory by the {table.clocks[0]} clock. Slices encoded; boxes decoded, each slice's "
-        "counted. Of extrapolated times the memory is that of the part measured."
+        "counted."
     )
     return [*map(_line, lines), "", note]
 
@@ -105,8 +88,7 @@ def _agreement(table: Table) -> list[str]:
             if found.dice is None or found.equal is None:
                 lines.append([one.row.name, title, "–", "–", found.problem or "–"])
                 continue
-            part = "whole case" if found.boxes is None else f"{found.boxes} of {one.prompts} boxes"
-            lines.append([one.row.name, title, f"{found.dice:.4f}", f"{found.equal:.4%}", part])
+            lines.append([one.row.name, title, f"{found.dice:.4f}", f"{found.equal:.4%}", "whole case"])
     note = (
         f"{BASELINE} differs from {PROPOSED} by design: in volumes it prompts each slice by the last "
         "one's mask instead of the box given, and where objects overlap the later one wins, not the likelier."
@@ -117,10 +99,8 @@ def _agreement(table: Table) -> list[str]:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    mark = "" if cell.measured_boxes is None else EXTRAPOLATED
-    on = "" if cell.measured_boxes is None else f" [{cell.measured_boxes}]"
     spread = f" ({_number(cell.low)} to {_number(cell.high)})" if cell.repeats > 1 else ""
-    return f"{mark}{_number(cell.median)}{spread}{on}"
+    return f"{_number(cell.median)}{spread}"
 
 
 def _number(seconds: float) -> str:
@@ -149,9 +129,8 @@ def table_csv(table: Table) -> str:
             "lowest_s",
             "highest_s",
             "repeats",
-            "extrapolated",
         ]
-        + ["measured_boxes", "peak_mib", "slices_encoded", "boxes_decoded", "dice_with_proposed"]
+        + ["peak_mib", "slices_encoded", "boxes_decoded", "dice_with_proposed"]
         + [f"{stage}_s" for stage in STAGES]
     )
     for one in table.rows:
@@ -162,11 +141,10 @@ def table_csv(table: Table) -> str:
                 if cell is None:
                     continue
                 dice = "" if agreement is None or agreement.dice is None else f"{agreement.dice:.6f}"
-                extrapolated = cell.measured_boxes is not None
                 writer.writerow(
                     [one.row.name, int(one.stand_in), title, clock]
                     + [f"{value:.4f}" for value in (cell.median, cell.low, cell.high)]
-                    + [cell.repeats, int(extrapolated), cell.measured_boxes, f"{cell.peak_mib:.1f}"]
+                    + [cell.repeats, f"{cell.peak_mib:.1f}"]
                     + [cell.slices, cell.boxes, dice]
                     + (
                         [f"{cell.stages[stage]:.4f}" for stage in STAGES]
