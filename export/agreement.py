@@ -130,7 +130,7 @@ def measure_agreement(
 
 
 def summarise(cases: Iterable[CaseAgreement]) -> EngineAgreement:
-    """Return the means over the cases of each modality, and over modalities; numbers to six places."""
+    """Return the means over the cases of each modality; numbers to six places."""
     by_modality: dict[str, list[CaseAgreement]] = {}
     for case in cases:
         by_modality.setdefault(case.modality, []).append(case)
@@ -142,7 +142,7 @@ def summarise(cases: Iterable[CaseAgreement]) -> EngineAgreement:
             dice=round(statistics.fmean(case.dice for case in some), 6),
             dsc_change=round(statistics.fmean(changes), 6) if changes else None,
         )
-    return EngineAgreement(round(statistics.fmean(one.dice for one in modalities.values()), 6), modalities)
+    return EngineAgreement(modalities)
 
 
 def mean_dice(first: Labels, second: Labels, count: int) -> float:

@@ -94,8 +94,8 @@ def main(**options: Any) -> None:
     OpenVINO; a bundle that differs is not left behind.
 
     A precision other than float32 is offered only if its masks agree with
-    float32's to 0.99 (mean Dice over modalities) and no modality's DSC falls by
-    more than 0.005, on one engine at least. Cases are named after their
+    float32's to 0.99 (mean Dice) in every modality and no modality's DSC falls
+    by more than 0.005, on one engine at least. Cases are named after their
     modality, as litemed-prepare --cases does.
     """
     run_command(lambda: _run(**options), debug=options["debug"], interrupted="nothing was written")

@@ -18,7 +18,8 @@ def describe(folder: str | pathlib.Path) -> str:
     weights = manifest.weights
     lines = [
         f"{manifest.name}  (litemed {manifest.litemed}, {manifest.created})",
-        f"  weights     {weights.file}  {weights.layout}  sha256 {weights.sha256[:12] or '-'}",
+        f"  weights     {weights.file}  layout {weights.layout}, encoder {weights.encoder}",
+        f"              sha256 {weights.sha256[:12] or '-'}",
     ]
     if not weights.trained:
         lines.append("              UNTRAINED: drawn at random, the masks mean nothing")
@@ -48,9 +49,7 @@ def _precision(name: str, precision: Precision) -> list[str]:
         return lines
     for engine, found in precision.agreement.engines.items():
         verdict = precision.shortcoming(engine) or "passes"
-        lines.append(
-            f"              {engine}, {precision.agreement.images} cases: {found.macro:.4f}, {verdict}"
-        )
+        lines.append(f"              {engine}, {precision.agreement.images} cases: {verdict}")
         for modality, one in found.modalities.items():
             change = "" if one.dsc_change is None else f"  DSC {one.dsc_change:+.4f}"
             lines.append(f"                {modality:<12} {one.cases:>3} cases  Dice {one.dice:.4f}{change}")

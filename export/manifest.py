@@ -1,4 +1,4 @@
-"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 3)."""
+"""Write `manifest.json`, the description that the runtime holds a bundle to (schema 4)."""
 
 from __future__ import annotations
 

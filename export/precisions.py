@@ -110,8 +110,10 @@ def plan(options: PrecisionOptions) -> Plan:
 
 def _outcome(found: EngineAgreement) -> str:
     changes = {name: m.dsc_change for name, m in found.modalities.items() if m.dsc_change is not None}
-    text = f"masks agree with float32's to {found.macro:.4f}"
+    text = (
+        f"masks agree with float32's to {found.modalities[found.lowest].dice:.4f} in {found.lowest} at worst"
+    )
     if changes:
         worst = min(changes, key=lambda name: changes[name])
-        text += f", DSC changes by {changes[worst]:+.4f} in {worst} at worst"
+        text += f", DSC changes by {changes[worst]:+.4f} in {worst}"
     return f"{text}: {found.shortcoming() or 'passes'}"

@@ -1,4 +1,4 @@
-"""The description that a bundle carries of itself: `manifest.json`, schema 3.
+"""The description that a bundle carries of itself: `manifest.json`, schema 4.
 
 Read strictly: a key that is missing, double, unknown or of another type, a number that is not finite and a
 text that would not print on one line are refused. Only the sections that record where a bundle came from
@@ -17,14 +17,14 @@ from litemed.runtime.onnx_header import Value
 from litemed.runtime.precision import ROLES, Precision, read_precisions
 from litemed.runtime.strict_json import Section, load_json, shown
 
-SCHEMA = 3
+SCHEMA = 4
 """The only one that is read and written."""
 
 MAX_BYTES = 1 << 20
 """The most that a manifest may take; real ones take 2 to 10 KB."""
 
 MAX_GRAPH_BYTES = 1 << 29
-"""The most that a graph may take; LiteMedSAM's encoder takes 28 MB in float32."""
+"""The most that a graph may take; the light encoder takes 52 MB in float32."""
 
 PREPROCESSING = {
     "channels": 3,
@@ -69,11 +69,15 @@ class Lora:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights came from; `trained` is False for random ones, whose masks mean nothing."""
+    """Where the weights came from, and the kind of their `encoder`.
+
+    `trained` is False for random ones, whose masks mean nothing.
+    """
 
     file: str
     sha256: str
     layout: str
+    encoder: str
     trained: bool
     lora: Lora | None
 
@@ -194,6 +198,7 @@ def _weights(section: Section) -> Weights:
         file=section.text("file"),
         sha256=section.text("sha256"),
         layout=section.text("layout"),
+        encoder=section.text("encoder"),
         trained=section.flag("trained"),
         lora=None
         if lora is None

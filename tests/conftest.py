@@ -211,14 +211,21 @@ def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             for end, values in ends.items()
         }
     manifest = {
-        "schema": 3,
+        "schema": 4,
         "name": "boxes",
         "litemed": "0.1.0",
         "created": "2026-01-01T00:00:00+00:00",
         "input": {"size": 256} | PREPROCESSING,
         "graphs": entries,
         "precisions": {"float32": {"encoder": "encoder", "decoder": "decoder"}},
-        "weights": {"file": "none", "sha256": "0" * 64, "layout": "none", "trained": True, "lora": None},
+        "weights": {
+            "file": "none",
+            "sha256": "0" * 64,
+            "layout": "none",
+            "encoder": "light",
+            "trained": True,
+            "lora": None,
+        },
         "parity": [],
         "tools": {},
     }

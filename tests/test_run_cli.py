@@ -235,7 +235,7 @@ def two_precisions(box_bundle: Path, tmp_path: Path) -> Path:
     bundle = Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     engines = {
-        name: {"macro": dice, "modalities": {"CT": {"cases": 1, "dice": dice, "dsc_change": None}}}
+        name: {"modalities": {"CT": {"cases": 1, "dice": dice, "dsc_change": None}}}
         for name, dice in (("onnxruntime", 0.9), ("openvino", 1.0))
     }
     agreement = {"images": 1, "merge": "nested", "engines": engines}
