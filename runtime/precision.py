@@ -58,7 +58,7 @@ class EngineAgreement:
         """Return what keeps it from being used unasked, for a message; None if nothing does."""
         for name, modality in self.modalities.items():
             if modality.dice < MIN_DICE:
-                return f"its masks of {name} agree with {REFERENCE}'s to {modality.dice:.4f}, under {MIN_DICE}"
+                return f"its masks of {name} agree to {modality.dice:.4f}, under {MIN_DICE}"
             if modality.dsc_change is not None and modality.dsc_change < -MAX_DSC_LOSS:
                 return f"it lowers the DSC of {name} by {-modality.dsc_change:.4f}, over {MAX_DSC_LOSS}"
         return None
