@@ -98,7 +98,9 @@ def main(**options: Any) -> None:
     by more than 0.005, on one engine at least. Cases are named after their
     modality, as litemed-prepare --cases does.
     """
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted="nothing was written")
+    run_command(
+        lambda: _run(**options), debug=options["debug"], interrupted="nothing was written", extra="export"
+    )
 
 
 def _run(

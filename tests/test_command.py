@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ def ending(capsys: pytest.CaptureFixture[str], outcome: Any, debug: bool = False
         return outcome
 
     with pytest.raises(SystemExit) as ended:
-        run_command(work, debug=debug, interrupted="give the same command again")
+        run_command(work, debug=debug, interrupted="give the same command again", extra="train")
     printed = capsys.readouterr()
     assert printed.out == ""
     return ended.value.code, printed.err.splitlines()
@@ -32,6 +35,11 @@ def ending(capsys: pytest.CaptureFixture[str], outcome: Any, debug: bool = False
         (InputError("a.npz: no boxes"), 1, ["error: a.npz: no boxes"]),
         (BundleError("b: damaged"), 1, ["error: b: damaged"]),
         (UsageError("name one"), 2, ["error: name one"]),
+        (
+            ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"),
+            2,
+            ["error: torch is not installed; in the checkout: pip install '.[train]'"],
+        ),
         (KeyboardInterrupt(), 130, ["interrupted: give the same command again"]),
     ],
 )
@@ -50,3 +58,28 @@ def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(
     assert lines[-1] == "error: a.npz: no boxes"
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0 > 0, debug=False, interrupted="")
+    for name, extra in (("litemed.lost", "train"), ("lost", None)):
+        with pytest.raises(ModuleNotFoundError):
+            run_command(
+                lambda name=name: bool(importlib.import_module(name)),
+                debug=False,
+                interrupted="",
+                extra=extra,
+            )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("train", ["DATA", "--base", "B"]), ("distill", ["B", "DATA"])]
+)
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_without_the_extra_the_training_commands_say_what_to_install(
+    command: str, arguments: list[str], package: str
+) -> None:
+    """In a process of its own, whose modules nobody has imported before."""
+    module = "litemed.train.cli" if command == "train" else "litemed.train.distill.cli"
+    code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "-o", "RUN"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {package} is not installed; in the checkout: pip install '.[train]'\n"

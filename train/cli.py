@@ -70,7 +70,7 @@ def main(**options: Any) -> None:
     litemed-export together with the base.
     """
     kept = "go on from the last state with --resume"
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept)
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept, extra="train")
 
 
 def _run(

@@ -97,7 +97,9 @@ def main(**options: Any) -> None:
 
     Writes table.md, table.csv, cases.csv, classes.csv and report.json.
     """
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted="nothing was written")
+    run_command(
+        lambda: _run(**options), debug=options["debug"], interrupted="nothing was written", extra="eval"
+    )
 
 
 def _run(

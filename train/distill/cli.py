@@ -64,7 +64,7 @@ def main(**options: Any) -> None:
     The result, OUTPUT/light.safetensors, is a whole checkpoint for litemed-export and litemed-train.
     """
     kept = "go on from the last state with --resume"
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept)
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept, extra="train")
 
 
 def _run(

@@ -110,7 +110,7 @@ def main(**options: Any) -> None:
     command is given again.
     """
     kept = "give the same command again to go on"
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept)
+    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept, extra="train")
 
 
 def _run(
