@@ -21,6 +21,11 @@ SHARED = pathlib.Path(os.environ.get("LITEMED_SHARED", ROOT.parent / "shared"))
 Find = Callable[[str], pathlib.Path]
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: with a thread for each core in every one, PyTorch waits for itself.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_configure() -> None:
     """Take interrupts though the shell that began the tests in its background has them ignored.
 
