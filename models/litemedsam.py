@@ -47,7 +47,9 @@ class LiteMedSAM(nn.Module):
 
         Args:
             embedding: (1, 256, h, w) for prompts of one image, or (N, 256, h, w), one per prompt.
-            boxes, points, masks: see `PromptEncoder.forward`.
+            boxes: see `PromptEncoder.forward`, also for the next two.
+            points: pairs of coordinates and labels.
+            masks: logits of an earlier answer.
             multimask: three candidate masks per prompt instead of one.
 
         Returns:
