@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import venv
@@ -27,19 +28,32 @@ MAY_IMPORT = {
 
 
 @pytest.fixture(scope="module")
-def base_environment(tmp_path_factory):
+def wheel(tmp_path_factory):
+    """The wheel, built from the source."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "-w", folder, ROOT)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base_environment(wheel, tmp_path_factory):
     """A fresh virtual environment with nothing but litemed and what it requires."""
     folder = tmp_path_factory.mktemp("base")
     venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT]
-    done = subprocess.run(install, capture_output=True, text=True)
+    binaries = folder / "venv" / "bin"
+    pip("install", "-c", ROOT / "constraints.txt", wheel, python=binaries / "python")
+    return binaries
+
+
+def pip(command, *arguments, python=sys.executable):
+    done = subprocess.run([python, "-m", "pip", command, "-q", *arguments], capture_output=True, text=True)
     if "No matching distribution" in done.stderr or "ConnectionError" in done.stderr:
         pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr
-    return folder / "venv" / "bin"
 
 
+@pytest.mark.slow
 def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
     listing = subprocess.run(
         [base_environment / "python", "-m", "pip", "list", "--format=json"],
@@ -51,13 +65,8 @@ def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
     assert not names & FORBIDDEN
 
 
-def test_the_wheel_holds_the_model_and_stays_small(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
-    done = subprocess.run(build, capture_output=True, text=True)
-    if "No matching distribution" in done.stderr or "ConnectionError" in done.stderr:
-        pytest.skip("no package index can be reached")
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+@pytest.mark.slow
+def test_the_wheel_holds_the_model_and_stays_small(wheel):
     assert wheel.stat().st_size < 45e6
     with zipfile.ZipFile(wheel) as archive:
         model = {
@@ -69,6 +78,20 @@ def test_the_wheel_holds_the_model_and_stays_small(tmp_path):
     assert sum(model.values()) < 40e6
 
 
+@pytest.mark.slow
+def test_the_wheel_carries_licence_and_attribution_and_a_page_whose_links_work_anywhere(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        files = {pathlib.PurePath(name).name: name for name in archive.namelist() if ".dist-info/" in name}
+        card, about = (archive.read(files[name]).decode() for name in ("README.md", "METADATA"))
+        assert "Apache License" in archive.read(files["LICENSE"]).decode()
+    assert "Attribution" in card
+    assert "CC BY 4.0" in card
+    page = about.partition("\n\n")[2]
+    assert "# litemed" in page
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]*)\)", page))
+
+
+@pytest.mark.slow
 def test_the_base_install_segments_with_the_model_that_ships(base_environment, tmp_path):
     phantom = draw_image(120, 160, 3)
     cases = tmp_path / "cases"
