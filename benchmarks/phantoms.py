@@ -1,30 +1,17 @@
-"""Draw deterministic test cases with plausible anatomy: textured blobs in a body, boxes round them.
+"""Draw deterministic test cases of any size: textured blobs in a body, boxes round them.
 
-They stand in for images that cannot be shipped: the README's demonstration and
-the timing of cases of a given size and number of objects. The masks are known,
-so they are also a small sanity check of a trained model; they are no substitute
-for real images in judging one.
-
-    python -m litemed.benchmarks.phantoms OUT
-
-writes three small cases to OUT/cases and their ground truth to OUT/gts, in the
-challenge's npz layout.
+They serve where the size and the number of objects of a case matter, not what it shows: timing and tests. The
+masks are known.
 """
 
 from __future__ import annotations
 
 import math
-import pathlib
 from dataclasses import dataclass
-from typing import Any
 
-import click
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from litemed.runtime.files import atomic_write
-from litemed.runtime.npz import write_npz
 
 Image = NDArray[np.uint8]
 
@@ -77,7 +64,7 @@ def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:
     tint = rng.uniform(0.75, 1.0, 3)
     grey, labels = _slice(blobs, [1.0] * count, _texture(rng, height, width))
     image = np.clip(grey[..., None] * tint, 0, 255).astype(np.uint8)
-    return Phantom(image, labels, _boxes_of(labels, count))
+    return Phantom(image, labels, boxes_of(labels, count))
 
 
 def draw_volume(
@@ -111,7 +98,7 @@ def draw_volume(
         shifted = np.roll(texture, (5 * z, 3 * z), (0, 1))
         grey, labels[z] = _slice(blobs, sections.tolist(), shifted)
         image[z] = np.clip(grey, 0, 255)
-    return Phantom(image, labels, _boxes_of(labels, count), spacing)
+    return Phantom(image, labels, boxes_of(labels, count), spacing)
 
 
 def _place(rng: np.random.Generator, height: int, width: int, count: int) -> list[_Blob]:
@@ -157,46 +144,10 @@ def _slice(
     return np.asarray(soft + texture, np.float32), labels
 
 
-def _boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
+def boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
     """Return the tight boxes of labels 1 to count, x y (z) first corners then last."""
     boxes = []
     for label in range(1, count + 1):
-        found = [
-            np.flatnonzero((labels == label).any(axis=_others(labels.ndim, a))) for a in range(labels.ndim)
-        ]
-        low = [int(f[0]) for f in found][::-1]  # z y x to x y z
-        high = [int(f[-1]) for f in found][::-1]
-        boxes.append(low + high)
+        places = np.nonzero(labels == label)[::-1]  # x y (z)
+        boxes.append([int(axis.min()) for axis in places] + [int(axis.max()) for axis in places])
     return np.array(boxes, np.int64)
-
-
-def _others(ndim: int, axis: int) -> tuple[int, ...]:
-    return tuple(a for a in range(ndim) if a != axis)
-
-
-@click.command()
-@click.argument("out", type=click.Path(path_type=pathlib.Path, file_okay=False))
-def main(out: pathlib.Path) -> None:
-    """Write three small drawn cases to OUT/cases and their ground truth to OUT/gts."""
-    phantoms = {
-        "2DBox_US_phantom": draw_image(256, 256, 1, seed=4),
-        "2DBox_Microscopy_phantom": draw_image(300, 420, 12, seed=2),
-        "3DBox_CT_phantom": draw_volume(8, 160, 200, 3, seed=3, coverage=0.6),
-    }
-    for folder in ("cases", "gts"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for name, phantom in phantoms.items():
-        files: dict[str, dict[str, NDArray[Any]]] = {
-            "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
-            "gts": {"gts": phantom.labels},
-        }
-        for folder, arrays in files.items():
-            if phantom.spacing is not None:
-                arrays["spacing"] = np.array(phantom.spacing)
-            with atomic_write(out / folder / f"{name}.npz") as file:
-                write_npz(file, arrays)
-        click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
+from litemed.runtime.dice import dice_by_label
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.modalities import modality_of_name
@@ -150,13 +151,8 @@ def mean_dice(first: Labels, second: Labels, count: int) -> float:
 
     A label that neither map has is left out; if there is none at all, they agree: 1.
     """
-    sizes, common = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
-    for one, other in zip(_planes(first), _planes(second), strict=True):
-        sizes += _count(one, count) + _count(other, count)
-        common += _count(one[one == other], count)
-    sizes, common = sizes[1:], common[1:]
-    present = sizes > 0
-    return float((2 * common[present] / sizes[present]).mean()) if present.any() else 1.0
+    dice = dice_by_label(first, second, count)
+    return 1.0 if np.isnan(dice).all() else float(np.nanmean(dice))
 
 
 def _compare(
@@ -167,15 +163,6 @@ def _compare(
         classes = int(truth.max())
         change = mean_dice(truth, labels, classes) - mean_dice(truth, expected, classes)
     return CaseAgreement(modality, mean_dice(labels, expected, boxes), change)
-
-
-def _planes(labels: Labels) -> Iterator[Labels]:
-    return iter(labels if labels.ndim == 3 else labels[np.newaxis])
-
-
-def _count(labels: Labels, count: int) -> NDArray[np.int64]:
-    """Return how often each of 0 to `count` occurs; larger labels do not count."""
-    return np.bincount(labels.ravel(), minlength=count + 1)[: count + 1]
 
 
 def _segmenter(bundle: Bundle, engine: str, precision: str) -> Segmenter:

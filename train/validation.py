@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError
 from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
 from litemed.runtime.nesting import Nesting
@@ -144,18 +145,6 @@ def label_maps(
     return maps
 
 
-def dice_by_label(prediction: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """Return 2 |A and B| / (|A| + |B|) of each label from 1 to the largest of `truth`, (N,).
-
-    NaN for a label that neither of the two maps has.
-    """
-    count = int(truth.max(initial=0)) + 1
-    inside = np.bincount(truth[prediction == truth].ravel(), minlength=count)
-    sizes = sum(np.bincount(labels.ravel(), minlength=count)[:count] for labels in (prediction, truth))
-    with np.errstate(invalid="ignore"):
-        return 2 * inside[1:] / np.asarray(sizes)[1:]
-
-
 def dice_of_ellipses(truth: NDArray[Any]) -> NDArray[np.float64]:
     """Return the DSC of each label (N,) of `truth` (h, w) with the ellipse inscribed in its tight box."""
     objects = find_boxes(truth)
@@ -196,8 +185,9 @@ def validate(
         if not usable:
             continue
         for item, labels in zip(usable, label_maps(model, usable, processes.device), strict=True):
-            dice = [dice_by_label(labels, item.truth).mean(), dice_of_ellipses(item.truth).mean(), 1.0]
-            sums[names.index(item.modality)] += torch.tensor(dice, dtype=torch.float64)
+            dice = dice_by_label(labels, item.truth, len(item.boxes)).mean()
+            row = [dice, dice_of_ellipses(item.truth).mean(), 1.0]
+            sums[names.index(item.modality)] += torch.tensor(row, dtype=torch.float64)
     rows = processes.sum(sums).tolist()
     scored = {name: row for name, row in zip(names, rows, strict=False) if row[2]}
     return ValidationScores(
