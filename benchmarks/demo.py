@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from typing import Any
 
 import click
 import cv2
@@ -55,7 +56,8 @@ def _cover(shape: tuple[int, int], outline: Points) -> Plane:
     fine = np.zeros((shape[0] * _FINE, shape[1] * _FINE), np.uint8)
     # OpenCV counts in sixteenths, here, from the centre of a pixel.
     cv2.fillPoly(fine, [np.rint((outline * _FINE + (_FINE - 1) / 2) * 16).astype(np.int32)], 255, shift=4)
-    return np.asarray(cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA), np.float32) / 255
+    share = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA)
+    return share.astype(np.float32) / np.float32(255)
 
 
 def _blend(picture: Plane, share: Plane, value: float | tuple[int, int, int]) -> None:
@@ -249,12 +251,14 @@ def main(out: pathlib.Path) -> None:
     """Write three drawn cases to OUT/cases and their truth to OUT/gts."""
     for name, draw in DEMO.items():
         phantom = draw()
-        spacing = {} if phantom.spacing is None else {"spacing": np.array(phantom.spacing)}
-        case = {"imgs": phantom.image, "boxes": phantom.boxes, **spacing}
-        for folder, arrays in (("cases", case), ("gts", {"gts": phantom.labels, **spacing})):
+        spacing: dict[str, NDArray[Any]] = {}
+        if phantom.spacing is not None:
+            spacing["spacing"] = np.array(phantom.spacing)
+        case = {"imgs": phantom.image, "boxes": phantom.boxes}
+        for folder, arrays in (("cases", case), ("gts", {"gts": phantom.labels})):
             (out / folder).mkdir(parents=True, exist_ok=True)
             with atomic_write(out / folder / f"{name}.npz") as file:
-                write_npz(file, arrays)
+                write_npz(file, arrays | spacing)
         click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
 
 
