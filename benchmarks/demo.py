@@ -254,8 +254,11 @@ def main(out: pathlib.Path) -> None:
         spacing: dict[str, NDArray[Any]] = {}
         if phantom.spacing is not None:
             spacing["spacing"] = np.array(phantom.spacing)
-        case = {"imgs": phantom.image, "boxes": phantom.boxes}
-        for folder, arrays in (("cases", case), ("gts", {"gts": phantom.labels})):
+        written: dict[str, dict[str, NDArray[Any]]] = {
+            "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
+            "gts": {"gts": phantom.labels},
+        }
+        for folder, arrays in written.items():
             (out / folder).mkdir(parents=True, exist_ok=True)
             with atomic_write(out / folder / f"{name}.npz") as file:
                 write_npz(file, arrays | spacing)
