@@ -26,7 +26,7 @@ def describe(folder: str | pathlib.Path) -> str:
     if lora := weights.lora:
         lines.append(f"  LoRA        rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
     for name, graph in manifest.graphs.items():
-        lines.append(f"  {name:<10}  {graph.file}  {graph.size / 1e6:.1f} MB  opset {graph.opset}")
+        lines.append(f"  {name:<10}  {graph.file}  {graph.bytes / 1e6:.1f} MB  opset {graph.opset}")
         for arrow, values in (("<-", graph.inputs), ("->", graph.outputs)):
             lines += [f"              {arrow} {v.name} {v.dtype} {v.shape}" for v in values]
     for name, precision in manifest.precisions.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from litemed.runtime import manifest as manifests
 from litemed.runtime.errors import BundleError
 from litemed.runtime.manifest import Manifest, parse_manifest
 from litemed.runtime.onnx_header import Value, read_onnx_header
+from litemed.runtime.plain_file import open_plain
 
 MANIFEST = "manifest.json"
 
@@ -93,42 +93,35 @@ def _verified(folder: Path, manifest: Manifest, key: str) -> bytes:
     """Return a graph's bytes after checking them against the manifest."""
     graph = manifest.graphs[key]
     path = folder / graph.file
-    data = _read(path, graph.size)
-    if len(data) != graph.size:
+    data = _read(path, graph.bytes)
+    if len(data) != graph.bytes:
         raise BundleError(
-            f"{path}: has {len(data)} bytes, not the {graph.size} of the manifest; copy it again"
+            f"{path}: has {len(data)} bytes, not the {graph.bytes} of the manifest; copy it again"
         )
     if hashlib.sha256(data).hexdigest() != graph.sha256:
         raise BundleError(f"{path}: its sha256 is not that of the manifest; copy the bundle again")
     header = read_onnx_header(data, str(path))
     if header.opset != graph.opset:
         raise BundleError(f"{path}: has opset {header.opset}, not the {graph.opset} of the manifest")
-    for what, found, wanted in (
-        ("inputs", header.inputs, graph.inputs),
-        ("outputs", header.outputs, graph.outputs),
-    ):
+    for what in ("inputs", "outputs"):
+        found, wanted = getattr(header, what), getattr(graph, what)
         if sorted(found, key=_by_name) != sorted(wanted, key=_by_name):
             raise BundleError(f"{path}: has {what} {_shown(found)}, not {_shown(wanted)} of the manifest")
     return data
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """Return a regular file of at most `limit` bytes; follows no link and never waits on a pipe."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    """Return a plain file of at most `limit` bytes."""
     try:
-        with open(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{path}: is not a plain file; copy the bundle again")
-            if status.st_size > limit:
-                raise BundleError(f"{path}: has {status.st_size} bytes, more than the {limit} expected")
-            return file.read(limit)
+        with open_plain(path) as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; name the folder that litemed-export wrote") from None
     except OSError as error:
-        if path.is_symlink():
-            raise BundleError(f"{path}: is a symbolic link; copy the file itself") from None
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+        raise BundleError(f"{path}: {error.strerror or error}; copy the bundle again") from None
+    if len(data) > limit:
+        raise BundleError(f"{path}: has more than the {limit} bytes expected; copy the bundle again")
+    return data
 
 
 def _by_name(value: Value) -> str:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
+from litemed.runtime.errors import BundleError
 from litemed.runtime.onnx_header import Value
-from litemed.runtime.precision import ROLES, Precision, read_precisions
-from litemed.runtime.strict_json import Section, load_json, shown
+from litemed.runtime.precision import REFERENCE, ROLES, Precision
+from litemed.runtime.strict_json import Record, load_json, read, shown
 
 SCHEMA = 4
 """The only one that is read and written."""
@@ -46,19 +46,53 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One graph: its file in the bundle, that file's size in bytes and sha256, operator set and interface."""
+class Input(Record):
+    """The network's input: the side of its square in pixels, and `PREPROCESSING`."""
+
+    size: int
+    channels: int
+    resize: str
+    normalise: str
+    pad: str
+
+    def check(self) -> None:
+        """Refuse what this runtime does not do."""
+        if self.size not in _SIZES:
+            raise ValueError(f"size {self.size} is not a multiple of 64 from 64 to 1024")
+        for key, ours in PREPROCESSING.items():
+            if (found := getattr(self, key)) != ours:
+                raise ValueError(
+                    f"{key} is {shown(found)}; this runtime does {ours!r} only: use a newer litemed"
+                )
+
+
+@dataclass(frozen=True)
+class Graph(Record):
+    """One graph: its file in the bundle, that file's sha256 and size in bytes, operator set and interface."""
 
     file: str
     sha256: str
-    size: int
+    bytes: int
     opset: int
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
 
+    def check(self) -> None:
+        """Refuse a file that lies elsewhere or is too large, and operators that not every engine has."""
+        if not _FILE_NAME.fullmatch(self.file):
+            raise ValueError(f"file {shown(self.file)} is not a plain file name ending in .onnx")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 {shown(self.sha256)} is not 64 hexadecimal digits")
+        if not 0 < self.bytes <= MAX_GRAPH_BYTES:
+            raise ValueError(f"{self.bytes} bytes are not between 1 and {MAX_GRAPH_BYTES}")
+        if self.opset not in OPSETS:
+            raise ValueError(
+                f"opset {self.opset} is not one of {OPSETS.start} to {OPSETS.stop - 1}; export again"
+            )
+
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Record, open=True):
     """The adapter that was folded in; `sha256` is that of its file, None if it came in the checkpoint."""
 
     rank: int
@@ -68,7 +102,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Record, open=True):
     """Where the weights came from, and the kind of their `encoder`.
 
     `trained` is False for random ones, whose masks mean nothing.
@@ -83,7 +117,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Record, open=True):
     """One measured comparison with PyTorch; `boxes` and `mask_iou` are None for an encoder."""
 
     graph: str
@@ -95,22 +129,50 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """A checked manifest.
 
-    `litemed` is the version that wrote it, `created` the time in ISO 8601, `input_size` the side S of the
-    network's square input in pixels; `graphs` by key, `precisions` by name ("float32" always among them).
+    `litemed` is the version that wrote it, `created` the time in ISO 8601; `graphs` by key, `precisions` by
+    name ("float32" always among them).
     """
 
+    schema: int
     name: str
     litemed: str
     created: str
-    input_size: int
+    input: Input
     graphs: Mapping[str, Graph]
     precisions: Mapping[str, Precision]
     weights: Weights
     parity: tuple[Parity, ...]
     tools: Mapping[str, str]
+
+    @property
+    def input_size(self) -> int:
+        """The side S of the network's square input in pixels."""
+        return self.input.size
+
+    def check(self) -> None:
+        """Check that precisions and graphs fit each other, and each graph the role that it plays."""
+        if REFERENCE not in self.precisions:
+            raise ValueError(f"precisions: there is no {REFERENCE}; export the bundle again")
+        used = set()
+        for name, precision in self.precisions.items():
+            precision.check_as(name)
+            for role in ROLES:
+                key = getattr(precision, role)
+                if key not in self.graphs:
+                    raise ValueError(f"precision {name!r} needs graph {shown(key)}, which is not there")
+                graph = self.graphs[key]
+                if (graph.inputs, graph.outputs) != interface(role, self.input_size):
+                    raise ValueError(
+                        f"graph {key!r} has not the inputs and outputs of the {role} it stands for"
+                    )
+                used.add(key)
+        if unused := self.graphs.keys() - used:
+            raise ValueError(f"graph {min(unused)!r} belongs to no precision")
+        if len({graph.file.lower() for graph in self.graphs.values()}) != len(self.graphs):
+            raise ValueError("two graphs share one file")
 
 
 def interface(role: str, size: int) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -130,112 +192,12 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     Raises BundleError for anything that its schema does not allow, and for a model that this runtime cannot
     run: another preprocessing, another interface, an operator set out of range.
     """
-    top = Section(load_json(data, source), source)
-    schema = top.take("schema")
+    content = load_json(data, source)
+    schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
     if type(schema) is not int or schema != SCHEMA:
-        top.refuse(
-            f"is of schema {shown(schema)}, not {SCHEMA}; export again, or use the litemed that wrote it"
+        raise BundleError(
+            f"{source}: is of schema {shown(schema)}, not {SCHEMA}; export again, or use the litemed that "
+            "wrote it"
         )
-    size = _input_size(top.section("input"))
-    graphs, precisions, tools = top.section("graphs"), top.section("precisions"), top.section("tools")
-    manifest = Manifest(
-        name=top.text("name"),
-        litemed=top.text("litemed"),
-        created=top.text("created"),
-        input_size=size,
-        graphs=MappingProxyType({key: _graph(graphs.section(key)) for key in graphs.names()}),
-        precisions=read_precisions(precisions),
-        weights=_weights(top.section("weights")),
-        parity=tuple(_parity(entry) for entry in top.sections("parity")),
-        tools=MappingProxyType({key: tools.text(key) for key in tools.names()}),
-    )
-    top.nothing_else()
-    _check_roles(manifest, top)
+    manifest: Manifest = read(Manifest, content, source)
     return manifest
-
-
-def _input_size(section: Section) -> int:
-    size = section.integer("size")
-    if size not in _SIZES:
-        section.refuse(f"size {size} is not a multiple of 64 from 64 to 1024")
-    for key, ours in PREPROCESSING.items():
-        found = section.take(key)
-        if type(found) is not type(ours) or found != ours:
-            section.refuse(f"{key} is {shown(found)}; this runtime does {ours!r} only: use a newer litemed")
-    section.nothing_else()
-    return size
-
-
-def _graph(section: Section) -> Graph:
-    graph = Graph(
-        file=section.text("file", _FILE_NAME, "a plain file name ending in .onnx"),
-        sha256=section.text("sha256", _SHA256, "64 hexadecimal digits"),
-        size=section.integer("bytes"),
-        opset=section.integer("opset"),
-        inputs=tuple(_value(entry) for entry in section.sections("inputs")),
-        outputs=tuple(_value(entry) for entry in section.sections("outputs")),
-    )
-    section.nothing_else()
-    if not 0 < graph.size <= MAX_GRAPH_BYTES:
-        section.refuse(f"{graph.size} bytes are not between 1 and {MAX_GRAPH_BYTES}")
-    if graph.opset not in OPSETS:
-        section.refuse(f"opset {graph.opset} is not one of {OPSETS.start} to {OPSETS.stop - 1}; export again")
-    return graph
-
-
-def _value(section: Section) -> Value:
-    name, dtype = section.text("name"), section.text("dtype")
-    shape = section.take("shape")
-    if not isinstance(shape, list) or not all(type(axis) in (int, str) for axis in shape):
-        section.refuse(f"shape {shown(shape)} is not a list of lengths and axis names")
-    section.nothing_else()
-    return Value(name, dtype, tuple(shape))
-
-
-def _weights(section: Section) -> Weights:
-    lora = None if section.take("lora") is None else section.section("lora")
-    return Weights(
-        file=section.text("file"),
-        sha256=section.text("sha256"),
-        layout=section.text("layout"),
-        encoder=section.text("encoder"),
-        trained=section.flag("trained"),
-        lora=None
-        if lora is None
-        else Lora(
-            rank=lora.integer("rank"),
-            alpha=lora.number("alpha"),
-            targets=lora.texts("targets"),
-            sha256=None if lora.take("sha256") is None else lora.text("sha256"),
-        ),
-    )
-
-
-def _parity(section: Section) -> Parity:
-    return Parity(
-        graph=section.text("graph"),
-        stage=section.text("stage"),
-        engine=section.text("engine"),
-        boxes=None if section.take("boxes") is None else section.integer("boxes"),
-        max_abs_diff=section.number("max_abs_diff"),
-        mask_iou=None if section.take("mask_iou") is None else section.number("mask_iou"),
-    )
-
-
-def _check_roles(manifest: Manifest, top: Section) -> None:
-    """Check that precisions and graphs fit each other, and each graph the role that it plays."""
-    used = set()
-    for name, precision in manifest.precisions.items():
-        for role in ROLES:
-            key = getattr(precision, role)
-            if key not in manifest.graphs:
-                top.refuse(f"precision {name!r} needs graph {shown(key)}, which is not there")
-            graph = manifest.graphs[key]
-            if (graph.inputs, graph.outputs) != interface(role, manifest.input_size):
-                top.refuse(f"graph {key!r} has not the inputs and outputs of the {role} that it stands for")
-            used.add(key)
-    if unused := manifest.graphs.keys() - used:
-        top.refuse(f"graph {min(unused)!r} belongs to no precision")
-    files = [graph.file.lower() for graph in manifest.graphs.values()]
-    if len(set(files)) != len(files):
-        top.refuse("two graphs share one file")

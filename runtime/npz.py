@@ -8,18 +8,19 @@ and objects (pickles) are refused by their dtype, unread.
 
 from __future__ import annotations
 
-import ast
+import io
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from litemed.runtime.errors import InputError
 
@@ -30,12 +31,14 @@ MAX_MEMBERS = 64
 
 _MAX_DIRECTORY_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 1024
+_MAX_AXES = 8
 _CHUNK_BYTES = 1 << 20
 _END_RECORD = struct.Struct("<4s4H2LH")
 _END_SIGNATURE = b"PK\x05\x06"
 # Deflate spends at least two bits on 258 bytes.
-_DEFLATE_MAX_RATIO = 1032
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _KINDS = "biufc"
+_HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What zipfile and zlib raise on a damaged archive, found by fuzzing and in their documentation.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -56,6 +59,8 @@ class ArrayHeader:
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     fortran_order: bool
+    length: int
+    """Bytes of the header itself."""
 
 
 class NpzReader:
@@ -77,12 +82,9 @@ class NpzReader:
         except OSError as error:
             raise InputError(f"{path}: cannot be opened: {error.strerror or error}") from error
         try:
-            _check_end_record(self._file, path)
-            self._archive = zipfile.ZipFile(self._file)
-            self._members = self._check_members()
-        except _DAMAGE as error:
-            self._file.close()
-            raise self._damaged(error) from error
+            with self._naming_damage():
+                _check_end_record(self._file, path)
+                self._members = self._check_members(zipfile.ZipFile(self._file))
         except BaseException:
             self._file.close()
             raise
@@ -91,11 +93,8 @@ class NpzReader:
         """Return the reader itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the file."""
-        self._archive.close()
         self._file.close()
 
     @property
@@ -110,11 +109,16 @@ class NpzReader:
             InputError: no such array, a damaged header, objects or another dtype that is no number,
                 more than ``MAX_VOXELS`` elements, or a size that is not the member's.
         """
-        try:
-            with self._archive.open(self._member(name)) as stream:
-                return self._read_header(name, stream)
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
+        with self._open(name) as stream:
+            header = self._parse_header(name, stream.read(npy.MAGIC_LEN + 4 + _MAX_HEADER_BYTES))
+        declared = math.prod(header.shape) * header.dtype.itemsize
+        held = self._members[name].file_size - header.length
+        if declared != held:
+            raise InputError(
+                f"{self.path}: array {name!r} of shape {header.shape} needs {declared} bytes and "
+                f"has {held}; the file is damaged"
+            )
+        return header
 
     def read(self, name: str) -> np.ndarray:
         """Return array ``name``, C-contiguous; its checksum is verified.
@@ -122,118 +126,82 @@ class NpzReader:
         Raises:
             InputError: as :meth:`header`, and if the data are damaged.
         """
-        try:
-            with self._archive.open(self._member(name)) as stream:
-                header = self._read_header(name, stream)
-                data = np.empty(math.prod(header.shape), header.dtype)
-                view = data.view(np.uint8).data
-                position = 0
-                while position < len(view):
-                    chunk = stream.read(min(_CHUNK_BYTES, len(view) - position))
-                    if not chunk:
-                        raise EOFError(f"array {name!r} ends after {position} of {len(view)} bytes")
-                    view[position : position + len(chunk)] = chunk
-                    position += len(chunk)
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
+        header = self.header(name)
+        data = np.empty(math.prod(header.shape), header.dtype)
+        view = data.view(np.uint8).data
+        with self._open(name) as stream:
+            stream.read(header.length)  # not seek(), after which the checksum is not verified
+            for start in range(0, len(view), _CHUNK_BYTES):
+                # Fewer bytes than are left do not fit: a ValueError.
+                view[start : start + _CHUNK_BYTES] = stream.read(_CHUNK_BYTES)
         shaped = data.reshape(header.shape, order="F" if header.fortran_order else "C")
         native = shaped.astype(header.dtype.newbyteorder("="), copy=False)
         return np.ascontiguousarray(native).reshape(header.shape)
 
-    def _check_members(self) -> dict[str, zipfile.ZipInfo]:
+    def _check_members(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+        self._archive = archive
         members: dict[str, zipfile.ZipInfo] = {}
-        for info in self._archive.infolist():
+        for info in archive.infolist():
+            member = f"{self.path}: member {info.filename!r}"
             if info.flag_bits & 0x1:
+                raise InputError(f"{member} is encrypted; save it without a password")
+            if info.compress_type not in _MAX_RATIO:
                 raise InputError(
-                    f"{self.path}: member {info.filename!r} is encrypted; save it without a password"
-                )
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InputError(
-                    f"{self.path}: member {info.filename!r} is compressed by method {info.compress_type}; "
+                    f"{member} is compressed by method {info.compress_type}; "
                     "save it with numpy.savez_compressed"
                 )
-            ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE_MAX_RATIO
-            if info.file_size > ratio * info.compress_size:
+            if info.file_size > _MAX_RATIO[info.compress_type] * info.compress_size:
                 raise InputError(
-                    f"{self.path}: member {info.filename!r} declares {info.file_size} bytes, more than its "
-                    f"{info.compress_size} bytes can hold; the file is damaged or hostile"
+                    f"{member} declares {info.file_size} bytes, more than its {info.compress_size} bytes "
+                    "can hold; the file is damaged or hostile"
                 )
             name = info.filename.removesuffix(".npy")
             if name in members:
-                raise InputError(f"{self.path}: member {name!r} appears twice; save the file again")
+                raise InputError(f"{member} appears twice; save the file again")
             members[name] = info
         return members
 
-    def _member(self, name: str) -> zipfile.ZipInfo:
+    @contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
         if name not in self._members:
             raise InputError(
                 f"{self.path}: no array {name!r}, only {', '.join(map(repr, self.names)) or 'nothing'}"
             )
-        return self._members[name]
+        with self._naming_damage(), self._archive.open(self._members[name]) as stream:
+            yield stream
 
-    def _read_header(self, name: str, stream: IO[bytes]) -> ArrayHeader:
-        """Read the npy header at the stream's start and check it against the member's size."""
-        start = stream.read(8)
-        if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\x01\x00", b"\x02\x00"):
-            raise InputError(
-                f"{self.path}: array {name!r} is not an npy of version 1 or 2; save it with numpy.savez"
-            )
-        length_field = stream.read(2 if start[6] == 1 else 4)
-        length = int.from_bytes(length_field, "little")
-        if length > _MAX_HEADER_BYTES:
-            raise InputError(
-                f"{self.path}: array {name!r} has a header of {length} bytes; the file is damaged"
-            )
-        header = self._parse_header(name, stream.read(length))
-        declared = math.prod(header.shape) * header.dtype.itemsize
-        member = self._members[name].file_size - len(start) - len(length_field) - length
-        if declared != member:
-            raise InputError(
-                f"{self.path}: array {name!r} of shape {header.shape} needs {declared} bytes and "
-                f"has {member}; the file is damaged"
-            )
-        return header
-
-    def _parse_header(self, name: str, text: bytes) -> ArrayHeader:
-        wrong = f"{self.path}: array {name!r} has an unreadable header; save it with numpy.savez"
+    @contextmanager
+    def _naming_damage(self) -> Iterator[None]:
         try:
-            fields = ast.literal_eval(text.decode("latin1").strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise InputError(wrong) from error
-        if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-            raise InputError(wrong)
-        descr, order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-        if not isinstance(order, bool) or not isinstance(shape, tuple) or len(shape) > 8:
-            raise InputError(wrong)
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise InputError(wrong)
-        dtype = self._dtype(name, descr)
+            yield
+        except _DAMAGE as error:
+            detail = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{self.path}: not a readable npz ({detail}); copy or save the file again"
+            ) from error
+
+    def _parse_header(self, name: str, start: bytes) -> ArrayHeader:
+        """Return the header at the start of a member's bytes, all that it may take; numpy reads it."""
+        array, stream = f"{self.path}: array {name!r}", io.BytesIO(start)
+        shape: tuple[int, ...]
+        dtype: np.dtype[Any]
+        try:
+            read_header = _HEADER_READERS[npy.read_magic(stream)]
+            shape, fortran_order, dtype = read_header(stream, max_header_size=_MAX_HEADER_BYTES)
+        except KeyError as error:
+            raise InputError(f"{array} is not an npy of version 1 or 2; save it with numpy.savez") from error
+        except Exception as error:  # of Python's parser and tokenizer and numpy's dtypes, a dozen kinds
+            raise InputError(f"{array} has an unreadable header; save it with numpy.savez") from error
+        if dtype.kind not in _KINDS:
+            why = "pickled Python objects, which are never read" if dtype.hasobject else "no plain numbers"
+            raise InputError(f"{array} holds {why}; save it as an array of numbers")
+        if len(shape) > _MAX_AXES or any(type(side) is not int or side < 0 for side in shape):
+            raise InputError(f"{array} has an unreadable header (shape {shape}); save it with numpy.savez")
         if math.prod(side for side in shape if side) > MAX_VOXELS:
             raise InputError(
-                f"{self.path}: array {name!r} declares shape {shape}, more than {MAX_VOXELS} elements; "
-                "split the case"
+                f"{array} declares shape {shape}, more than {MAX_VOXELS} elements; split the case"
             )
-        return ArrayHeader(dtype, shape, order)
-
-    def _dtype(self, name: str, descr: object) -> np.dtype[np.generic]:
-        # Text before numpy sees it: numpy would import and evaluate more than plain type codes.
-        if (
-            isinstance(descr, str)
-            and len(descr) <= 4
-            and descr[:1] in tuple("<>|=")
-            and descr[1:2] in tuple(_KINDS)
-        ):
-            try:
-                return np.dtype(descr)
-            except TypeError as error:
-                raise InputError(f"{self.path}: array {name!r} has the unknown dtype {descr!r}") from error
-        pickled = isinstance(descr, str) and descr[1:2] == "O"
-        why = "holds pickled Python objects, which are never read" if pickled else "holds no plain numbers"
-        raise InputError(f"{self.path}: array {name!r} {why}; save it as an array of numbers")
-
-    def _damaged(self, error: BaseException) -> InputError:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        return InputError(f"{self.path}: not a readable npz ({detail}); copy or save the file again")
+        return ArrayHeader(dtype, shape, fortran_order, stream.tell())
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
@@ -251,8 +219,7 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
             # Opened by name, a member gets the constant date 1980-01-01.
             with archive.open(f"{name}.npy", "w") as member:
                 contiguous = np.ascontiguousarray(array)
-                header = np.lib.format.header_data_from_array_1_0(contiguous)
-                np.lib.format.write_array_header_1_0(member, header)
+                npy.write_array_header_1_0(member, npy.header_data_from_array_1_0(contiguous))
                 data = contiguous.reshape(-1).view(np.uint8).data
                 for start in range(0, len(data), _CHUNK_BYTES):
                     member.write(data[start : start + _CHUNK_BYTES])
@@ -265,16 +232,14 @@ def _check_end_record(file: BinaryIO, path: Path) -> None:
     nothing stands before the archive or behind it. zip64 archives fail this too; they start at sizes
     that the voxel limit rules out.
     """
-    size = file.seek(0, 2)
+    size = file.seek(0, io.SEEK_END)
     if size == 0:
         raise InputError(f"{path}: the file is empty; copy it again")
     file.seek(0)
-    if file.read(4)[:2] != b"PK":
+    if file.read(2) != b"PK":
         raise InputError(f"{path}: not an npz archive; save it with numpy.savez_compressed")
-    record = b""
-    if size >= _END_RECORD.size:
-        file.seek(size - _END_RECORD.size)
-        record = file.read(_END_RECORD.size)
+    file.seek(max(0, size - _END_RECORD.size))
+    record = file.read()
     if not record.startswith(_END_SIGNATURE) or record[-2:] != b"\0\0":
         raise InputError(
             f"{path}: the archive is truncated or has bytes behind its end; copy or save it again"
@@ -287,4 +252,3 @@ def _check_end_record(file: BinaryIO, path: Path) -> None:
         )
     if disk or first_disk or here != members or offset + directory != size - _END_RECORD.size:
         raise InputError(f"{path}: the archive's directory is not where it says; copy or save it again")
-    file.seek(0)

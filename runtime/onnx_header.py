@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from litemed.runtime.errors import BundleError
-from litemed.runtime.strict_json import shown
+from litemed.runtime.strict_json import Record, shown
 
 MAX_DEPTH = 32
 """How deep subgraphs may nest; exported models have none or one."""
@@ -26,11 +26,27 @@ _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "flo
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
+# Of each message the fields that hold messages in which a tensor can stand, and what those are.
+_PARTS: dict[str, dict[int, str]] = {
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+
 Dims = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(Record):
     """An input or output: its name, dtype (as numpy names it) and shape; a text is a dynamic axis."""
 
     name: str
@@ -65,15 +81,19 @@ class _Walker:
 
     def model(self, message: memoryview) -> OnnxHeader:
         opset: int | None = None
-        graph: memoryview | None = None
-        for number, kind, payload in self._fields(message):
+        ends: tuple[list[Value], list[Value]] | None = None
+        for number, payload in self._fields(message):
             match number:
                 case 7:  # graph
-                    if graph is not None:
+                    if ends is not None:
                         raise self._malformed("two graphs")
-                    graph = self._message(kind, payload)
+                    ends = self._graph(self._message(payload))
                 case 8:  # opset_import
-                    domain, version = self._opset(self._message(kind, payload))
+                    found = dict(self._fields(self._message(payload)))
+                    domain, version = (
+                        self._text(found.get(1, memoryview(b""))),
+                        self._integer(found.get(2, 0)),
+                    )
                     if domain not in ("", "ai.onnx"):
                         raise BundleError(
                             f"{self._source}: needs operators of {shown(domain)}; only ONNX's own are allowed"
@@ -84,81 +104,41 @@ class _Walker:
                 case 20:  # training_info
                     raise BundleError(f"{self._source}: holds training information; export it for inference")
                 case 25:  # functions
-                    self._function(self._message(kind, payload))
-        if graph is None or opset is None:
+                    self._walk("function", self._message(payload), depth=1)
+        if ends is None or opset is None:
             raise self._malformed("no graph or no operator set")
-        inputs, outputs = self._graph(graph, depth=0)
-        return OnnxHeader(opset=opset, inputs=tuple(inputs), outputs=tuple(outputs))
+        return OnnxHeader(opset, tuple(ends[0]), tuple(ends[1]))
 
-    def _opset(self, message: memoryview) -> tuple[str, int]:
-        domain, version = "", 0
-        for number, kind, payload in self._fields(message):
-            match number:
-                case 1:
-                    domain = self._text(kind, payload)
-                case 2:
-                    version = self._integer(kind, payload)
-        return domain, version
+    def _graph(self, message: memoryview) -> tuple[list[Value], list[Value]]:
+        """Walk the outermost graph and return its inputs and outputs; those of others may lack a type."""
+        self._walk("graph", message, depth=0)
+        ends: tuple[list[Value], list[Value]] = [], []
+        for number, payload in self._fields(message):
+            if number in (11, 12):
+                ends[number - 11].append(self._value(self._message(payload)))
+        return ends
 
-    def _graph(self, message: memoryview, depth: int) -> tuple[list[Value], list[Value]]:
-        """Walk a graph; inputs and outputs are returned of the outermost only (others may lack a type)."""
+    def _walk(self, kind: str, message: memoryview, depth: int) -> None:
+        """Look at all tensors in a message; `depth` is that of the graph in which it stands."""
         if depth > MAX_DEPTH:
             raise self._malformed(f"subgraphs nest deeper than {MAX_DEPTH}")
-        inputs: list[Value] = []
-        outputs: list[Value] = []
-        for number, kind, payload in self._fields(message):
-            match number:
-                case 1:  # node
-                    self._node(self._message(kind, payload), depth)
-                case 5:  # initializer
-                    self._tensor(self._message(kind, payload))
-                case 15:  # sparse_initializer
-                    self._sparse_tensor(self._message(kind, payload))
-                case 11 if depth == 0:
-                    inputs.append(self._value(self._message(kind, payload)))
-                case 12 if depth == 0:
-                    outputs.append(self._value(self._message(kind, payload)))
-        return inputs, outputs
-
-    def _function(self, message: memoryview) -> None:
-        for number, kind, payload in self._fields(message):
-            match number:
-                case 7:  # node
-                    self._node(self._message(kind, payload), depth=1)
-                case 11:  # attribute_proto: defaults
-                    self._attribute(self._message(kind, payload), depth=1)
-
-    def _node(self, message: memoryview, depth: int) -> None:
-        for number, kind, payload in self._fields(message):
-            if number == 5:  # attribute
-                self._attribute(self._message(kind, payload), depth)
-
-    def _attribute(self, message: memoryview, depth: int) -> None:
-        for number, kind, payload in self._fields(message):
-            match number:
-                case 5 | 10:  # t, tensors
-                    self._tensor(self._message(kind, payload))
-                case 22 | 23:  # sparse_tensor, sparse_tensors
-                    self._sparse_tensor(self._message(kind, payload))
-                case 6 | 11:  # g, graphs
-                    self._graph(self._message(kind, payload), depth + 1)
-
-    def _sparse_tensor(self, message: memoryview) -> None:
-        for number, kind, payload in self._fields(message):
-            if number in (1, 2):  # values, indices
-                self._tensor(self._message(kind, payload))
+        if kind == "tensor":
+            self._tensor(message)
+            return
+        for number, payload in self._fields(message):
+            if part := _PARTS[kind].get(number):
+                self._walk(part, self._message(payload), depth + (part == "graph"))
 
     def _tensor(self, message: memoryview) -> None:
         name, external = "", False
-        for number, kind, payload in self._fields(message):
+        for number, payload in self._fields(message):
             match number:
                 case 8:
-                    name = self._text(kind, payload)
+                    name = self._text(payload)
                 case 13:  # external_data
                     external = True
-                case 14:  # data_location
-                    # Not "== EXTERNAL": parsers keep 32 bits of the number.
-                    external |= self._integer(kind, payload) != 0
+                case 14:  # data_location; not "== EXTERNAL", for parsers keep 32 bits of the number
+                    external |= self._integer(payload) != 0
         if external:
             raise BundleError(
                 f"{self._source}: tensor {shown(name)} keeps its data in another file; export it in one piece"
@@ -168,45 +148,37 @@ class _Walker:
         """Read a ValueInfoProto that must be a tensor of known dtype and rank."""
         name, dtype = "", ""
         shape: Dims | None = None
-        for number, kind, payload in self._fields(message):
+        for number, payload in self._fields(message):
             if number == 1:
-                name = self._text(kind, payload)
+                name = self._text(payload)
             elif number == 2:
-                tensor_type = self._only(self._message(kind, payload), 1, "is not a tensor")
-                for part, part_kind, value in self._fields(tensor_type):
+                types = list(self._fields(self._message(payload)))
+                if [kind for kind, _ in types] != [1]:
+                    raise self._malformed("an input or output is not a tensor")
+                for part, value in self._fields(self._message(types[0][1])):
                     if part == 1:
-                        code = self._integer(part_kind, value)
+                        code = self._integer(value)
                         dtype = _DTYPES.get(code, f"type {code}")
                     elif part == 2:
                         if shape is not None:
                             raise self._malformed("an input or output with two shapes")
-                        shape = tuple(self._dims(self._message(part_kind, value)))
+                        axes = self._fields(self._message(value))
+                        shape = tuple(self._axis(self._message(axis)) for field, axis in axes if field == 1)
         if shape is None:
             raise self._malformed(f"input or output {shown(name)} has no shape")
         return Value(name, dtype, shape)
 
-    def _dims(self, message: memoryview) -> Iterator[int | str]:
-        for number, kind, payload in self._fields(message):
-            if number == 1:
-                found: list[int | str] = []
-                for part, part_kind, content in self._fields(self._message(kind, payload)):
-                    if part == 1:
-                        found.append(self._integer(part_kind, content))
-                    elif part == 2:
-                        found.append(self._text(part_kind, content))
-                if len(found) > 1:
-                    raise self._malformed("an axis of two lengths")
-                yield found[0] if found else ""
+    def _axis(self, message: memoryview) -> int | str:
+        found: list[int | str] = []
+        for number, payload in self._fields(message):
+            if number in (1, 2):
+                found.append(self._integer(payload) if number == 1 else self._text(payload))
+        if len(found) > 1:
+            raise self._malformed("an axis of two lengths")
+        return found[0] if found else ""
 
-    def _only(self, message: memoryview, wanted: int, otherwise: str) -> memoryview:
-        """Return the one field of a message in which exactly one of several may be set."""
-        found = list(self._fields(message))
-        if [number for number, _, _ in found] != [wanted]:
-            raise self._malformed(f"an input or output {otherwise}")
-        return self._message(found[0][1], found[0][2])
-
-    def _fields(self, message: memoryview) -> Iterator[tuple[int, int, memoryview | int]]:
-        """Yield field number, wire type and payload (bytes, or the integer of a varint) of a message."""
+    def _fields(self, message: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
+        """Yield numbers and payloads of fields: bytes, a varint's integer, None for other kinds of number."""
         position, end = 0, len(message)
         while position < end:
             self._fields_left -= 1
@@ -218,7 +190,7 @@ class _Walker:
                 raise self._malformed("a field of an impossible number")
             if kind == _VARINT:
                 integer, position = self._varint(message, position)
-                yield number, kind, integer
+                yield number, integer
                 continue
             if kind == _BYTES:
                 length, position = self._varint(message, position)
@@ -228,7 +200,7 @@ class _Walker:
                 raise self._malformed(f"wire type {kind}")
             if length > end - position:
                 raise self._malformed("a field that is longer than the file")
-            yield number, kind, message[position : position + length]
+            yield number, message[position : position + length] if kind == _BYTES else None
             position += length
 
     def _varint(self, message: memoryview, position: int) -> tuple[int, int]:
@@ -243,19 +215,19 @@ class _Walker:
                 return value, position
         raise self._malformed("a number that does not end")
 
-    def _message(self, kind: int, payload: memoryview | int) -> memoryview:
-        if kind != _BYTES or isinstance(payload, int):
+    def _message(self, payload: memoryview | int | None) -> memoryview:
+        if not isinstance(payload, memoryview):
             raise self._malformed("a number where a message belongs")
         return payload
 
-    def _text(self, kind: int, payload: memoryview | int) -> str:
+    def _text(self, payload: memoryview | int | None) -> str:
         try:
-            return bytes(self._message(kind, payload)).decode()
+            return bytes(self._message(payload)).decode()
         except UnicodeDecodeError:
             raise self._malformed("a name that is not UTF-8") from None
 
-    def _integer(self, kind: int, payload: memoryview | int) -> int:
-        if kind != _VARINT or not isinstance(payload, int):
+    def _integer(self, payload: memoryview | int | None) -> int:
+        if not isinstance(payload, int):
             raise self._malformed("a message where a number belongs")
         return payload
 

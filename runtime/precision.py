@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from litemed.runtime.nesting import RULES
-from litemed.runtime.strict_json import Section
+from litemed.runtime.strict_json import Record
 
 REFERENCE = "float32"
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
@@ -31,7 +30,7 @@ MAX_DSC_LOSS = 0.005
 
 
 @dataclass(frozen=True)
-class ModalityAgreement:
+class ModalityAgreement(Record):
     """How a precision did on the `cases` of one modality.
 
     `dice` is the mean Dice of its label maps with float32's; `dsc_change` is its mean DSC against the ground
@@ -42,12 +41,26 @@ class ModalityAgreement:
     dice: float
     dsc_change: float | None
 
+    def check(self) -> None:
+        """Refuse what no measurement gives."""
+        if self.cases < 1:
+            raise ValueError(f"cases is {self.cases}; nothing was measured")
+        if not 0 <= self.dice <= 1:
+            raise ValueError(f"dice is {self.dice}, not from 0 to 1")
+        if self.dsc_change is not None and not -1 <= self.dsc_change <= 1:
+            raise ValueError(f"dsc_change is {self.dsc_change}, not from -1 to 1")
+
 
 @dataclass(frozen=True)
-class EngineAgreement:
+class EngineAgreement(Record):
     """How a precision did on one engine, by modality; there is at least one."""
 
     modalities: Mapping[str, ModalityAgreement]
+
+    def check(self) -> None:
+        """Refuse that there is none."""
+        if not self.modalities:
+            raise ValueError("there is no modality; measure the agreement again")
 
     @property
     def lowest(self) -> str:
@@ -65,16 +78,23 @@ class EngineAgreement:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Record):
     """How a precision did on `images` real images, by engine, with masks merged by the rule `merge`."""
 
     images: int
     engines: Mapping[str, EngineAgreement]
     merge: str = RULES[0]
 
+    def check(self) -> None:
+        """Refuse what was measured on nothing, or on an engine that is not known here."""
+        if self.images < 1:
+            raise ValueError(f"images is {self.images}; nothing was measured")
+        if unknown := self.engines.keys() - set(ENGINES):
+            raise ValueError(f"{min(unknown)!r} is not one of {', '.join(ENGINES)}; use a newer litemed")
+
 
 @dataclass(frozen=True)
-class Precision:
+class Precision(Record):
     """The graphs, by key, that make up one precision.
 
     `agreement` is None for float32 alone. `bf16` has the roles, "encoder" and "decoder", whose float32
@@ -85,6 +105,17 @@ class Precision:
     decoder: str
     agreement: Agreement | None = None
     bf16: tuple[str, ...] = ()
+
+    def check_as(self, name: str) -> None:
+        """Raise ValueError if this cannot be the precision of that name."""
+        if name not in PRECISIONS:
+            raise ValueError(f"{name!r} is not one of {', '.join(PRECISIONS)}; use a newer litemed")
+        if (self.agreement is None) != (name == REFERENCE):
+            raise ValueError(f"{name} has 'agreement' if, and only if, it is not {REFERENCE}")
+        if self.bf16 not in ((ROLES, ROLES[:1], ROLES[1:]) if name.endswith("bf16") else ((),)):
+            raise ValueError(
+                f"{name}: 'bf16' is {list(self.bf16)}; in bf16 it names encoder, decoder or both"
+            )
 
     @property
     def runs_on(self) -> tuple[str, ...]:
@@ -102,74 +133,3 @@ class Precision:
     def passes(self, engine: str) -> bool:
         """Return whether it may be used on an engine unasked."""
         return self.shortcoming(engine) is None
-
-
-def read_precisions(section: Section) -> Mapping[str, Precision]:
-    """Read a manifest's precisions by name. Raises BundleError for what the schema does not allow."""
-    for name in section.names():
-        if name not in PRECISIONS:
-            section.refuse(f"{name!r} is not one of {', '.join(PRECISIONS)}; use a newer litemed")
-    if REFERENCE not in section.names():
-        section.refuse(f"there is no {REFERENCE}; export the bundle again")
-    return MappingProxyType({name: _precision(section.section(name), name) for name in section.names()})
-
-
-def _precision(section: Section, name: str) -> Precision:
-    precision = Precision(
-        encoder=section.text("encoder"),
-        decoder=section.text("decoder"),
-        agreement=None if name == REFERENCE else _agreement(section.section("agreement")),
-        bf16=section.texts("bf16") if name.endswith("bf16") else (),
-    )
-    if name.endswith("bf16") and precision.bf16 not in (ROLES, ROLES[:1], ROLES[1:]):
-        section.refuse(f"bf16 is {list(precision.bf16)}; it names encoder, decoder or both")
-    section.nothing_else()
-    return precision
-
-
-def _agreement(section: Section) -> Agreement:
-    engines = section.section("engines")
-    for name in engines.names():
-        if name not in ENGINES:
-            engines.refuse(f"{name!r} is not one of {', '.join(ENGINES)}; use a newer litemed")
-    agreement = Agreement(
-        images=_count(section, "images"),
-        engines=MappingProxyType({name: _engine(engines.section(name)) for name in engines.names()}),
-        merge=section.text("merge"),
-    )
-    section.nothing_else()
-    return agreement
-
-
-def _engine(section: Section) -> EngineAgreement:
-    modalities = section.section("modalities")
-    found = {name: _modality(modalities.section(name)) for name in modalities.names()}
-    if not found:
-        modalities.refuse("there is no modality; measure the agreement again")
-    section.nothing_else()
-    return EngineAgreement(MappingProxyType(found))
-
-
-def _modality(section: Section) -> ModalityAgreement:
-    agreement = ModalityAgreement(
-        cases=_count(section, "cases"),
-        dice=_within(section, "dice", 0),
-        dsc_change=None if section.take("dsc_change") is None else _within(section, "dsc_change", -1),
-    )
-    section.nothing_else()
-    return agreement
-
-
-def _count(section: Section, key: str) -> int:
-    count = section.integer(key)
-    if count < 1:
-        section.refuse(f"{key} is {count}; nothing was measured")
-    return count
-
-
-def _within(section: Section, key: str, lowest: float) -> float:
-    """Return a number from `lowest` to 1."""
-    number = section.number(key)
-    if not lowest <= number <= 1:
-        section.refuse(f"{key} is {number}, not from {lowest} to 1")
-    return number

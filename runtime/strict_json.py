@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
-import re
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from litemed.runtime.errors import BundleError
 
@@ -37,95 +40,90 @@ def load_json(data: bytes, source: str) -> Any:
         raise BundleError(f"{source}: is not sound JSON ({why}); export the bundle again") from None
 
 
-class Section:
-    """One JSON object, read key by key; every BundleError names the file, the place and what was found."""
+class Record:
+    """A dataclass that `read` makes of a JSON object, whose keys are its fields.
 
-    def __init__(self, data: Any, source: str, place: str = "") -> None:
-        self._source, self._place = source, place
-        if not isinstance(data, dict):
-            self.refuse(f"is {shown(data)}, not an object")
-        self._data: dict[str, Any] = data
-        self._known: set[str] = set()
+    A field with a default need not be there. Subclasses that are made with `open=True` may hold further keys,
+    which are not read.
+    """
 
-    def refuse(self, why: str) -> NoReturn:
-        """Raise a BundleError about this object."""
-        raise BundleError(f"{self._source}: {self._place}{': ' if self._place else ''}{why}")
+    _open = False
 
-    def names(self) -> list[str]:
-        """Return all keys, of an object whose keys are names."""
-        for key in self._data:
-            self._printable(key)
-        return list(self._data)
+    def __init_subclass__(cls, *, open: bool = False) -> None:
+        """Note whether further keys are allowed."""
+        cls._open = open
 
-    def take(self, key: str) -> Any:
-        """Return a value of any type."""
-        if key not in self._data:
-            self.refuse(f"has no {key!r}; export the bundle again")
-        self._known.add(key)
-        return self._data[key]
+    def check(self) -> None:
+        """Raise ValueError, which says what is wrong, for contents that the types alone do not rule out."""
 
-    def section(self, key: str) -> Section:
-        """Return an object."""
-        return Section(self.take(key), self._source, self._inside(key))
 
-    def sections(self, key: str) -> list[Section]:
-        """Return a list of objects."""
-        entries = self._list(key)
-        return [Section(entry, self._source, self._inside(f"{key}[{i}]")) for i, entry in enumerate(entries)]
+def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
+    """Return a JSON value as `kind`, from which nothing may differ.
 
-    def text(self, key: str, pattern: re.Pattern[str] | None = None, what: str = "") -> str:
-        """Return one line of printable text, all of which must match `pattern`, described by `what`."""
-        text = self._printable(self.take(key), key)
-        if pattern is not None and not pattern.fullmatch(text):
-            self.refuse(f"{key} {shown(text)} is not {what}")
-        return text
+    Args:
+        kind: a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, `int | str`, str (one printable
+            line), int, float or bool.
+        value: of JSON.
+        source: the file, for messages.
+        place: where in the file the value stands.
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Return a list of texts."""
-        return tuple(self._printable(entry, key) for entry in self._list(key))
+    Raises:
+        BundleError: the value is none; one line that names the file, the place and what was found.
+    """
 
-    def integer(self, key: str) -> int:
-        """Return a whole number, which true and false are not."""
-        value = self.take(key)
-        if type(value) is not int:
-            self.refuse(f"{key} is {shown(value)}, not a whole number")
-        return value
+    def refuse(why: str) -> NoReturn:
+        raise BundleError(f"{source}: {place}{': ' if place else ''}{why}")
 
-    def number(self, key: str) -> float:
-        """Return a finite number."""
-        value = self.take(key)
-        if type(value) not in (int, float):
-            self.refuse(f"{key} is {shown(value)}, not a number")
-        try:
-            return float(value)
-        except OverflowError:
-            self.refuse(f"{key} is too large")
+    def inside(key: str) -> str:
+        return f"{place}.{key}" if place else key
 
-    def flag(self, key: str) -> bool:
-        """Return true or false."""
-        value = self.take(key)
-        if type(value) is not bool:
-            self.refuse(f"{key} is {shown(value)}, not true or false")
-        return value
-
-    def nothing_else(self) -> None:
-        """Refuse keys that nobody asked for."""
-        if unknown := self._data.keys() - self._known:
-            self.refuse(f"has a key that is not known here: {shown(min(unknown))}")
-
-    def _list(self, key: str) -> list[Any]:
-        value = self.take(key)
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is tuple:
         if not isinstance(value, list):
-            self.refuse(f"{key} is {shown(value)}, not a list")
-        return value
-
-    def _printable(self, value: Any, key: str = "a key") -> str:
+            refuse(f"is {shown(value)}, not a list")
+        return tuple(read(parts[0], item, source, f"{place}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            refuse(f"is {shown(value)}, not an object")
+        names = [read(str, key, source, f"{place}: a key") for key in value]
+        return MappingProxyType({key: read(parts[1], value[key], source, inside(key)) for key in names})
+    if parts:  # of a union the one whose type it has; a None that may be stays one
+        return read(type(value) if type(value) in parts else parts[0], value, source, place)
+    if kind is type(None):
+        return None
+    if kind is float:
+        if type(value) not in (int, float) or abs(value) > 1e300:
+            refuse(f"is {shown(value)}, not a number")
+        return float(value)
+    if kind is str:
         if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
-            self.refuse(f"{key} is {shown(value)}, not a line of at most {_MAX_TEXT} printable characters")
+            refuse(f"is {shown(value)}, not a line of at most {_MAX_TEXT} printable characters")
         return value
+    if kind in (int, bool):
+        if type(value) is not kind:
+            refuse(f"is {shown(value)}, not {'a whole number' if kind is int else 'true or false'}")
+        return value
+    if not isinstance(value, dict):
+        refuse(f"is {shown(value)}, not an object")
+    types, known = _fields(kind)
+    if not kind._open and (unknown := value.keys() - known):
+        refuse(f"has a key that is not known here: {shown(min(unknown))}")
+    for key, required in known.items():
+        if required and key not in value:
+            refuse(f"has no {key!r}; export the bundle again")
+    found = kind(**{key: read(types[key], value[key], source, inside(key)) for key in known if key in value})
+    try:
+        found.check()
+    except ValueError as error:
+        refuse(str(error))
+    return found
 
-    def _inside(self, key: str) -> str:
-        return f"{self._place}.{key}" if self._place else key
+
+@functools.cache
+def _fields(kind: Any) -> tuple[Mapping[str, Any], Mapping[str, bool]]:
+    """Return the types of a dataclass's fields, and whether each must be there."""
+    fields = dataclasses.fields(kind)
+    return get_type_hints(kind), {one.name: one.default is dataclasses.MISSING for one in fields}
 
 
 def shown(value: Any) -> str:

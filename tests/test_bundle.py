@@ -21,6 +21,7 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import BundleError
 
 Json = dict[str, Any]
+LORA: Json = {"rank": 4, "alpha": 1.0, "targets": [], "sha256": None}
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
         (lambda m: m.update(precisions={}), "float32"),
         (lambda m: m["weights"].pop("trained"), "'trained'"),
         (lambda m: m["weights"].update(trained=1), "trained"),
-        (lambda m: m["weights"].update(lora={"rank": 4.5}), "rank"),
+        (lambda m: m["weights"].update(lora=LORA | {"rank": 4.5}), "rank"),
         (lambda m: m.update(parity=[{"graph": "encoder"}]), "parity[0]"),
         (lambda m: m.update(parity=[3]), "parity[0]"),
         (lambda m: m["tools"].update(torch=2), "torch"),

@@ -25,9 +25,9 @@ from litemed.runtime.engines import (
     available_threads,
     open_engine,
 )
+from litemed.runtime.engines.cpu import cores_of, cpu_quota
 from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.engines.protocol import decode_in_chunks
-from litemed.runtime.engines.threads import cores_of, cpu_quota
 from litemed.runtime.errors import EngineError, UsageError
 
 Float = NDArray[np.float32]

@@ -233,12 +233,12 @@ def test_an_archive_of_too_many_members_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (b"", "not an npy"),
+        (b"", "unreadable header"),
         (b"\x93NUMPY\x09\x00", "not an npy of version 1 or 2"),
         (npy((1,), "|O", b"a"), "pickled"),
         (npy((1,), "<U1", b"aaaa"), "no plain numbers"),
         (npy((1,), "<M8[s]", b"a" * 8), "no plain numbers"),
-        (npy((1,), "<i3", b"aaa"), "unknown dtype"),
+        (npy((1,), "<i3", b"aaa"), "unreadable header"),
         (npy((-1,), data=b"a"), "unreadable header"),
         (npy((True,), data=b"a"), "unreadable header"),
         (npy([1], data=b"a"), "unreadable header"),
@@ -246,8 +246,8 @@ def test_an_archive_of_too_many_members_is_refused(tmp_path: Path) -> None:
         (npy((1,) * 9, data=b"a"), "unreadable header"),
         (b"\x93NUMPY\x01\x00\x05\x00(((((", "unreadable header"),
         (b"\x93NUMPY\x01\x00\xe8\x03" + b"-" * 1000, "unreadable header"),
-        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "header of 65535 bytes"),
-        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "header of 4294967295 bytes"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "unreadable header"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "unreadable header"),
         (b"\x93NUMPY\x01\x00\x02\x00{}", "unreadable header"),
     ],
 )

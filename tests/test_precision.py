@@ -25,7 +25,7 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, Cache, Engine, choice, open_engine, timing
 from litemed.runtime.engines.choice import Candidate, candidates
 from litemed.runtime.engines.openvino_engine import OpenVinoEngine, computes_bf16
-from litemed.runtime.engines.timing import Times, keep_times, kept_times
+from litemed.runtime.engines.timing import keep_times, kept_times
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
 
@@ -337,7 +337,7 @@ def keep(
     """Pretend that the candidates of a request were timed."""
     found, _ = candidates(bundle.manifest, engine, precision)
     times = {candidate: seconds[str(candidate)] for candidate in found}
-    keep_times(cache, bundle, found, 1, Times(times, {}))
+    keep_times(cache, bundle, found, 1, times)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -362,9 +362,8 @@ def test_candidates_are_timed_once_and_the_fastest_is_taken(quantised: pathlib.P
     found, _ = candidates(bundle.manifest, "auto", "auto")
     times = kept_times(cache, bundle, found, 1)
     assert times is not None
-    assert times.seconds.keys() == set(found)
-    assert not times.left_out
-    fastest = min(found, key=lambda candidate: times.seconds[candidate])
+    assert all(isinstance(times[candidate], float) for candidate in found)
+    fastest = min(found, key=lambda candidate: times[candidate])
     again = open_engine("auto", bundle, 1, precision="auto", cache=cache, tell=told.append)
     assert len(told) == 1
     for engine in (first, again):
@@ -433,7 +432,7 @@ def test_of_candidates_those_whose_graphs_are_refused_are_passed_over(
 def test_what_was_timed_of_others_does_not_count(folder: pathlib.Path, cache: Cache) -> None:
     bundle = Bundle.open(folder)
     found, _ = candidates(bundle.manifest, "onnxruntime", "fast")
-    keep_times(cache, bundle, found, 1, Times(dict.fromkeys(found, 1.0), {}))
+    keep_times(cache, bundle, found, 1, dict.fromkeys(found, 1.0))
     assert kept_times(cache, bundle, found, 1) is not None
     assert kept_times(cache, bundle, found, 2) is None
     assert kept_times(cache, bundle, found[:1], 1) is None
@@ -447,10 +446,10 @@ def test_what_was_timed_of_others_does_not_count(folder: pathlib.Path, cache: Ca
 
 
 def test_without_a_cache_nothing_is_timed(quantised: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> Times:
+    def refuse(*arguments: object) -> None:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("litemed.runtime.engines.time_candidates", refuse)
+    monkeypatch.setattr("litemed.runtime.engines.timing.time_candidates", refuse)
     assert open_engine("auto", Bundle.open(quantised), 1, precision="fast").choice
 
 

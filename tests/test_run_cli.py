@@ -22,7 +22,7 @@ import pytest
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import Cache
 from litemed.runtime.engines.choice import candidates
-from litemed.runtime.engines.timing import Times, keep_times
+from litemed.runtime.engines.timing import keep_times
 from litemed.runtime.npz import write_npz
 from litemed.runtime.report import EFFICIENCY, REPORT, load_report
 
@@ -249,7 +249,7 @@ def pretend_int8_is_fastest(bundle: Path, kept: Path) -> None:
     opened = Bundle.open(bundle)
     found, _ = candidates(opened.manifest, "onnxruntime", "fast")
     seconds = {candidate: 1.0 if candidate.precision == "int8" else 2.0 for candidate in found}
-    keep_times(Cache(kept), opened, found, 1, Times(seconds, {}))
+    keep_times(Cache(kept), opened, found, 1, seconds)
 
 
 def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
@@ -275,7 +275,7 @@ def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
     assert report.environment.choice.startswith("timed on this CPU: onnxruntime int8 1000 ms, ")
     notes = noted.splitlines()
     assert len(notes) == 2
-    assert notes[0].startswith("note: int8 on onnxruntime is for those who accept other masks: ")
+    assert notes[0].startswith("note: int8 on onnxruntime changes the masks: ")
     assert notes[1] == f"note: onnxruntime {version}, int8, 1 threads: {report.environment.choice}"
     assert segment("--precision", "fast", "--quiet")[1] == ""
     assert segment("--precision", "fast")[0] == "0 done, 2 skipped, 0 failed"

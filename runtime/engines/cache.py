@@ -3,11 +3,12 @@
 Nothing is kept unless the user names a folder. What it holds is trusted as the program itself is: a compiled
 graph is run without a look inside. So that nobody but the user (and root, who could replace litemed as well)
 can have put it there, the folder must belong to the user and must not be writable for group or others, the
-same holds for every entry, and no link is followed. An entry is named by the sha256 of everything it depends
-on: the graph's own verified hash, the engine and its version, its options, the CPU. A changed or swapped
-graph therefore never meets an entry made of another one; the bundle is verified as ever before the cache is
-asked. An entry begins with a sha256 of its name and content, so that one which is damaged, or moved to
-another's name, is not used but made anew.
+same holds for every entry, and no link is followed (on Windows, whose files have no such modes, it is for
+the folder's access list to keep others out). An entry is named by the sha256 of everything it depends on:
+the graph's own verified hash, the engine and its version, its options, the CPU. A changed or swapped graph
+therefore never meets an entry made of another one. An entry begins with a sha256 of its name and content, so
+that one which is damaged, or moved to another's name, is made anew. (OpenVINO's own cache folder does not
+verify what it reads.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.files import atomic_write, make_folder, remove_leftovers
+from litemed.runtime.plain_file import open_plain
 
 MAX_BYTES = 1 << 31
 """The most that an entry may take."""
@@ -53,11 +55,10 @@ class Cache:
         """Return the entry that depends on just this; None if there is none that may be used."""
         self._check()
         name = _name(depends_on)
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            with open(os.open(self._folder / name, flags), "rb") as file:
+            with open_plain(self._folder / name) as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or _foreign(status) or status.st_size > MAX_BYTES:
+                if _foreign(status) or status.st_size > MAX_BYTES:
                     return None
                 digest, data = file.read(_DIGEST_BYTES), file.read()
         except OSError:
@@ -70,7 +71,8 @@ class Cache:
         name = _name(depends_on)
         remove_leftovers(self._folder / name)
         with atomic_write(self._folder / name, durable=False) as file:
-            os.fchmod(file.fileno(), 0o600)
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), 0o600)
             file.write(_digest(name, data))
             file.write(data)
 
@@ -89,6 +91,9 @@ class Cache:
 
 
 def _foreign(status: os.stat_result) -> bool:
+    """Return whether others own or may write what has this status."""
+    if not hasattr(os, "geteuid"):
+        return False
     return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 

@@ -7,12 +7,14 @@ outcome in (see `litemed.runtime.engines.timing`); otherwise the one is taken th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import cpu_instructions
 from litemed.runtime.engines.protocol import Engine
-from litemed.runtime.errors import EngineError, UsageError
+from litemed.runtime.errors import UsageError
 from litemed.runtime.manifest import Manifest
 from litemed.runtime.precision import ENGINES, REFERENCE
 
@@ -36,8 +38,7 @@ class Candidate:
         return f"{self.engine} {self.precision}"
 
 
-Reasons = Mapping[Candidate, str]
-Begin = Callable[[Candidate, str], Engine]
+Reasons = dict[Candidate, str]
 
 
 def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[Candidate, ...], Reasons]:
@@ -54,7 +55,7 @@ def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[C
     """
     if engine not in (*ENGINES, AUTO):
         raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}, {AUTO}")
-    listed = tuple(manifest.precisions)
+    listed = manifest.precisions
     if precision not in (*PRECISION_CHOICES, *listed):
         raise UsageError(
             f"the bundle {manifest.name!r} has no precision {precision!r}; choose one of "
@@ -63,41 +64,26 @@ def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[tuple[C
     names = listed if precision in (FAST, AUTO) else (REFERENCE if precision == EXACT else precision,)
     every = [Candidate(one, name) for name in names for one in (ENGINES if engine == AUTO else (engine,))]
     if len(every) > 1:
-        every = [one for one in every if one.engine in manifest.precisions[one.precision].runs_on]
+        every = [one for one in every if one.engine in listed[one.precision].runs_on]
     left_out = {}
     if precision == AUTO:
-        for candidate in every:
-            shortcoming = manifest.precisions[candidate.precision].shortcoming(candidate.engine)
-            if shortcoming is not None:
-                left_out[candidate] = shortcoming
+        short = {one: listed[one.precision].shortcoming(one.engine) for one in every}
+        left_out = {candidate: why for candidate, why in short.items() if why is not None}
     found = (candidate for candidate in every if candidate not in left_out)
     return tuple(sorted(found, key=_presumed_order().index)), left_out
 
 
-def first_that_begins(
-    found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons, begin: Begin
+def begin(
+    candidate: Candidate, bundle: Bundle, threads: int, why: str = "", cache: Cache | None = None
 ) -> Engine:
-    """Return the engine of the fastest candidate that does not fail at once, told why it was taken.
+    """Begin to load a candidate's graphs. Raises EngineError if it is not installed or cannot compute so."""
+    if candidate.engine == "openvino":
+        from litemed.runtime.engines.openvino_engine import OpenVinoEngine
 
-    Args:
-        found: the candidates, what is presumed the fastest first.
-        seconds: how long those took that were timed; they go first, and the others not at all. Empty if none
-            was.
-        left_out: what does not come into question, and why.
-        begin: opens a candidate.
+        return OpenVinoEngine(bundle, threads, candidate.precision, why, cache)
+    from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-    Raises:
-        EngineError: that of the only candidate, or one that tells of all.
-    """
-    reasons = dict(left_out)
-    for candidate in sorted(seconds, key=lambda one: seconds[one]) or found:
-        try:
-            return begin(candidate, _why(found, seconds, reasons))
-        except EngineError as error:
-            if len(found) == 1:
-                raise
-            reasons[candidate] = str(error)
-    raise EngineError("nothing runs this bundle" + _left_out(reasons))
+    return OnnxRuntimeEngine(bundle, threads, candidate.precision, why)
 
 
 def note_on_fast(engine: Engine, manifest: Manifest) -> str | None:
@@ -105,9 +91,26 @@ def note_on_fast(engine: Engine, manifest: Manifest) -> str | None:
     if engine.precision == REFERENCE:
         return f"nothing faster than {REFERENCE} on this CPU in this bundle ({engine.choice or engine.name})"
     shortcoming = manifest.precisions[engine.precision].shortcoming(engine.name)
-    if shortcoming is None:
-        return None
-    return f"{engine.precision} on {engine.name} is for those who accept other masks: {shortcoming}"
+    return shortcoming and f"{engine.precision} on {engine.name} changes the masks: {shortcoming}"
+
+
+def why_first(found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons) -> str:
+    """Return why the first candidate is taken of those timed or found; empty if nothing was left open."""
+    if seconds:
+        ordered = sorted(seconds, key=lambda one: seconds[one])
+        why = "timed on this CPU: " + ", ".join(f"{one} {1000 * seconds[one]:.0f} ms" for one in ordered)
+    elif len(found) > 1:
+        why = "presumed the fastest; name a cache folder to have it timed"
+    else:
+        why = "the only candidate" if left_out else ""
+    return why + left_out_of(left_out)
+
+
+def left_out_of(reasons: Reasons) -> str:
+    """Return what was left out and why, as the end of a line."""
+    if not reasons:
+        return ""
+    return "; left out: " + ", ".join(f"{candidate} ({why})" for candidate, why in reasons.items())
 
 
 def _presumed_order() -> list[Candidate]:
@@ -129,21 +132,3 @@ def _presumed_order() -> list[Candidate]:
     for precision in ("bf16", "int8-bf16"):
         order.insert(0 if has_bf16 else len(order), Candidate("openvino", precision))
     return order + [Candidate("onnxruntime", precision) for precision in ("bf16", "int8-bf16")]
-
-
-def _why(found: Sequence[Candidate], seconds: Mapping[Candidate, float], left_out: Reasons) -> str:
-    """Return why the next one is taken; empty if nothing was left open."""
-    if seconds:
-        times = (
-            f"{one} {1000 * seconds[one]:.0f} ms" for one in sorted(seconds, key=lambda one: seconds[one])
-        )
-        return f"timed on this CPU: {', '.join(times)}" + _left_out(left_out)
-    if len(found) > 1:
-        return "presumed the fastest; name a cache folder to have it timed" + _left_out(left_out)
-    return "the only one that comes into question" + _left_out(left_out) if left_out else ""
-
-
-def _left_out(reasons: Reasons) -> str:
-    if not reasons:
-        return ""
-    return "; left out: " + ", ".join(f"{candidate} ({why})" for candidate, why in reasons.items())

@@ -7,20 +7,18 @@ import functools
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.loading import LoadingGraphs
-from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
+from litemed.runtime.engines.protocol import Float, GraphEngine
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.precision import REFERENCE
 
-NAME = "onnxruntime"
 _FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
 
 
-class OnnxRuntimeEngine:
-    """See `litemed.runtime.engines.protocol.Engine`."""
+class OnnxRuntimeEngine(GraphEngine):
+    """See `litemed.runtime.engines.protocol.Engine`; encoder and decoder work in the same memory."""
 
-    name = NAME
+    name, title = "onnxruntime", "ONNX Runtime"
 
     def __init__(self, bundle: Bundle, threads: int, precision: str = REFERENCE, choice: str = "") -> None:
         """Begin to load a precision's graphs.
@@ -36,38 +34,13 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime cannot be loaded ({error}); pip install onnxruntime") from error
         # In case the calling program imported it before us.
         onnxruntime.disable_telemetry_events()
-        self.version = str(onnxruntime.__version__)
-        self.threads = threads
-        self.precision = precision
-        self.choice = choice
+        self._onnxruntime = onnxruntime
         _share_arena()
-        self._sessions = LoadingGraphs(
-            lambda role, key: self._session(onnxruntime, bundle.graph_bytes(key)),
-            bundle.manifest.precisions[precision],
-        )
+        super().__init__(bundle, threads, precision, choice, str(onnxruntime.__version__))
 
-    def ready(self) -> None:
-        """Return once the graphs are loaded. Raises EngineError if ONNX Runtime refuses them."""
-        self._sessions.wait()
-
-    def encode(self, image: Float) -> Float:
-        """Return the embedding of a network input."""
-        (embedding,) = self._run(self._sessions.encoder, ["image_embedding"], {"image": image})
-        return embedding
-
-    def rest_encoder(self) -> None:
-        """Do nothing: the decoder works in the same memory."""
-
-    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        """Return logits and predicted IoU of boxes on one embedding."""
-        return decode_in_chunks(self._decode, embedding, boxes)
-
-    def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        inputs = {"image_embedding": embedding, "boxes": boxes}
-        logits, iou = self._run(self._sessions.decoder, ["logits", "iou"], inputs)
-        return logits, iou
-
-    def _session(self, onnxruntime: Any, graph: bytes) -> Any:
+    def load(self, bundle: Bundle, role: str, key: str) -> Any:
+        """Return a session of one graph."""
+        onnxruntime = self._onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -79,19 +52,16 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.use_env_allocators", "1")  # see _share_arena
         options.enable_mem_pattern = False
         options.log_severity_level = _FATAL
-        try:
-            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            raise failure("ONNX Runtime", error) from error
+        session = onnxruntime.InferenceSession(
+            bundle.graph_bytes(key), options, providers=["CPUExecutionProvider"]
+        )
         # It would keep the file's bytes, to open it anew with other providers.
         session._model_bytes = None
         return session
 
-    def _run(self, session: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
-        try:
-            found: list[Float] = session.run(outputs, inputs)
-        except Exception as error:  # as above
-            raise failure("ONNX Runtime", error) from error
+    def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
+        """Return a session's outputs."""
+        found: list[Float] = graph.run(outputs, inputs)
         return found
 
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import threading
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
-from litemed.runtime.engines.cpu import cpu_identity
-from litemed.runtime.engines.loading import LoadingGraphs
-from litemed.runtime.engines.protocol import Float, decode_in_chunks, failure
-from litemed.runtime.engines.threads import cores_of
-from litemed.runtime.errors import EngineError, LitemedError, OutputError
+from litemed.runtime.engines.cpu import cores_of, cpu_identity, own_cpus
+from litemed.runtime.engines.protocol import Float, GraphEngine, failure
+from litemed.runtime.errors import EngineError, OutputError
 from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
-
-NAME = "openvino"
 
 _core: Any = None
 _core_lock = threading.Lock()
@@ -47,10 +42,10 @@ def computes_bf16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(GraphEngine):
     """See `litemed.runtime.engines.protocol.Engine`."""
 
-    name = NAME
+    name, title = "openvino", "OpenVINO"
 
     def __init__(
         self,
@@ -72,43 +67,19 @@ class OpenVinoEngine:
                 f'OpenVINO cannot be loaded ({error}); pip install "litemed[openvino]"'
             ) from error
         except Exception as error:  # without the plugin for CPUs, say
-            raise failure("OpenVINO", error) from error
-        self.version = str(__version__)
-        self.threads = threads
-        self.precision = precision
-        self.choice = choice
+            raise failure(self.title, error) from error
         self._cache = cache
         self._bf16 = bundle.manifest.precisions[precision].bf16
         if self._bf16 and not computes_bf16():
             raise EngineError("this CPU computes no bf16; choose precision exact or auto")
-        self._requests = LoadingGraphs(
-            lambda role, key: self._load(bundle, role, key), bundle.manifest.precisions[precision]
-        )
-
-    def ready(self) -> None:
-        """Return once the graphs are compiled. Raises EngineError if OpenVINO refuses them."""
-        self._requests.wait()
-
-    def encode(self, image: Float) -> Float:
-        """Return the embedding of a network input."""
-        (embedding,) = self._infer(self._requests.encoder, ["image_embedding"], {"image": image})
-        return embedding
+        super().__init__(bundle, threads, precision, choice, str(__version__))
 
     def rest_encoder(self) -> None:
         """Give the encoder's working memory back: 145 MiB, in 20 ms; the next `encode` takes 80 ms longer."""
         with contextlib.suppress(AttributeError, RuntimeError):  # versions before 2024.5; or it is running
-            self._requests.encoder.get_compiled_model().release_memory()
+            self._encoder.result().get_compiled_model().release_memory()
 
-    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        """Return logits and predicted IoU of boxes on one embedding."""
-        return decode_in_chunks(self._decode, embedding, boxes)
-
-    def _decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        inputs = {"image_embedding": embedding, "boxes": boxes}
-        logits, iou = self._infer(self._requests.decoder, ["logits", "iou"], inputs)
-        return logits, iou
-
-    def _load(self, bundle: Bundle, role: str, key: str) -> Any:
+    def load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return an inference request of one graph; OpenVINO's own cache of compiled models stays off."""
         options: dict[str, Any] = {
             # To be said always, for the default is bf16 where the CPU has it.
@@ -120,38 +91,25 @@ class OpenVinoEngine:
             # those of one cannot leave a CPU that something else is busy on.
             "ENABLE_CPU_PINNING": False,
             # Without this it takes no more threads than cores, whatever it is told.
-            "ENABLE_HYPER_THREADING": self.threads > cores_of(os.sched_getaffinity(0)),
+            "ENABLE_HYPER_THREADING": self.threads > cores_of(own_cpus()),
         }
         graph = bundle.graph_bytes(key)  # verified, whether the cache has it or not
-        try:
-            if self._cache is None:
-                model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
-            else:
-                depends_on = (bundle.manifest.graphs[key].sha256, NAME, self.version, cpu_identity())
-                model = self._cached(self._cache, graph, options, (*depends_on, json.dumps(options)))
-            return model.create_infer_request()
-        except LitemedError:
-            raise
-        except Exception as error:  # RuntimeError, TypeError or others, by the place in its C++ code
-            raise failure("OpenVINO", error) from error
+        depends_on = (bundle.manifest.graphs[key].sha256, self.name, self.version, cpu_identity())
+        return self._compiled(graph, options, (*depends_on, json.dumps(options))).create_infer_request()
 
-    def _cached(
-        self, cache: Cache, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]
-    ) -> Any:
-        """Return a compiled graph from the cache; compile and keep it if it is not there."""
-        kept = cache.load(*depends_on)
-        if kept is not None:
+    def _compiled(self, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]) -> Any:
+        """Return a compiled graph, from the cache if that has it; else it is kept there."""
+        kept = self._cache and self._cache.load(*depends_on)
+        if kept:
             with contextlib.suppress(Exception):  # refused, by whatever C++ throws: made anew
                 return self._core.import_model(io.BytesIO(kept), "CPU", options)
         model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
-        with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
-            cache.store(model.export_model().getvalue(), *depends_on)
+        if self._cache:
+            with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
+                self._cache.store(model.export_model().getvalue(), *depends_on)
         return model
 
-    def _infer(self, request: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
-        try:
-            # Inputs are read in place; outputs are copied out, for the request writes over its own next time.
-            found = request.infer(inputs, share_inputs=True, share_outputs=False)
-            return [found[name] for name in outputs]
-        except Exception as error:  # as above
-            raise failure("OpenVINO", error) from error
+    def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
+        """Return a request's outputs; inputs are read in place, outputs copied before it writes over them."""
+        found = graph.infer(inputs, share_inputs=True, share_outputs=False)
+        return [found[name] for name in outputs]

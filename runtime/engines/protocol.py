@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import EngineError
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.errors import EngineError, LitemedError
+from litemed.runtime.memory import trim_heap
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -22,27 +26,21 @@ Float = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """A bundle's two graphs, loaded."""
+    """A bundle's two graphs, loaded.
 
-    @property
-    def name(self) -> str:
-        """The engine's name, as `open_engine` takes it."""
+    Attributes:
+        name: the engine's name, as `open_engine` takes it.
+        version: of the engine's package.
+        threads: how many it computes with.
+        precision: the name of the one that it computes in, one of the bundle's.
+        choice: why it was chosen, and why in this precision, in one line; empty if it was asked for so.
+    """
 
-    @property
-    def version(self) -> str:
-        """The version of the engine's package."""
-
-    @property
-    def threads(self) -> int:
-        """How many threads it computes with."""
-
-    @property
-    def precision(self) -> str:
-        """The name of the precision that it computes in, one of the bundle's."""
-
-    @property
-    def choice(self) -> str:
-        """Why it was chosen, and why in this precision, in one line; empty if it was asked for so."""
+    name: str
+    version: str
+    threads: int
+    precision: str
+    choice: str
 
     def ready(self) -> None:
         """Return once the graphs are loaded, which goes on behind the scenes until then.
@@ -68,6 +66,70 @@ class Engine(Protocol):
         `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input. However many they are, the
         graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails.
         """
+
+
+class GraphEngine:
+    """An `Engine` but for how one graph is loaded and run."""
+
+    name: str
+    title: str
+    """The engine's name for messages."""
+
+    def __init__(self, bundle: Bundle, threads: int, precision: str, choice: str, version: str) -> None:
+        """Begin to load both graphs of a precision, each in a thread of its own."""
+        self.version, self.threads, self.precision, self.choice = version, threads, precision, choice
+        graphs = bundle.manifest.precisions[precision]
+        pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
+        self._encoder = pool.submit(self._guarded, self.load, bundle, "encoder", graphs.encoder)
+        self._decoder = pool.submit(self._guarded, self.load, bundle, "decoder", graphs.decoder)
+        pool.submit(self._tidy)
+        pool.shutdown(wait=False)
+
+    def load(self, bundle: Bundle, role: str, key: str) -> Any:
+        """Return a graph, ready to run."""
+        raise NotImplementedError
+
+    def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
+        """Return a graph's outputs in arrays of their own."""
+        raise NotImplementedError
+
+    def ready(self) -> None:
+        """See `Engine`."""
+        self._encoder.result()
+        self._decoder.result()
+
+    def encode(self, image: Float) -> Float:
+        """See `Engine`."""
+        graph = self._encoder.result()
+        (embedding,) = self._guarded(self.run, graph, ["image_embedding"], {"image": image})
+        return np.asarray(embedding)
+
+    def rest_encoder(self) -> None:
+        """See `Engine`."""
+
+    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        """See `Engine`."""
+
+        def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
+            inputs = {"image_embedding": embedding, "boxes": boxes}
+            logits, iou = self._guarded(self.run, self._decoder.result(), ["logits", "iou"], inputs)
+            return logits, iou
+
+        return decode_in_chunks(decode, embedding, boxes)
+
+    def _guarded(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something of the engine's, whose exceptions have no base class of their own."""
+        try:
+            return work(*arguments)
+        except LitemedError:
+            raise
+        except Exception as error:
+            raise failure(self.title, error) from error
+
+    def _tidy(self) -> None:
+        """Once both graphs are loaded, return what loading has used to the system."""
+        concurrent.futures.wait((self._encoder, self._decoder))
+        trim_heap()
 
 
 def decode_in_chunks(
