@@ -117,7 +117,8 @@ class Drawn:
 def bundle(box_bundle: Path) -> Bundle:
     """Return a bundle for inputs of SIZE x SIZE."""
     opened = Bundle.open(box_bundle).released()
-    return dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, input_size=SIZE))
+    smaller = dataclasses.replace(opened.manifest.input, size=SIZE)
+    return dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, input=smaller))
 
 
 def flat(boxes: Corners) -> Corners:

@@ -275,7 +275,8 @@ class Small:
 @pytest.mark.parametrize("propagate", [False, True])
 def test_a_bundle_says_the_size_of_the_input(box_bundle: pathlib.Path, propagate: bool) -> None:
     bundle = Bundle.open(box_bundle)
-    small = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, input_size=64))
+    small_input = dataclasses.replace(bundle.manifest.input, size=64)
+    small = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, input=small_input))
     labels = Segmenter(small, Small()).segment(image(320, 640), [[100, 50, 300, 250]], propagate=propagate)
     rows, columns = np.flatnonzero(labels.any(axis=1)), np.flatnonzero(labels.any(axis=0))
     assert np.abs([columns[0] - 105, rows[0] - 55, columns[-1] - 300, rows[-1] - 250]).max() <= 6
