@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from types import TracebackType
 from typing import Any
 
 import click
 
 from litemed.runtime.errors import printable
-from litemed.runtime.folder import RunObserver
+from litemed.runtime.pipeline import RunObserver
 from litemed.runtime.report import CaseReport
 
 # Steps of the bar per case; slices move it within.
 _STEPS = 1000
 
 
-class Console(RunObserver):
+class Console(contextlib.ExitStack, RunObserver):
     """Tells of cases as they finish; a context manager, so that the bar is closed whatever happens.
 
     Errors and warnings go to stderr, one line each; what else is told in a log goes to stdout.
@@ -30,47 +29,32 @@ class Console(RunObserver):
 
     def __init__(self, *, debug: bool, quiet: bool) -> None:
         """Show nothing yet."""
+        super().__init__()
         self._debug = debug
         self._lines = not quiet and not sys.stderr.isatty()
         self._wants_bar = not quiet and sys.stderr.isatty()
         self._bar: Any = None
-        self._open = contextlib.ExitStack()
-        self._number = self._total = self._steps = 0
-
-    def __enter__(self) -> Console:
-        """Return the observer itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the bar."""
-        self._open.__exit__(kind, value, traceback)
+        self._item = ""
+        self._finished = self._total = self._steps = 0
 
     def case_started(self, case: str, number: int, total: int) -> None:
         """Show the case beside the bar."""
-        self._number, self._total = number, total
-        if self._wants_bar:
-            if self._bar is None:
-                self._bar = self._open.enter_context(
-                    click.progressbar(
-                        length=total * _STEPS,
-                        file=sys.stderr,
-                        item_show_func=lambda item: item,
-                        show_percent=False,
-                    )
-                )
-            self._move(number - 1, 0, f"{printable(case)} ({number}/{total})")
+        self._total, self._item = total, f"{printable(case)} ({number}/{total})"
+        if self._wants_bar and self._bar is None:
+            bar = click.progressbar(
+                length=total * _STEPS, file=sys.stderr, item_show_func=lambda item: item, show_percent=False
+            )
+            self._bar = self.enter_context(bar)
+        self._move(0)
 
     def slices_done(self, done: int, total: int) -> None:
         """Move the bar within its case."""
-        if self._bar is not None:
-            self._move(self._number - 1, _STEPS * done // total, self._bar.current_item)
+        self._move(_STEPS * done // total)
 
     def case_finished(self, report: CaseReport, error: Exception | None) -> None:
         """Print what became of the case."""
-        if self._bar is not None:
-            self._move(self._number, 0, self._bar.current_item)
+        self._finished += 1
+        self._move(0)
         if report.status != "skipped":
             for warning in report.warnings:
                 self._print(f"warning: {report.case}: {warning}")
@@ -79,7 +63,7 @@ class Console(RunObserver):
                 self._print("".join(traceback.format_exception(error)).rstrip())
             self._print(f"error: {report.error}")
         elif self._lines:
-            click.echo(f"[{self._number}/{self._total}] {_summary(report)}")
+            click.echo(f"[{self._finished}/{self._total}] {_summary(report)}")
 
     def _print(self, text: str) -> None:
         """Print on stderr, above the bar."""
@@ -89,10 +73,12 @@ class Console(RunObserver):
         if self._bar is not None:
             self._bar.render_progress()
 
-    def _move(self, cases: int, within: int, item: str | None) -> None:
-        steps = cases * _STEPS + within
-        self._bar.update(steps - self._steps, item)
-        self._steps = steps
+    def _move(self, within: int) -> None:
+        """Move the bar to what is finished and what is done of the case after it; never back."""
+        if self._bar is not None:
+            steps = max(self._steps, self._finished * _STEPS + within)
+            self._bar.update(steps - self._steps, self._item)
+            self._steps = steps
 
 
 def _summary(report: CaseReport) -> str:

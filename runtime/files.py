@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,7 @@ from litemed.runtime.errors import OutputError
 _LONGEST_NAME_BYTES = 255
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
+_POLL_SECONDS = 0.005
 
 
 def sha256_of_file(path: Path) -> str:
@@ -49,10 +50,9 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """
     refuse_odd_target(path)
     temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}{_TEMPORARY}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         try:
-            with open(os.open(temporary, flags, 0o666), "wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 if durable:
                     file.flush()
@@ -100,7 +100,7 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
     Raises:
         OutputError: the name is empty, hidden, has a separator or unprintable characters, or is too long.
     """
-    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
         raise OutputError(f"{name!a} cannot name a result; rename the case")
     if len(os.fsencode(name + suffix)) > _LONGEST_NAME_BYTES:
         raise OutputError(f"{name!a} is too long to name a result; rename the case")
@@ -108,11 +108,7 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
 
 
 def refuse_odd_target(path: Path) -> None:
-    """Raise an OutputError if there is something at ``path`` that is not a plain file.
-
-    Raises:
-        OutputError: a symbolic link, a folder or a device has that name.
-    """
+    """Raise an OutputError if a symbolic link, a folder or a device lies at ``path``."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OutputError(f"{path}: is a link, folder or device, not a plain file; remove it")
 
@@ -122,11 +118,15 @@ def same_name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+class LockedError(OutputError):
+    """Another process holds the lock."""
+
+
 class FolderLock:
     """Keeps other processes (and other locks in this one) away from a folder, or from one name in it.
 
-    A context manager round an advisory lock (flock) on a hidden file, which is removed on release; if the
-    process dies, the system lets go of the lock.
+    A context manager round a lock on a hidden file, which is removed on release; if the process dies, the
+    system lets go of the lock.
 
     Args:
         folder: an existing folder.
@@ -153,11 +153,14 @@ class FolderLock:
         """Take the lock."""
         try:
             while self._descriptor is None:
-                self._descriptor = self._take()
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{self._what}: another process is working on it; wait for it to end"
-            ) from error
+                try:
+                    self._descriptor = self._take()
+                except BlockingIOError as error:
+                    if not self._wait:
+                        raise LockedError(
+                            f"{self._what}: another process is working on it; wait for it to end"
+                        ) from error
+                    time.sleep(_POLL_SECONDS)
         except OSError as error:
             raise OutputError(f"{self._what}: cannot be locked: {error.strerror or error}") from error
         return self
@@ -167,44 +170,54 @@ class FolderLock:
     ) -> None:
         """Release the lock."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            # While the lock is held, so that nobody else's file is removed.
+        if descriptor is None:
+            return
+        if os.name == "nt":  # where an open file cannot be removed
+            os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+            with contextlib.suppress(PermissionError):  # it is another's by now
+                self._path.unlink(missing_ok=True)
+        else:  # while the lock is held, so that nobody else's file is removed
             self._path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def mark(self) -> None:
         """Note in the lock's file that what it guards is about to be written."""
         if self._descriptor is not None:
-            os.pwrite(self._descriptor, b"1", 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, b"1")
 
     def _take(self) -> int | None:
-        """Return the locked descriptor, or None if the file came or went meanwhile."""
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        """Return the locked descriptor, None if the file went meanwhile; BlockingIOError if it is taken."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            try:
-                descriptor = os.open(self._path, flags)
-            except FileNotFoundError:
-                return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            _lock(descriptor)
             status = os.fstat(descriptor)
-            held = os.path.samestat(status, self._path.lstat())
+            if os.path.samestat(status, self._path.lstat()):
+                self.abandoned = status.st_size > 0
+                return descriptor
         except FileNotFoundError:
-            held = False  # its last holder removed it while this one waited
+            pass  # its last holder removed it before this one locked it
         except BaseException:
             os.close(descriptor)
             raise
-        if not held:
-            os.close(descriptor)
-            return None
-        self.abandoned = status.st_size > 0
-        return descriptor
+        os.close(descriptor)
+        return None
 
 
-class LockedError(OutputError):
-    """Another process holds the lock."""
+def _lock(descriptor: int) -> None:
+    """Lock an open file against all others that open it; raise BlockingIOError if one of them has."""
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _hidden(name: str) -> str:
@@ -213,8 +226,10 @@ def _hidden(name: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the folder's entries on the disk, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Put the folder's entries on the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

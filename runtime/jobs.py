@@ -28,6 +28,11 @@ class Job:
     picture: Path | None
     refusal: str | None = None
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """All files to write: the label map, then the picture."""
+        return (self.target,) if self.picture is None else (self.target, self.picture)
+
 
 def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job]:
     """Name the results of all cases: OUTPUT/NAME.npz and OVERLAY/NAME.png.

@@ -285,7 +285,7 @@ def test_an_interrupt_after_the_result_was_written_does_not_make_it_a_stranger(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("litemed.runtime.folder.draw_case", interrupt)
+        patch.setattr("litemed.runtime.steps.draw_case", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_cases([cases / "colour.npz"], out, segmenter, overlay=out)
     assert (out / "colour.npz").exists()
@@ -341,7 +341,7 @@ class Read:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
         self._changed = threading.Condition()
-        monkeypatch.setattr("litemed.runtime.folder.read_case", self)
+        monkeypatch.setattr("litemed.runtime.steps.read_case", self)
 
     def __call__(self, path: Path) -> Case:
         case = read_case(path)
@@ -378,7 +378,7 @@ class Slow:
         self.go_on = threading.Event()
         self._error: Exception | None = error
         self._first = True
-        monkeypatch.setattr("litemed.runtime.folder.write_npz", self)
+        monkeypatch.setattr("litemed.runtime.steps.write_npz", self)
 
     def __call__(self, file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         if self._first:

@@ -1,0 +1,236 @@
+"""The three steps of a case of a run: begin (hash and read), segment, finish (write and report)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.case import Case
+from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
+from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
+from litemed.runtime.jobs import Job
+from litemed.runtime.npz import write_npz
+from litemed.runtime.overlay import draw_case, encode_png
+from litemed.runtime.readers import case_files, read_case
+from litemed.runtime.report import CaseReport, FileRecord, ReportFile, Seconds, Settings
+
+if TYPE_CHECKING:
+    from litemed.runtime.segmenter import Result, Segmenter
+
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What came of beginning a case.
+
+    Attributes:
+        job: the case and where its results go.
+        earlier: what the report said of it.
+        inputs: its files.
+        case: what was read; None if the outcome is settled, or it is no longer needed.
+        warnings: about what was read.
+        seconds: how long hashing and reading took.
+        outcome: skipped or failed, if that is settled already.
+        error: what it failed of.
+    """
+
+    job: Job
+    earlier: CaseReport | None = None
+    inputs: tuple[FileRecord, ...] = ()
+    case: Case | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    outcome: CaseReport | None = None
+    error: Exception | None = None
+
+
+class CaseSteps:
+    """The steps of each case of a run, and the report that they keep.
+
+    Whatever goes wrong in one case, even by a fault of ours, is reported and costs none of the others.
+    """
+
+    def __init__(self, segmenter: Segmenter, settings: Settings, report: ReportFile, overwrite: bool) -> None:
+        self._segmenter = segmenter
+        self._settings = settings
+        self._report = report
+        self._overwrite = overwrite
+
+    def begin(self, job: Job, abandoned: bool) -> Begun:
+        """Hash and read a case, whose lock is held, unless an earlier result holds.
+
+        `abandoned` says that a process was killed while it wrote the result: what lies there is ours.
+        """
+        start = time.perf_counter()
+        earlier = None
+        try:
+            earlier = self._report.get(job.name)
+            if job.refusal is not None:
+                raise OutputError(job.refusal)
+            if abandoned:
+                for path in job.results:
+                    remove_leftovers(path)
+            inputs = _hash_inputs(job.path)
+            if earlier and not self._overwrite and self._holds(job, inputs, earlier):
+                return Begun(job, outcome=dataclasses.replace(earlier, status="skipped"))
+            if abandoned:
+                earlier = self._failure(job, KeyboardInterrupt(), _present(job.target), _present(job.picture))
+                self._report.put(earlier)
+            self._claim(job, earlier)
+            case = read_case(job.path)
+            return Begun(job, earlier, inputs, case, _warnings(case.boxes), time.perf_counter() - start)
+        except Exception as error:
+            return Begun(job, earlier, outcome=self._kept(job, earlier, error), error=error)
+
+    def segment(self, case: Case, progress: Callable[[int, int], None], last: bool) -> Result | Exception:
+        """Return the result of a case, or what it failed of; `last` if none comes after it.
+
+        Raises:
+            EngineError: the engine accepts no case, for it does not accept the bundle's graphs.
+        """
+        self._segmenter.engine.ready()
+        try:
+            return self._segmenter.run(
+                case,
+                merge=self._settings.merge,
+                propagate=self._settings.propagate,
+                crop_masks=self._settings.crop_masks,
+                progress=progress,
+                last=last,
+            )
+        except Exception as error:
+            return error
+
+    def finish(
+        self, begun: Begun, result: Result | BaseException | None
+    ) -> tuple[CaseReport, Exception | None]:
+        """Write the result of a case, if there is one, and report it; return what became of it and why."""
+        job, outcome, error = begun.job, cast(CaseReport, begun.outcome), begun.error
+        if isinstance(result, BaseException):
+            outcome = self._kept(job, begun.earlier, result)
+            error = result if isinstance(result, Exception) else None
+        elif result is not None:
+            try:
+                outcome = self._write(begun, result)
+            except Exception as raised:
+                # Some of it may have been written, and is ours to replace.
+                outcome = self._failure(job, raised, _present(job.target), _present(job.picture))
+                error = raised
+        self._report.put(outcome)
+        return outcome, error
+
+    def _claim(self, job: Job, earlier: CaseReport | None) -> None:
+        """Make sure that whatever lies where the results go is ours to replace."""
+        recorded = earlier is not None and earlier.output is not None
+        # Pictures may go to another folder than last time, so that one is ours only if it is that very file.
+        drawn = job.picture is not None and _is(job.picture, earlier.overlay if earlier else None)
+        for path, ours in zip(job.results, (recorded, drawn), strict=False):
+            refuse_odd_target(path)
+            if path.exists() and not (ours or self._overwrite):
+                raise OutputError(
+                    f"{path}: exists, and no earlier run wrote it; move it away or give --overwrite"
+                )
+
+    def _write(self, begun: Begun, result: Result) -> CaseReport:
+        start = time.perf_counter()
+        job = begun.job
+        with atomic_write(job.target) as file:
+            write_npz(file, {"segs": result.labels})
+        if job.picture is not None and begun.case is not None:
+            with atomic_write(job.picture, durable=False) as file:
+                file.write(encode_png(draw_case(begun.case, result.labels)))
+        output, overlay = _present(job.target), _present(job.picture)
+        seconds = {
+            "read": begun.seconds,
+            **dataclasses.asdict(result.timings),
+            "write": time.perf_counter() - start,
+        }
+        return CaseReport(
+            case=job.name,
+            status="done",
+            warnings=begun.warnings,
+            seconds=Seconds(**seconds, total=sum(seconds.values())),
+            slices=result.slices_encoded,
+            boxes=result.boxes_decoded,
+            inputs=begun.inputs,
+            settings_sha256=self._settings.sha256,
+            output=output,
+            overlay=overlay,
+        )
+
+    def _holds(self, job: Job, inputs: tuple[FileRecord, ...], earlier: CaseReport) -> bool:
+        """Return whether the earlier result is what running the case again would give."""
+        return (
+            earlier.status in ("done", "skipped")
+            and earlier.settings_sha256 == self._settings.sha256
+            and [file.sha256 for file in earlier.inputs] == [file.sha256 for file in inputs]
+            and _is(job.target, earlier.output)
+            and (job.picture is None or _is(job.picture, earlier.overlay))
+        )
+
+    def _kept(self, job: Job, earlier: CaseReport | None, error: BaseException) -> CaseReport:
+        """Report a failure before anything was written: an earlier result stays, and is still ours."""
+        output, overlay = (earlier.output, earlier.overlay) if earlier else (None, None)
+        return self._failure(job, error, output, overlay)
+
+    def _failure(
+        self, job: Job, error: BaseException, output: FileRecord | None, overlay: FileRecord | None
+    ) -> CaseReport:
+        return CaseReport(
+            case=job.name,
+            status="failed",
+            error=_line(error, job.path),
+            settings_sha256=self._settings.sha256,
+            output=output,
+            overlay=overlay,
+        )
+
+
+def _hash_inputs(path: Path) -> tuple[FileRecord, ...]:
+    """Hash the files of a case; one that is absent, or no file, is left to the reader to complain about."""
+    try:
+        return tuple(
+            FileRecord(str(file), sha256_of_file(file)) for file in case_files(path) if file.is_file()
+        )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _present(path: Path | None) -> FileRecord | None:
+    """Return the record of the plain file at a path, None if there is none."""
+    if path is None or not path.is_file() or path.is_symlink():
+        return None
+    return FileRecord(path.name, sha256_of_file(path))
+
+
+def _is(path: Path, record: FileRecord | None) -> bool:
+    """Return whether a plain file lies at ``path`` that is the one on record."""
+    return record is not None and _present(path) == record
+
+
+def _warnings(boxes: Boxes) -> tuple[str, ...]:
+    if not boxes.clipped:
+        return ()
+    numbers = ", ".join(map(str, boxes.clipped[:_LISTED])) + (", ..." if len(boxes.clipped) > _LISTED else "")
+    return (f"{len(boxes.clipped)} of {len(boxes)} boxes reach out of the image and were clipped: {numbers}",)
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Return one printable line that names the case and says what happened."""
+    if isinstance(error, LitemedError):
+        text = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    elif isinstance(error, MemoryError):
+        text = "there is not enough memory for this case"
+    else:
+        text = f"unexpected {type(error).__name__}: {error}; please report it, --debug shows where"
+    if str(path) not in text:
+        text = f"{path}: {text}"
+    return printable(text)
