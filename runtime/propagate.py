@@ -8,8 +8,7 @@ script; unlike there, the first and the last slice of a box are included, and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -19,6 +18,7 @@ from litemed.runtime.engines.protocol import Float
 from litemed.runtime.inference import Inference
 from litemed.runtime.merge import Crop, LogitResizer, crop_of
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.slices import Slices, covered
 
 BOX_MARGIN = 3
 """By how much a mask's bounding box is enlarged on each side, in pixels of the network's input."""
@@ -29,101 +29,43 @@ KEPT_EMBEDDINGS = 32
 Labels = NDArray[np.unsignedinteger]
 
 
-def overwrite_in_image(
-    inference: Inference,
-    image: NDArray[np.uint8],
-    prompts: Float,
-    frame: Frame,
-    labels: Labels,
-    crops: NDArray[np.int64] | None = None,
-) -> None:
-    """Segment an image (H, W) or (H, W, 3), writing prompt i as label i + 1 into `labels`.
-
-    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `labels` is (H, W), all zero;
-    `crops`, (N, 4) in pixels of the image, are the boxes that the masks end at.
-    """
-    embedding = inference.encode(image)
-    resizer = LogitResizer(frame)
-    for number, prompt in enumerate(prompts, start=1):
-        logits = inference.decode(embedding, prompt[np.newaxis])[0]
-        with inference.timing("merge"):
-            _write(resizer, logits, number, labels, None if crops is None else crop_of(crops[number - 1]))
-
-
-def propagate_in_volume(
-    inference: Inference,
-    volume: NDArray[np.uint8],
-    prompts: Float,
-    z: NDArray[np.int64],
-    frame: Frame,
-    labels: Labels,
-    progress: Callable[[int, int], None] | None = None,
-    crops: NDArray[np.int64] | None = None,
-) -> None:
-    """Segment a volume (D, H, W), writing prompt i as label i + 1 into `labels`.
-
-    `prompts` are float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; `z` is int64 (N, 2), first and
-    last slice of each; `labels` is (D, H, W), all zero; `progress` is told the slices done and all; `crops`,
-    (N, 4) in pixels of a slice, are the boxes that the masks end at in each of them.
+def propagate(slices: Slices, inference: Inference) -> Iterator[tuple[int, int]]:
+    """Segment a case, writing prompt i as label i + 1; yield the slices done and all after each.
 
     The boxes do not depend on each other, so all of them go up together and then down together, and a slice
     is encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie on one box's way up and
     on another's way down, the rest of them is encoded twice.
     """
-    first, last = z.T
+    first, last = slices.z.T
     middle = (last - first) // 2 + first
-    way_up = _covered(middle, last)
-    way_down = _covered(first, middle - 1)[::-1]
-    resizer = LogitResizer(frame)
-    going_up, going_down = prompts.copy(), prompts.copy()
+    way_up, way_down = covered(middle, last), covered(first, middle - 1)[::-1]
+    total = len(way_up) + len(way_down)
+    resizer = LogitResizer(slices.frame)
+    going_up, going_down = slices.prompts.copy(), slices.prompts.copy()
     kept: dict[int, Float] = {}
-    steps = _Steps(inference, resizer, prompts, labels, crops)
-    done, total = 0, len(way_up) + len(way_down)
 
-    for position in way_up:
-        embedding = inference.encode(volume[position])
-        if position in way_down and len(kept) < KEPT_EMBEDDINGS:
-            kept[position] = embedding
-        steps.take(embedding, position, (middle <= position) & (position <= last), going_up)
-        starting = middle == position
-        going_down[starting] = going_up[starting]
-        done += 1
-        if progress:
-            progress(done, total)
-
-    for position in way_down:
-        embedding = kept.pop(position) if position in kept else inference.encode(volume[position])
-        steps.take(embedding, position, (first <= position) & (position < middle), going_down)
-        done += 1
-        if progress:
-            progress(done, total)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Decodes boxes on one slice after another; `labels` (D, H, W) and the prompts are written."""
-
-    inference: Inference
-    resizer: LogitResizer
-    originals: Float
-    labels: Labels
-    crops: NDArray[np.int64] | None
-
-    def take(self, embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
+    def take(embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
         """Decode the boxes `here` (N,) on a slice, and turn their `prompts` into those of the next slice."""
         for i in np.flatnonzero(here).tolist():
-            logits = self.inference.decode(embedding, prompts[[i]])[0]
-            with self.inference.timing("merge"):
-                crop = None if self.crops is None else crop_of(self.crops[i])
-                mask = _write(self.resizer, logits, i + 1, self.labels[position], crop)
-                prompts[i] = _next_prompt(mask, self.resizer.frame, self.originals[i])
+            logits = inference.decode(embedding, prompts[[i]])[0]
+            with inference.timing("merge"):
+                crop = None if slices.crops is None else crop_of(slices.crops[i])
+                mask = _write(resizer, logits, i + 1, slices.labels[position], crop)
+                if total > 1:
+                    prompts[i] = _next_prompt(mask, slices.frame, slices.prompts[i])
 
-
-def _covered(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[int]:
-    """Return, ascending, the slices within at least one range; both ends are inclusive."""
-    return sorted(
-        {position for low, high in zip(first, last, strict=True) for position in range(low, high + 1)}
-    )
+    for done, position in enumerate(way_up, start=1):
+        embedding = inference.encode(slices.images[position])
+        if position in way_down and len(kept) < KEPT_EMBEDDINGS:
+            kept[position] = embedding
+        take(embedding, position, (middle <= position) & (position <= last), going_up)
+        starting = middle == position
+        going_down[starting] = going_up[starting]
+        yield done, total
+    for done, position in enumerate(way_down, start=len(way_up) + 1):
+        embedding = kept.pop(position) if position in kept else inference.encode(slices.images[position])
+        take(embedding, position, (first <= position) & (position < middle), going_down)
+        yield done, total
 
 
 def _write(

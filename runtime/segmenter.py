@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,13 @@ from litemed.runtime.boxes import Boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
 from litemed.runtime.engines import Cache, open_engine
-from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine, Float
+from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference, Timings
-from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.merge import LogitResizer, RunningMerge
 from litemed.runtime.nesting import Nesting, merge_rule
-from litemed.runtime.preprocess import Frame, scale_boxes
-from litemed.runtime.propagate import overwrite_in_image, propagate_in_volume
+from litemed.runtime.propagate import propagate as propagate_boxes
+from litemed.runtime.slices import Slices, covered
 
 Labels = npt.NDArray[np.unsignedinteger]
 Progress = Callable[[int, int], None]
@@ -138,56 +138,38 @@ class Segmenter:
             UsageError: an unknown rule of merging, or one beside `propagate`.
         """
         rule = merge_rule(merge, propagate)
-        image, boxes = case.image, case.boxes
-        height, width = case.shape[-2:]
-        frame = Frame.of(height, width, self.bundle.manifest.input_size)
-        inference = Inference(self.engine, frame.size)
-        labels = np.zeros(case.shape, label_dtype(len(boxes)))
-        prompts = scale_boxes(boxes.xyxy, frame)
-        crops = boxes.xyxy if crop_masks else None
-        volume, planes, z = image, labels, boxes.z
-        if z is None:  # an image is its own and only slice
-            volume, planes, z = image[np.newaxis], labels[np.newaxis], np.zeros((len(boxes), 2), np.int64)
-        if not propagate:
-            with inference.timing("merge"):
-                nesting = Nesting.of(boxes.xyxy, z) if rule == "nested" else None
-            _merge_slices(inference, volume, prompts, z, nesting, crops, frame, planes, progress, last)
-        elif case.is_volume:
-            propagate_in_volume(inference, volume, prompts, z, frame, planes, progress, crops)
+        slices = Slices.of(case, self.bundle.manifest.input_size, crop_masks)
+        inference = Inference(self.engine, slices.frame.size)
+        if propagate:
+            steps = propagate_boxes(slices, inference)
         else:
-            overwrite_in_image(inference, image, prompts, frame, labels, crops)
+            with inference.timing("merge"):
+                nesting = Nesting.of(case.boxes.xyxy, case.boxes.z) if rule == "nested" else None
+            steps = _merge_boxes(slices, inference, nesting, last)
+        for done, total in steps:
             if progress:
-                progress(1, 1)
+                progress(done, total)
+        labels = slices.labels.reshape(case.shape)
         return Result(labels, inference.timings(), inference.slices_encoded, inference.boxes_decoded)
 
 
-def _merge_slices(
-    inference: Inference,
-    volume: npt.NDArray[np.uint8],
-    prompts: Float,
-    z: npt.NDArray[np.int64],
-    nesting: Nesting | None,
-    crops: npt.NDArray[np.int64] | None,
-    frame: Frame,
-    labels: Labels,
-    progress: Progress | None,
-    last_case: bool,
-) -> None:
-    """Segment every slice (H, W) or (H, W, 3) of `volume` that a box covers into its plane of `labels`."""
-    first, last = z.T
-    covered = [i for i in range(len(volume)) if ((first <= i) & (i <= last)).any()]
-    resizer = LogitResizer(frame)
-    for done, position in enumerate(covered, start=1):
-        embedding = inference.encode(volume[position])
-        if last_case and done == len(covered):
+def _merge_boxes(
+    slices: Slices, inference: Inference, nesting: Nesting | None, last_case: bool
+) -> Iterator[tuple[int, int]]:
+    """Segment every slice that a box covers; yield the slices done and all after each."""
+    first, last = slices.z.T
+    positions = covered(first, last)
+    resizer = LogitResizer(slices.frame)
+    for done, position in enumerate(positions, start=1):
+        embedding = inference.encode(slices.images[position])
+        if last_case and done == len(positions):
             inference.rest_encoder()
-        merge = RunningMerge(resizer, labels[position], nesting)
+        merge = RunningMerge(resizer, slices.labels[position], nesting)
         here = np.flatnonzero((first <= position) & (position <= last))
         for chunk in merge.chunks(here, BOXES_PER_CALL):
-            logits = inference.decode(embedding, prompts[chunk])
+            logits = inference.decode(embedding, slices.prompts[chunk])
             with inference.timing("merge"):
-                merge.add(logits, chunk + 1, None if crops is None else crops[chunk])
+                merge.add(logits, chunk + 1, None if slices.crops is None else slices.crops[chunk])
         with inference.timing("merge"):
             merge.finish()
-        if progress:
-            progress(done, len(covered))
+        yield done, len(positions)
