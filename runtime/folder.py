@@ -23,7 +23,8 @@ from litemed.runtime.jobs import plan_jobs
 from litemed.runtime.nesting import merge_rule
 from litemed.runtime.pipeline import Pipeline, RunObserver
 from litemed.runtime.readers import list_cases
-from litemed.runtime.report import CaseReport, Environment, ReportFile, Settings, litemed_version
+from litemed.runtime.report import CaseReport, Environment, Settings, litemed_version
+from litemed.runtime.report_files import ReportFile
 from litemed.runtime.steps import CaseSteps
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from litemed.runtime.jobs import Job
 from litemed.runtime.npz import write_npz
 from litemed.runtime.overlay import draw_case, encode_png
 from litemed.runtime.readers import case_files, read_case
-from litemed.runtime.report import CaseReport, FileRecord, ReportFile, Seconds, Settings
+from litemed.runtime.report import CaseReport, FileRecord, Seconds, Settings
+from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
     from litemed.runtime.segmenter import Result, Segmenter

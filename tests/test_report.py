@@ -1,4 +1,4 @@
-"""The report of a run: complete, merged with those of other runs, and refused if it is none of ours."""
+"""The report of a run and its log: complete, shared with other runs, and refused if none of ours."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import OutputError
 from litemed.runtime.report import (
-    EFFICIENCY,
     REPORT,
     CaseReport,
     Environment,
     FileRecord,
-    ReportFile,
     Seconds,
     Settings,
     litemed_version,
     load_report,
 )
+from litemed.runtime.report_files import EFFICIENCY, LOG, ReportFile
 
 SETTINGS = Settings(
     litemed="0.1.0", bundle="b", bundle_sha256="0" * 64, engine="openvino", precision="int8", propagate=False
@@ -62,7 +61,9 @@ FAILED = CaseReport(case="b", status="failed", error='b.npz: no "boxes" \u00e9')
 
 def write(folder: Path, *entries: CaseReport) -> ReportFile:
     report = ReportFile(folder, SETTINGS, ENVIRONMENT)
-    report.put(entries)
+    for entry in entries:
+        report.put(entry)
+    report.summarise()
     return report
 
 
@@ -90,25 +91,61 @@ def test_efficiency_lists_the_seconds_of_finished_cases(tmp_path: Path) -> None:
 
 
 def test_entries_are_added_and_replaced_by_name(tmp_path: Path) -> None:
-    report = write(tmp_path, DONE, FAILED)
-    report.put([dataclasses.replace(FAILED, error="another")])
-    assert report.entries()["b"].error == "another"
-    assert report.entries()[DONE.case] == DONE
+    report, others = write(tmp_path, DONE, FAILED), ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    report.put(dataclasses.replace(FAILED, error="another"))
+    assert others.get("b") == report.get("b") == dataclasses.replace(FAILED, error="another")
+    assert others.get(DONE.case) == DONE
+    assert others.get("c") is None
+    others.put(dataclasses.replace(FAILED, case="c"))
+    report.summarise()  # what another process is at, too
+    others.put(dataclasses.replace(DONE, case="d"))
+    assert report.get("d")
+    others.summarise()
+    assert [entry.case for entry in load_report(tmp_path / REPORT).cases] == [DONE.case, "b", "c", "d"]
     assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
 
 
-def test_another_process_is_not_overwritten_and_its_entries_are_seen(tmp_path: Path) -> None:
-    mine, others = ReportFile(tmp_path, SETTINGS, ENVIRONMENT), ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
-    mine.put([DONE])
-    assert others.entries() == {DONE.case: DONE}
-    others.put([FAILED])
-    assert mine.entries() == {DONE.case: DONE, "b": FAILED}
+def test_while_a_run_goes_on_a_case_costs_one_line_and_a_kill_loses_at_most_that(tmp_path: Path) -> None:
+    report = ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    sizes = []
+    for number in range(50):
+        report.put(dataclasses.replace(DONE, case=f"{number:02}"))
+        sizes.append((tmp_path / LOG).stat().st_size)
+    assert os.listdir(tmp_path) == [LOG]
+    assert len(set(np.diff(sizes))) == 1
+    with (tmp_path / LOG).open("r+b") as file:
+        file.truncate(sizes[-1] - 9)
+    after = ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    assert (after.get("48"), after.get("49")) == (dataclasses.replace(DONE, case="48"), None)
+    after.put(FAILED)
+    after.summarise()
+    assert len(load_report(tmp_path / REPORT).cases) == 50
+    with (tmp_path / LOG).open("wb") as file:  # nor does one in its very first line
+        file.write(b'{"ca')
+    assert ReportFile(tmp_path, SETTINGS, ENVIRONMENT).get("b") == FAILED
+
+
+def test_what_did_not_fit_on_the_disk_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = write(tmp_path, DONE)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OutputError, match="cannot be written: No space left"):
+            report.put(FAILED)
+    report.put(dataclasses.replace(FAILED, error="another"))
+    report.summarise()
+    assert len(load_report(tmp_path / REPORT).cases) == 2
 
 
 def put_many(folder: Path, prefix: str) -> None:
     report = ReportFile(folder, SETTINGS, ENVIRONMENT)
     for number in range(15):
-        report.put([dataclasses.replace(DONE, case=f"{prefix}{number}")])
+        report.put(dataclasses.replace(DONE, case=f"{prefix}{number}"))
+        if number % 5 == 4:
+            report.summarise()
 
 
 def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
@@ -120,6 +157,7 @@ def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert len(load_report(tmp_path / REPORT).cases) == 45
+    assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
 
 
 @pytest.mark.parametrize("field", ["litemed", "bundle_sha256", "engine"])
@@ -147,6 +185,14 @@ def as_json(tmp_path: Path) -> dict:
     return json.loads((tmp_path / REPORT).read_text())
 
 
+@pytest.mark.parametrize("text", ["mine", "mine\n", "{}\n", '{"case": 5}\n', "[" * 100_000 + "\n"])
+def test_a_log_of_other_origin_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text(text)
+    with pytest.raises(OutputError, match=r"report\.jsonl: not a report of this version"):
+        ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
+    assert (tmp_path / LOG).read_text() == text
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", "null", "nonsense", '{"schema": 2}', '{"schema": 1}', "[" * 100_000, "\xff"]
 )
@@ -162,7 +208,7 @@ def test_a_file_that_is_no_report_is_refused_and_kept(text: str, tmp_path: Path)
 def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(
     data: st.DataObject, value: object, tmp_path: Path
 ) -> None:
-    for name in (REPORT, EFFICIENCY):
+    for name in (REPORT, EFFICIENCY, LOG):
         (tmp_path / name).unlink(missing_ok=True)
     content = as_json(tmp_path)
     place = data.draw(
@@ -180,5 +226,6 @@ def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(
     except OutputError:
         return
     # What is let through can be written again.
-    report.put([FAILED])
+    report.put(FAILED)
+    report.summarise()
     assert load_report(path).cases

@@ -24,7 +24,8 @@ from litemed.runtime.engines import Cache
 from litemed.runtime.engines.choice import candidates
 from litemed.runtime.engines.timing import keep_times
 from litemed.runtime.npz import write_npz
-from litemed.runtime.report import EFFICIENCY, REPORT, load_report
+from litemed.runtime.report import REPORT, load_report
+from litemed.runtime.report_files import EFFICIENCY, LOG
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
 VOLUME = np.stack([IMAGE] * 5)
@@ -487,7 +488,7 @@ def test_a_kill_loses_nothing_that_was_finished(cases: Path, out: Path, box_bund
     time.sleep(0.2)
     process.kill()
     process.communicate()
-    finished = {entry.case for entry in load_report(out / REPORT).cases}
+    finished = {json.loads(line)["case"] for line in (out / LOG).read_text().splitlines()}
     assert 1 <= len(finished) < 14
     assert finished <= {path.stem for path in out.glob("*.npz")}
     for path in out.glob("*.npz"):
