@@ -160,8 +160,26 @@ def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
         source: names the file in error messages.
 
     Raises:
+        InputError: as `decode_stored`, or values that are neither 8-bit nor 16-bit unsigned.
+    """
+    decoded = decode_stored(data, source)
+    if decoded.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{source}: its values are {decoded.dtype}; save it with 8 or 16 bits per value")
+    if decoded.ndim == 3:
+        decoded = decoded[:, :, 2::-1]
+    return np.ascontiguousarray(decoded if decoded.dtype == np.uint8 else _stretch(decoded))
+
+
+def decode_stored(data: bytes, source: str) -> np.ndarray:
+    """Return the values of an image file as stored: (height, width), or with 3 or 4 channels as B G R A.
+
+    Args:
+        data: the file's bytes, PNG, JPEG or TIFF.
+        source: names the file in error messages.
+
+    Raises:
         InputError: another format, damaged, larger than ``MAX_VOXELS`` values, several pages, an orientation
-            tag other than 1, or values that are neither 8-bit nor 16-bit unsigned.
+            tag other than 1, or another number of channels.
     """
     header = read_image_header(data, source)
     if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:
@@ -170,11 +188,11 @@ def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
             f"the most is {MAX_VOXELS} values, split the image"
         )
     if header.pages > 1:
-        raise InputError(f"{source}: has several pages; save the one to segment, or a volume as npz")
+        raise InputError(f"{source}: has several pages; save the one that is meant, or a volume as npz")
     if 2 <= header.orientation <= 8:
         raise InputError(
-            f"{source}: its orientation tag is {header.orientation}, so its boxes can be meant in two ways; "
-            "save it upright and without the tag"
+            f"{source}: its orientation tag is {header.orientation}, so boxes and labels can be meant in two "
+            "ways; save it upright and without the tag"
         )
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -182,13 +200,9 @@ def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
         raise InputError(f"{source}: not a readable image (OpenCV refuses it); save it again") from error
     if decoded is None or decoded.shape[:2] != (header.height, header.width):
         raise InputError(f"{source}: not a readable image (its data are damaged); copy or save it again")
-    if decoded.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{source}: its values are {decoded.dtype}; save it with 8 or 16 bits per value")
     if decoded.ndim == 3 and decoded.shape[2] not in (3, 4):
         raise InputError(f"{source}: it has {decoded.shape[2]} channels; save it as grey or RGB")
-    if decoded.ndim == 3:
-        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGB if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-    return np.ascontiguousarray(decoded if decoded.dtype == np.uint8 else _stretch(decoded))
+    return decoded
 
 
 def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
@@ -211,11 +225,8 @@ def _read_sidecar(path: Path) -> list[list[int | float]]:
         raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
     for number, row in enumerate(content["boxes"], start=1):
         # By type, because True is an int to isinstance.
-        if (
-            not isinstance(row, list)
-            or len(row) != 4
-            or any(type(value) not in (int, float) for value in row)
-        ):
+        numbers = isinstance(row, list) and all(type(value) in (int, float) for value in row)
+        if not numbers or len(row) != 4:
             raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
     return content["boxes"]
 

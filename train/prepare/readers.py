@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.image_header import read_image_header
-from litemed.runtime.npz import MAX_VOXELS, NpzReader
+from litemed.runtime.npz import NpzReader
+from litemed.runtime.readers import MAX_IMAGE_BYTES, decode_stored, read_bytes
 from litemed.train.prepare.nifti import read_nifti_pair
 from litemed.train.prepare.sources import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Pair
 
@@ -120,7 +119,9 @@ def _npz_spacing(spacing: NDArray[Any] | None) -> tuple[float, float, float] | N
 
 
 def _read_image(image_path: Path, label_path: Path) -> Labelled:
-    image, labels = _decode(image_path), _decode(label_path)
+    image, labels = (
+        decode_stored(read_bytes(path, MAX_IMAGE_BYTES), str(path)) for path in (image_path, label_path)
+    )
     if image.ndim == 3:
         # cv2 gives BGR or BGRA.
         image = np.ascontiguousarray(image[:, :, 2::-1])
@@ -136,30 +137,3 @@ def _read_image(image_path: Path, label_path: Path) -> Labelled:
 
 def _is_grey(image: NDArray[Any]) -> bool:
     return bool((image[:, :, :1] == image).all())
-
-
-def _decode(path: Path) -> NDArray[Any]:
-    """Return the values of an image file as stored: (H, W), or (H, W, 3 or 4) in the order B G R A."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    header = read_image_header(data, str(path))
-    if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:
-        raise InputError(f"{path}: declares {header.width} x {header.height} pixels, more than are read")
-    if header.pages > 1:
-        raise InputError(f"{path}: has several pages; give volumes as NIfTI or npz")
-    if 2 <= header.orientation <= 8:
-        raise InputError(
-            f"{path}: its orientation tag is {header.orientation}, so the other file may be meant turned or "
-            "not; save it upright and without the tag"
-        )
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise InputError(f"{path}: cannot be decoded (OpenCV refuses it); save it again") from error
-    if image is None or image.shape[:2] != (header.height, header.width):
-        raise InputError(f"{path}: cannot be decoded (its data are damaged); copy or save it again")
-    if image.ndim == 3 and image.shape[2] not in (3, 4):
-        raise InputError(f"{path}: image of {image.shape[2]} channels; give grey or RGB")
-    return image
