@@ -72,7 +72,7 @@ def scored(index: Path, tmp_path: Path) -> Path:
         with (tmp_path / "segs" / path.name).open("wb") as stream:
             write_npz(stream, {"segs": labels})
     arguments = (f"ours={tmp_path / 'segs'}", tmp_path / "val/gts", "--cases", tmp_path / "val/cases")
-    run(evaluate, *arguments, "--trivial", "-o", tmp_path / "scores", "--workers", 1, "--resamples", 50)
+    run(evaluate, *arguments, "--trivial", "-o", tmp_path / "scores", "--workers", 1)
     return tmp_path
 
 

@@ -14,14 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from litemed.benchmarks.evaluate.metrics import dsc
 from litemed.benchmarks.evaluate.predictors import Trivial, box_region, predict
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
+from litemed.runtime.dice import dice_by_label
 
 
 def make_case(image: NDArray[np.uint8], boxes: Sequence[Sequence[int]]) -> Case:
     return Case("case", np.ascontiguousarray(image), Boxes.parse(np.array(boxes), image.shape))
+
+
+def dsc(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float(dice_by_label(first, second, 1)[0])
 
 
 def tight_box(mask: NDArray[np.bool_]) -> list[int]:

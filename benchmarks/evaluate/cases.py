@@ -8,18 +8,20 @@ them. With trivial predictors there is a folder of the cases themselves, NAME.np
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from litemed.benchmarks.evaluate.metrics import LabelMap, check_label_map
+from litemed.benchmarks.evaluate.metrics import LabelMap
+from litemed.benchmarks.evaluate.surface import Spacing
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.modalities import modality_of_name, parse_modality
 from litemed.runtime.npz import NpzReader
-from litemed.train.prepare.modalities import modality_of_name, parse_modality
 
+# The most that a uint16 label map holds, as in the runtime.
+_MAX_LABEL = 65_535
 _LISTED = 3
 
 
@@ -37,7 +39,7 @@ class EvaluatedCase:
 
     Attributes:
         name: file name without suffix, the same in every folder.
-        modality: one of `litemed.train.prepare.modalities.MODALITIES`.
+        modality: one of `litemed.runtime.modalities.MODALITIES`.
         truth: the ground truth's file.
         source: the case's own file with image and boxes; None where no predictor needs it.
     """
@@ -50,10 +52,10 @@ class EvaluatedCase:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Ground truth: labels, integer (H, W) or (D, H, W), and mm along each axis of a volume if stated."""
+    """Ground truth: labels (H, W) or (D, H, W), at least one above 0, and mm along the axes of a volume."""
 
     labels: LabelMap
-    spacing: tuple[float, ...] | None
+    spacing: Spacing | None
 
 
 def find_cases(
@@ -82,22 +84,17 @@ def find_cases(
             raise UsageError(
                 f"{run.folder}: has none of the {len(found)} cases of {truths}; names must be equal"
             )
-    named = {path.stem: (modalities or {}).get(path.stem) or modality_of_name(path.stem) for path in found}
-    _refuse(
-        [name for name, modality in named.items() if modality is None],
-        f"{truths}: no modality known for",
-        "name the files like 2DBox_US_0525 or give --modalities",
-    )
-    if sources is not None:
-        _refuse(
-            [path.stem for path in found if not (sources / path.name).is_file()],
-            f"{sources}: no image and boxes of",
-            "trivial predictors need every case",
-        )
+    named = {path: (modalities or {}).get(path.stem) or modality_of_name(path.stem) for path in found}
+    if unknown := [path.stem for path in found if named[path] is None]:
+        advice = "name the files like 2DBox_US_0525 or give --modalities"
+        raise UsageError(f"{truths}: no modality known for {_listed(unknown)}; {advice}")
+    if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
+        advice = "trivial predictors need every case"
+        raise UsageError(f"{sources}: no image and boxes of {_listed(missing)}; {advice}")
     return [
         EvaluatedCase(path.stem, modality, path, sources / path.name if sources else None)
-        for path in found
-        if (modality := named[path.stem]) is not None
+        for path, modality in named.items()
+        if modality is not None
     ]
 
 
@@ -113,42 +110,48 @@ def read_modalities(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: not a readable CSV ({error})") from error
     table = {}
     for number, row in enumerate(rows, start=2):
-        case, modality = row.get("case"), row.get("modality")
-        if not case or not modality:
-            raise InputError(
-                f"{path}: line {number} has no case or no modality; the columns are case,modality"
-            )
-        table[case.removesuffix(".npz")] = parse_modality(modality, f"{path}: line {number}")
+        where = f"{path}: line {number}"
+        if not row.get("case") or not row.get("modality"):
+            raise InputError(f"{where} has no case or no modality; the columns are case,modality")
+        table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], where)
     return table
 
 
 def read_truth(path: Path) -> Truth:
     """Read NAME.npz with `gts`; raises InputError naming the file."""
     with NpzReader(path) as archive:
-        labels = archive.read("gts")
-        check_label_map(labels, f"{path}: gts")
+        labels = _check_labels(archive.read("gts"), f"{path}: gts")
         spacing = archive.read("spacing") if labels.ndim == 3 and "spacing" in archive.names else None
-    return Truth(labels, None if spacing is None else _check_spacing(spacing, path))
+    if not labels.any():
+        raise InputError(f"{path}: no label above 0, nothing to score; leave the case out")
+    if labels.ndim == 2:
+        return Truth(labels, None)
+    if spacing is None:
+        raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
+    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
+        raise InputError(f"{path}: spacing has shape {spacing.shape}; give three lengths in mm, one per axis")
+    z, y, x = (float(length) for length in spacing)
+    if not (np.isfinite(spacing).all() and min(z, y, x) > 0):
+        raise InputError(f"{path}: spacing {(z, y, x)}; lengths are positive")
+    return Truth(labels, (z, y, x))
 
 
 def read_prediction(path: Path) -> LabelMap:
     """Read NAME.npz with `segs`; raises InputError naming the file."""
     with NpzReader(path) as archive:
-        labels = archive.read("segs")
-    check_label_map(labels, f"{path}: segs")
+        return _check_labels(archive.read("segs"), f"{path}: segs")
+
+
+def _check_labels(labels: np.ndarray, name: str) -> LabelMap:
+    if labels.dtype.kind not in "ui":
+        raise InputError(f"{name} has dtype {labels.dtype}; labels are integers")
+    if labels.ndim not in (2, 3):
+        raise InputError(f"{name} has shape {labels.shape}; give (height, width) or (depth, height, width)")
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high > _MAX_LABEL:
+        raise InputError(f"{name} has labels from {low} to {high}; they must lie in 0 to {_MAX_LABEL}")
     return labels
 
 
-def _check_spacing(spacing: np.ndarray, path: Path) -> tuple[float, ...]:
-    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
-        raise InputError(f"{path}: spacing has shape {spacing.shape}; give three lengths in mm, one per axis")
-    lengths = tuple(float(length) for length in spacing)
-    if not all(math.isfinite(length) and length > 0 for length in lengths):
-        raise InputError(f"{path}: spacing {lengths}; lengths are positive")
-    return lengths
-
-
-def _refuse(names: Sequence[str], what: str, advice: str) -> None:
-    if names:
-        listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-        raise UsageError(f"{what} {len(names)} case(s) ({listed}); {advice}")
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} case(s) ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"

@@ -27,18 +27,14 @@ Exit codes: 0 all cases scored, 1 some could not be, 2 wrong use, 130 interrupte
 """
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+_OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 
 
 @click.command(epilog=EPILOG)
 @click.argument("segs")
 @click.argument("gts", type=_FOLDER)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="Folder for the tables.",
-)
+@click.option("-o", "--output", required=True, type=_OUTPUT, help="Folder for the tables.")
 @click.option(
     "--run",
     "more",
@@ -52,7 +48,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
 )
 @click.option(
     "--modalities",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=_FILE,
     help="CSV with the columns case,modality, for files whose names do not begin with one.",
 )
 @click.option(
@@ -63,23 +59,11 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
     help="Of NSD: mm in 3D, pixels in 2D.",
 )
 @click.option(
-    "--nsd",
-    type=click.Choice(["challenge", "contour"]),
-    default="challenge",
-    show_default=True,
-    help="challenge: as its script does, 2D as a slice one pixel thick, and 0 where DSC is at most 0.2; "
-    "contour: 2D by contours, always measured.",
-)
-@click.option(
     "--workers", type=click.IntRange(min=1), help="Processes; as many as there are cores by default."
 )
-@click.option(
-    "--resamples", type=click.IntRange(min=1), default=2000, show_default=True, help="Bootstrap samples."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
-def main(**options: Any) -> None:
+def main(debug: bool, **options: Any) -> None:
     """Score the segmentations in SEGS against the ground truth in GTS: DSC and NSD.
 
     SEGS is a folder of NAME.npz with `segs`, as litemed-run writes it, or
@@ -97,9 +81,7 @@ def main(**options: Any) -> None:
 
     Writes table.md, table.csv, cases.csv, classes.csv and report.json.
     """
-    run_command(
-        lambda: _run(**options), debug=options["debug"], interrupted="nothing was written", extra="eval"
-    )
+    run_command(lambda: _run(**options), debug=debug, interrupted="nothing was written", extra="eval")
 
 
 def _run(
@@ -111,83 +93,71 @@ def _run(
     trivial: bool,
     modalities: pathlib.Path | None,
     tolerance: float,
-    nsd: str,
     workers: int | None,
-    resamples: int,
-    seed: int,
-    debug: bool,
 ) -> bool:
     """Carry the command out; return whether every prediction of every case was scored."""
     if trivial != (cases is not None):
         raise UsageError("--trivial needs the images and boxes of --cases, and --cases serves nothing else")
-    try:
-        from litemed.benchmarks.evaluate import tables
-        from litemed.benchmarks.evaluate.cases import find_cases, read_modalities
-        from litemed.benchmarks.evaluate.evaluation import evaluate
-        from litemed.benchmarks.evaluate.metrics import NsdRule
-        from litemed.benchmarks.evaluate.predictors import Trivial
-        from litemed.benchmarks.evaluate.scores import Settings
-        from litemed.benchmarks.evaluate.summary import summarise
-        from litemed.runtime.files import make_folder
-    except ModuleNotFoundError as error:
-        raise UsageError(f"litemed-eval needs {error.name}: pip install 'litemed[eval]'") from error
+    from litemed.benchmarks.evaluate import tables
+    from litemed.benchmarks.evaluate.cases import find_cases, read_modalities
+    from litemed.benchmarks.evaluate.predictors import Trivial
+    from litemed.benchmarks.evaluate.scores import evaluate
+    from litemed.benchmarks.evaluate.summary import summarise
+    from litemed.runtime.files import atomic_write, make_folder
 
     runs = _parse_runs((segs, *more), set(Trivial))
-    settings = Settings(tolerance, NsdRule(nsd), tuple(Trivial) if trivial else ())
     table = read_modalities(modalities) if modalities is not None else None
     found = find_cases(gts, runs, sources=cases, modalities=table)
     # Before the long work, not after it.
     make_folder(output)
-    results = evaluate(found, runs, settings, workers=workers or os.cpu_count() or 1, progress=_show)
-    summary = summarise(results, resamples=resamples, seed=seed)
-    text = tables.markdown(summary, results, settings)
+    results = []
+    predictors = tuple(Trivial) if trivial else ()
+    for result in evaluate(
+        found, runs, predictors, tolerance=tolerance, workers=workers or os.cpu_count() or 1
+    ):
+        results.append(result)
+        _show(len(results), len(found), result)
+    results.sort(key=lambda result: result.case)
+    summary = summarise(results)
+    text = tables.markdown(summary, results, tolerance)
     folders = {"gts": str(gts), "runs": {run.name: str(run.folder) for run in runs}}
-    report = tables.report_json(summary, results, settings, folders=folders, versions=_versions())
-    _write(
-        output,
-        {
-            "table.md": text,
-            "table.csv": tables.table_csv(summary),
-            "cases.csv": tables.cases_csv(results),
-            "classes.csv": tables.classes_csv(results),
-            "report.json": report,
-        },
-    )
+    for name, content in {
+        "table.md": text,
+        "table.csv": tables.table_csv(summary),
+        "cases.csv": tables.cases_csv(results),
+        "classes.csv": tables.classes_csv(results),
+        "report.json": tables.report_json(summary, results, tolerance, versions=_versions(), folders=folders),
+    }.items():
+        with atomic_write(output / name) as stream:
+            stream.write(content.encode())
     click.echo(text, nl=False)
-    return not any(_problems(result) for result in results)
+    return not any(result.problems for result in results)
 
 
 def _parse_runs(given: tuple[str, ...], taken: set[str]) -> list[Run]:
     """Return the runs that NAME=FOLDER or FOLDER arguments give; a run without a name takes its folder's."""
     from litemed.benchmarks.evaluate.cases import Run
 
-    runs = []
-    taken = set(taken)
+    runs: list[Run] = []
     for argument in given:
+        name, _, folder = argument.rpartition("=")
         # A folder whose own name has an equals sign in it is meant as it stands.
-        name, equals, folder = (
-            ("", "", argument) if pathlib.Path(argument).is_dir() else argument.partition("=")
-        )
-        path = pathlib.Path(folder if equals else argument)
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such folder; give a folder of predictions, or NAME=FOLDER")
-        title = name or path.resolve().name
-        if title in taken:
-            raise UsageError(f"{title}: two columns of this name; give each run its own as NAME=FOLDER")
-        taken.add(title)
-        runs.append(Run(title, path))
+        if pathlib.Path(argument).is_dir():
+            name, folder = "", argument
+        if not pathlib.Path(folder).is_dir():
+            raise UsageError(f"{folder}: no such folder; give a folder of predictions, or NAME=FOLDER")
+        runs.append(Run(name or pathlib.Path(folder).resolve().name, pathlib.Path(folder)))
+        if runs[-1].name in taken | {run.name for run in runs[:-1]}:
+            raise UsageError(
+                f"{runs[-1].name}: two columns of this name; give each run its own as NAME=FOLDER"
+            )
     return runs
-
-
-def _problems(result: CaseResult) -> list[str]:
-    """Return what went wrong with a case, a line for each."""
-    return [line for line in (result.problem, *(score.problem for score in result.scores)) if line]
 
 
 def _show(done: int, total: int, result: CaseResult) -> None:
     """Print the problems of a case and how far the work has come: in place on a terminal, else ten times."""
     terminal = sys.stderr.isatty()
-    for line in _problems(result):
+    for _, line in result.problems:
         click.echo(("\r\x1b[K" if terminal else "") + f"error: {line}", err=True)
     if terminal:
         click.echo(f"\r{done}/{total} cases", err=True, nl=done == total)
@@ -204,15 +174,6 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def _write(output: pathlib.Path, files: dict[str, str]) -> None:
-    """Write text files into a folder, each whole or not at all."""
-    from litemed.runtime.files import atomic_write
-
-    for name, text in files.items():
-        with atomic_write(output / name) as stream:
-            stream.write(text.encode())
 
 
 if __name__ == "__main__":

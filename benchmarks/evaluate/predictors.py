@@ -8,18 +8,17 @@ challenge makes them: x0 y0 x1 y1 are the first and last pixel of the object, bo
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-from litemed.benchmarks.evaluate.surface import Mask
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
 
 Region = tuple[slice, ...]
-Image = npt.NDArray[np.uint8]
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 # GrabCut sees the box with half its side round it, at most this long: more changes little and takes minutes.
 _GRABCUT_SIDE = 256
@@ -37,18 +36,17 @@ class Trivial(enum.StrEnum):
     GRABCUT = "GrabCut"
 
 
-def predict(case: Case, predictor: Trivial) -> npt.NDArray[np.unsignedinteger]:
+def predict(case: Case, predictor: Trivial) -> NDArray[np.unsignedinteger]:
     """Return the label map that `predictor` makes of a case.
 
     Shape (H, W) or (D, H, W), label i = box i, 0 elsewhere, in the smallest unsigned dtype that holds them.
     Where boxes overlap the smaller one is on top.
     """
-    mask_of = _MASKS[predictor]
     regions = [box_region(case.boxes, index, case.shape) for index in range(len(case.boxes))]
-    sizes = [np.prod([part.stop - part.start for part in region]) for region in regions]
+    sizes = [np.prod(_extent(region)) for region in regions]
     labels = np.zeros(case.shape, np.min_scalar_type(len(regions)))
     for index in np.argsort(sizes, kind="stable")[::-1]:
-        labels[regions[index]][mask_of(case.image, regions[index])] = index + 1
+        labels[regions[index]][_mask(case.image, regions[index], predictor)] = index + 1
     return labels
 
 
@@ -62,18 +60,24 @@ def box_region(boxes: Boxes, index: int, shape: tuple[int, ...]) -> Region:
     return slice(z0, z1 + 1), *plane
 
 
-def _filled_box(image: Image, region: Region) -> Mask:
+def _mask(image: Image, region: Region, predictor: Trivial) -> Mask:
+    """Return the object in a box, bool of the box's shape."""
+    if predictor is Trivial.ELLIPSE:
+        return _ellipse(_extent(region))
+    if predictor is Trivial.OTSU:
+        return _otsu(image, region)
+    if predictor is Trivial.GRABCUT:
+        if len(region) == 2:
+            return _grabcut(image, region)
+        return np.stack([_grabcut(image[z], region[1:]) for z in range(region[0].start, region[0].stop)])
     return np.ones(_extent(region), np.bool_)
 
 
-def _ellipse(image: Image, region: Region) -> Mask:
+def _ellipse(extent: tuple[int, ...]) -> Mask:
     """Return the inscribed ellipse, in a volume the ellipsoid: pixels whose centres lie inside it."""
-    radius = np.zeros([1] * len(region))
-    for axis, side in enumerate(_extent(region)):
-        shape = [1] * len(region)
-        shape[axis] = side
-        radius = radius + (((np.arange(side) + 0.5) / side * 2 - 1) ** 2).reshape(shape)
-    return radius <= 1
+    axes = np.ogrid[tuple(slice(0, side) for side in extent)]
+    squares = [((axis + 0.5) / side * 2 - 1) ** 2 for axis, side in zip(axes, extent, strict=True)]
+    return np.asarray(sum(squares) <= 1)
 
 
 def _otsu(image: Image, region: Region) -> Mask:
@@ -81,27 +85,19 @@ def _otsu(image: Image, region: Region) -> Mask:
     values = _grey(image[region], len(region))
     threshold, _ = cv2.threshold(values.reshape(1, -1), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     bright = values > threshold
-    *slices, rows, columns = region
-    height, width = image.shape[len(slices) : len(region)]
-    view = (*slices, _widened(rows, height), _widened(columns, width))
+    view = (*region[:-2], *map(_widened, region[-2:], image.shape[len(region) - 2 : len(region)]))
     bright_in_view = _grey(image[view], len(region)) > threshold
     round_it = bright_in_view.size - bright.size
     if not round_it or bright.all() or not bright.any():
-        return _filled_box(image, region)
+        return np.ones(bright.shape, np.bool_)
     share_round_it = (np.count_nonzero(bright_in_view) - np.count_nonzero(bright)) / round_it
     return bright if bright.mean() >= share_round_it else ~bright
 
 
 def _grabcut(image: Image, region: Region) -> Mask:
-    if len(region) == 2:
-        return _grabcut_slice(image, region)
-    plane = region[1:]
-    return np.stack([_grabcut_slice(image[z], plane) for z in range(region[0].start, region[0].stop)])
-
-
-def _grabcut_slice(image: Image, region: Region) -> Mask:
     """Return GrabCut's object in a box of one image, (H, W) or (H, W, 3); the whole box if there is none."""
-    view = tuple(_widened(part, side) for part, side in zip(region, image.shape[:2], strict=True))
+    extent = _extent(region)
+    view = tuple(map(_widened, region, image.shape))
     scene = image[view]
     scale = min(1.0, _GRABCUT_SIDE / max(scene.shape[:2]))
     if scale < 1:
@@ -116,23 +112,16 @@ def _grabcut_slice(image: Image, region: Region) -> Mask:
     classes[inner] = cv2.GC_PR_FGD
     inside = np.count_nonzero(classes)
     if min(inside, classes.size - inside) < _GRABCUT_LEAST:
-        return np.ones(_extent(region), np.bool_)
+        return np.ones(extent, np.bool_)
     # GrabCut starts from random cluster centres: the same ones every time.
     cv2.setRNGSeed(0)
-    cv2.grabCut(
-        np.ascontiguousarray(colour),
-        classes,
-        (0, 0, 0, 0),
-        np.zeros((1, 65)),
-        np.zeros((1, 65)),
-        _GRABCUT_ITERATIONS,
-        cv2.GC_INIT_WITH_MASK,
-    )
+    models = np.zeros((2, 1, 65))
+    rounds, start = _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK
+    cv2.grabCut(np.ascontiguousarray(colour), classes, (0, 0, 0, 0), models[0], models[1], rounds, start)
     found = (classes[inner] == cv2.GC_FGD) | (classes[inner] == cv2.GC_PR_FGD)
     if not found.any():
-        return np.ones(_extent(region), np.bool_)
-    height, width = _extent(region)
-    return cv2.resize(found.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.bool_)
+        return np.ones(extent, np.bool_)
+    return cv2.resize(found.view(np.uint8), extent[::-1], interpolation=cv2.INTER_NEAREST).astype(np.bool_)
 
 
 def _widened(part: slice, side: int) -> slice:
@@ -147,14 +136,7 @@ def _extent(region: Region) -> tuple[int, ...]:
 
 def _grey(image: Image, spatial_axes: int) -> Image:
     """Return the image without its colour axis, if it has one, C-contiguous."""
-    if image.ndim > spatial_axes:
-        return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), np.uint8)
-    return np.ascontiguousarray(image)
-
-
-_MASKS: dict[Trivial, Callable[[Image, Region], Mask]] = {
-    Trivial.BOX: _filled_box,
-    Trivial.ELLIPSE: _ellipse,
-    Trivial.OTSU: _otsu,
-    Trivial.GRABCUT: _grabcut,
-}
+    contiguous = np.ascontiguousarray(image)
+    return (
+        np.asarray(cv2.cvtColor(contiguous, cv2.COLOR_RGB2GRAY)) if image.ndim > spatial_axes else contiguous
+    )

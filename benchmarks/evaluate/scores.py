@@ -1,41 +1,23 @@
-"""Score one case: every run and every trivial predictor against one ground truth."""
+"""Score cases: every run and every trivial predictor against one ground truth."""
 
 from __future__ import annotations
 
-import enum
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 
-from litemed.benchmarks.evaluate.cases import EvaluatedCase, Run, read_prediction, read_truth
-from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, NsdRule, score_classes
+from litemed.benchmarks.evaluate.cases import EvaluatedCase, Run, Truth, read_prediction, read_truth
+from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
 from litemed.runtime.errors import InputError
+from litemed.runtime.readers import read_case
+from litemed.train.prepare.pool import map_unordered
 
-
-class Status(enum.StrEnum):
-    """What became of a run's prediction of a case; all but SCORED count as DSC 0 and NSD 0."""
-
-    SCORED = "scored"
-    MISSING = "missing"
-    BAD = "bad"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to score.
-
-    Attributes:
-        tolerance: of NSD, in mm (3D) or pixels (2D).
-        rule: how NSD is measured, see `litemed.benchmarks.evaluate.metrics`.
-        trivial: trivial predictors to score beside the runs.
-    """
-
-    tolerance: float = 2.0
-    rule: NsdRule = NsdRule.CHALLENGE
-    trivial: tuple[Trivial, ...] = ()
+Status = Literal["scored", "missing", "bad"]
 
 
 @dataclass(frozen=True)
@@ -43,24 +25,26 @@ class CaseScore:
     """The score of one run on one case.
 
     Attributes:
-        case: name of the case.
-        modality: of the case.
         run: name of the run or of the trivial predictor.
-        dsc: mean over the classes, in [0, 1].
-        nsd: mean over the classes, in [0, 1].
-        classes: the scores of the classes, in the order of the labels; empty unless the status is SCORED.
-        status: whether there was a usable prediction.
-        problem: one line that says what was wrong; empty where the status is SCORED.
+        classes: the scores of the classes, in the order of the labels; none unless `scored`.
+        status: whether there was a usable prediction; where there was none DSC and NSD are 0.
+        problem: one line that says what was wrong; empty where there was nothing.
     """
 
-    case: str
-    modality: str
     run: str
-    dsc: float
-    nsd: float
     classes: tuple[ClassScore, ...]
-    status: Status
+    status: Status = "scored"
     problem: str = ""
+
+    @property
+    def dsc(self) -> float:
+        """Mean over the classes, in [0, 1]."""
+        return statistics.fmean(score.dsc for score in self.classes) if self.classes else 0.0
+
+    @property
+    def nsd(self) -> float:
+        """Mean over the classes, in [0, 1]."""
+        return statistics.fmean(score.nsd for score in self.classes) if self.classes else 0.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +52,44 @@ class CaseResult:
     """All scores of one case, in the order of the runs; or none, and one line that says why."""
 
     case: str
+    modality: str
     scores: tuple[CaseScore, ...]
     problem: str = ""
 
+    @property
+    def problems(self) -> list[tuple[str | None, str]]:
+        """What went wrong: the run, or None for the case itself, and a line."""
+        found = [(None, self.problem), *((score.run, score.problem) for score in self.scores)]
+        return [(run, line) for run, line in found if line]
 
-def score_case(case: EvaluatedCase, runs: Sequence[Run], settings: Settings) -> CaseResult:
+
+def evaluate(
+    cases: Sequence[EvaluatedCase],
+    runs: Sequence[Run],
+    trivial: Sequence[Trivial] = (),
+    *,
+    tolerance: float = 2.0,
+    workers: int = 1,
+) -> Iterator[CaseResult]:
+    """Yield the scores of every case, in the order in which they are done.
+
+    Args:
+        cases: as `find_cases` returns them.
+        runs: the predictions, in the order of the tables' columns.
+        trivial: predictors to score beside them.
+        tolerance: of NSD, in mm (3D) or pixels (2D).
+        workers: processes; each holds one case at a time. 1 stays in this process.
+
+    Raises:
+        LitemedError: a process was killed, most likely for want of memory.
+    """
+    score = functools.partial(score_case, runs=runs, trivial=trivial, tolerance=tolerance)
+    return map_unordered(score, cases, workers)
+
+
+def score_case(
+    case: EvaluatedCase, runs: Sequence[Run], trivial: Sequence[Trivial] = (), tolerance: float = 2.0
+) -> CaseResult:
     """Score every run and trivial predictor on one case.
 
     A prediction that is missing or cannot be used counts as zero, so that no run gains by leaving a hard case
@@ -81,69 +98,40 @@ def score_case(case: EvaluatedCase, runs: Sequence[Run], settings: Settings) -> 
     """
     try:
         truth = read_truth(case.truth)
-        if truth.labels.ndim == 3 and truth.spacing is None:
-            raise InputError(f"{case.truth}: a volume without `spacing`, which NSD in mm needs; add it")
-        if not truth.labels.any():
-            raise InputError(f"{case.truth}: no label above 0, nothing to score; leave the case out")
         # First, because a case file that does not fit leaves the whole case out.
-        trivial = _trivial_scores(case, truth.labels, truth.spacing, settings)
+        simple = _score_trivial(case, truth, trivial, tolerance)
     except InputError as error:
-        return CaseResult(case.name, (), str(error))
-    scores = [_score_run(case, run, truth.labels, truth.spacing, settings) for run in runs]
-    return CaseResult(case.name, (*scores, *trivial))
+        return CaseResult(case.name, case.modality, (), str(error))
+    scores = [_score_run(case.name, run, truth, tolerance) for run in runs]
+    return CaseResult(case.name, case.modality, (*scores, *simple))
 
 
-def _trivial_scores(
-    case: EvaluatedCase, truth: LabelMap, spacing: tuple[float, ...] | None, settings: Settings
+def _score_trivial(
+    case: EvaluatedCase, truth: Truth, trivial: Sequence[Trivial], tolerance: float
 ) -> list[CaseScore]:
-    if not settings.trivial or case.source is None:
+    if not trivial or case.source is None:
         return []
-    from litemed.runtime.readers import read_case
-
     source = read_case(case.source)
-    if source.shape != truth.shape:
-        raise InputError(f"{case.source}: image of {source.shape}, but the ground truth has {truth.shape}")
+    if source.shape != truth.labels.shape:
+        raise InputError(
+            f"{case.source}: image of {source.shape}, but the ground truth has {truth.labels.shape}"
+        )
     # The cases are what is done in parallel.
     cv2.setNumThreads(1)
     return [
-        _scored(case, predictor, score_classes_of(truth, predict(source, predictor), spacing, settings))
-        for predictor in settings.trivial
+        CaseScore(name.value, score_classes(truth.labels, predict(source, name), truth.spacing, tolerance))
+        for name in trivial
     ]
 
 
-def _score_run(
-    case: EvaluatedCase, run: Run, truth: LabelMap, spacing: tuple[float, ...] | None, settings: Settings
-) -> CaseScore:
-    path = run.folder / f"{case.name}.npz"
+def _score_run(name: str, run: Run, truth: Truth, tolerance: float) -> CaseScore:
+    path = run.folder / f"{name}.npz"
     if not path.is_file():
-        return _zero(case, run.name, Status.MISSING, f"{path}: no prediction; the case counts as 0")
+        return CaseScore(run.name, (), "missing", f"{path}: no prediction; the case counts as 0")
     try:
-        prediction = read_prediction(path)
-        if prediction.shape != truth.shape:
-            raise InputError(f"{path}: segs has shape {prediction.shape}, the ground truth {truth.shape}")
-        return _scored(case, run.name, score_classes_of(truth, prediction, spacing, settings))
+        labels = read_prediction(path)
+        if labels.shape != truth.labels.shape:
+            raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.labels.shape}")
     except InputError as error:
-        return _zero(case, run.name, Status.BAD, f"{error}; the case counts as 0")
-
-
-def score_classes_of(
-    truth: LabelMap, prediction: LabelMap, spacing: tuple[float, ...] | None, settings: Settings
-) -> tuple[ClassScore, ...]:
-    """Return `score_classes` with the tolerance and the rule of `settings`."""
-    return score_classes(truth, prediction, spacing, tolerance=settings.tolerance, rule=settings.rule)
-
-
-def _scored(case: EvaluatedCase, run: str, classes: tuple[ClassScore, ...]) -> CaseScore:
-    return CaseScore(
-        case=case.name,
-        modality=case.modality,
-        run=str(run),
-        dsc=statistics.fmean(score.dsc for score in classes),
-        nsd=statistics.fmean(score.nsd for score in classes),
-        classes=classes,
-        status=Status.SCORED,
-    )
-
-
-def _zero(case: EvaluatedCase, run: str, status: Status, problem: str) -> CaseScore:
-    return CaseScore(case.name, case.modality, run, 0.0, 0.0, (), status, problem)
+        return CaseScore(run.name, (), "bad", f"{error}; the case counts as 0")
+    return CaseScore(run.name, score_classes(truth.labels, labels, truth.spacing, tolerance))

@@ -1,6 +1,8 @@
-"""From the scores of cases to the numbers of the paper's Table 3.
+"""From the scores of cases to the numbers of the paper's Table 3, with percentile bootstrap intervals.
 
 A modality's score is the mean over its cases, the overall score the mean over the modalities (macro average).
+The bootstrap draws cases with replacement within each modality, so that a modality keeps its number of cases,
+as the macro average needs. All runs share the draws: differences between runs are paired by case.
 """
 
 from __future__ import annotations
@@ -9,12 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-from litemed.benchmarks.evaluate.bootstrap import Interval, interval, resample_means
 from litemed.benchmarks.evaluate.scores import CaseResult
 from litemed.runtime.errors import InputError
-from litemed.train.prepare.modalities import MODALITIES
+from litemed.runtime.modalities import MODALITIES
+
+Values = NDArray[np.float64]
+
+_CHUNK_DRAWS = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -70,54 +84,55 @@ def summarise(
     if not scored:
         raise InputError(f"none of the {len(results)} cases could be scored; see the errors above")
     runs = tuple(score.run for score in scored[0].scores)
-    groups: dict[str, npt.NDArray[np.float64]] = {}
+    groups: dict[str, Values] = {}  # modality -> (cases, runs, DSC and NSD)
     for modality in MODALITIES:
-        # Columns: DSC of every run, then NSD of every run.
-        table = [
-            [score.dsc for score in result.scores] + [score.nsd for score in result.scores]
-            for result in scored
-            if result.scores[0].modality == modality
-        ]
-        if table:
-            groups[modality] = np.array(table)
+        of_modality = [result for result in scored if result.modality == modality]
+        if of_modality:
+            groups[modality] = np.array(
+                [[(score.dsc, score.nsd) for score in result.scores] for result in of_modality]
+            )
     samples = resample_means(list(groups.values()), resamples, seed)
-    means = np.stack([table.mean(axis=0) for table in groups.values()])
+    means = np.stack([scores.mean(axis=0) for scores in groups.values()])
 
-    def row(name: str, cases: int, values: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]) -> Row:
-        return Row(name, cases, _run_scores(runs, values, draws, confidence))
+    def run_scores(names: Sequence[str], values: Values, draws: Values) -> tuple[RunScore, ...]:
+        tail = 50 * (1 - confidence)
+        low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+        found = np.stack([values, low, high], axis=-1).tolist()
+        return tuple(
+            RunScore(name, *(Interval(*s) for s in one)) for name, one in zip(names, found, strict=True)
+        )
 
-    rows = [
-        row(modality, len(table), means[index], samples[:, index])
-        for index, (modality, table) in enumerate(groups.items())
-    ]
-    overall, overall_samples = means.mean(axis=0), samples.mean(axis=1)
-    # The first run's column, for DSC and for NSD, less those of the others.
-    first, others = [0] * (len(runs) - 1), list(range(1, len(runs)))
-    left = first + [len(runs)] * len(others)
-    right = others + [len(runs) + other for other in others]
+    overall, draws = means.mean(axis=0), samples.mean(axis=1)
     return Summary(
         runs=runs,
-        rows=tuple(rows),
-        overall=row("Average", len(scored), overall, overall_samples),
-        differences=_run_scores(
-            runs[1:],
-            overall[left] - overall[right],
-            overall_samples[:, left] - overall_samples[:, right],
-            confidence,
+        rows=tuple(
+            Row(modality, len(scores), run_scores(runs, means[index], samples[:, index]))
+            for index, (modality, scores) in enumerate(groups.items())
         ),
+        overall=Row("Average", len(scored), run_scores(runs, overall, draws)),
+        differences=run_scores(runs[1:], overall[:1] - overall[1:], draws[:, :1] - draws[:, 1:]),
         resamples=resamples,
         seed=seed,
         confidence=confidence,
     )
 
 
-def _run_scores(
-    runs: Sequence[str], values: npt.NDArray[np.float64], samples: npt.NDArray[np.float64], confidence: float
-) -> tuple[RunScore, ...]:
-    """Return one score for each run from columns: DSC of every run, then NSD of every run."""
-    intervals = [
-        interval(value, samples[:, column], confidence) for column, value in enumerate(values.tolist())
-    ]
-    return tuple(
-        RunScore(run, intervals[index], intervals[len(runs) + index]) for index, run in enumerate(runs)
-    )
+def resample_means(groups: Sequence[Values], resamples: int, seed: int) -> Values:
+    """Return the group means of bootstrap samples, float64 (resamples, groups, runs, 2).
+
+    Args:
+        groups: one array (cases, runs, 2) per modality, with at least one case each.
+        resamples: how many bootstrap samples.
+        seed: of the random draws; the same seed gives the same samples.
+    """
+    random = np.random.default_rng(seed)
+    means = np.empty((resamples, len(groups), *groups[0].shape[1:]))
+    for index, scores in enumerate(groups):
+        cases = len(scores)
+        step = max(1, _CHUNK_DRAWS // cases)
+        for start in range(0, resamples, step):
+            # How often each case is drawn.
+            count = min(step, resamples - start)
+            draws = random.multinomial(cases, np.full(cases, 1 / cases), size=count)
+            means[start : start + count, index] = np.tensordot(draws, scores, axes=1) / cases
+    return means
