@@ -62,8 +62,8 @@ def score_classes(
     scores = []
     for index in present.tolist():
         box = _union([found[index] for found in places if found[index]])
-        masks = (labels[box] == index + 1 for labels in (truth, prediction))
-        scores.append(ClassScore(index + 1, float(dice[index]), nsd(*masks, spacing, tolerance)))
+        one, other = (labels[box] == index + 1 for labels in (truth, prediction))
+        scores.append(ClassScore(index + 1, float(dice[index]), nsd(one, other, spacing, tolerance)))
     return tuple(scores)
 
 

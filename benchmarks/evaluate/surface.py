@@ -82,7 +82,8 @@ def _element_areas(spacing: Spacing) -> NDArray[np.float64]:
         for order in map(list, itertools.permutations(range(3))):
             area = np.linalg.norm(np.array(normals)[:, order] * faces, axis=1).sum()
             for flips in itertools.product((0, 1), repeat=3):
-                code = (1 << ((corners[:, order] ^ flips) @ [4, 2, 1])).sum()
+                numbers = (corners[:, order] ^ flips) @ [4, 2, 1]
+                code = sum(1 << number for number in numbers.tolist())
                 areas[code] = areas[255 - code] = area
     return areas
 
