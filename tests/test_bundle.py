@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import pytest
+from bundle_edits import edit, replace_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,22 +41,6 @@ def refused(folder: pathlib.Path) -> str:
     return message
 
 
-def edit(folder: pathlib.Path, change: Callable[[Json], object]) -> None:
-    """Change the manifest's object in place."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def replace_graph(folder: pathlib.Path, name: str, model: onnx.ModelProto) -> None:
-    """Put another graph in place, with the right hash and size in the manifest."""
-    data = model.SerializeToString()
-    (folder / f"{name}.onnx").write_bytes(data)
-    sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    edit(folder, lambda manifest: manifest["graphs"][name].update(sums))
-
-
 def test_a_sound_bundle_opens(folder: pathlib.Path) -> None:
     bundle = Bundle.open(str(folder))
     manifest = (folder / "manifest.json").read_bytes()
@@ -65,16 +50,14 @@ def test_a_sound_bundle_opens(folder: pathlib.Path) -> None:
     assert bundle.graph_bytes("encoder") == (folder / "encoder.onnx").read_bytes()
 
 
-def test_a_bundle_can_be_moved_and_linked_to(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_bundle_can_be_moved_and_linked_to_and_have_other_files(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (folder / "README.txt").write_text("notes")
+    (folder / "more").mkdir()
     moved = folder.rename(tmp_path / "elsewhere")
     (tmp_path / "latest").symlink_to(moved)
     assert Bundle.open(tmp_path / "latest").digest == Bundle.open(moved).digest
-
-
-def test_other_files_do_not_matter(folder: pathlib.Path) -> None:
-    (folder / "README.txt").write_text("notes")
-    (folder / "more").mkdir()
-    Bundle.open(folder)
 
 
 def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
@@ -113,14 +96,14 @@ def test_links_pipes_and_folders_are_not_read(folder: pathlib.Path, name: str) -
 def test_a_changed_graph_is_refused(folder: pathlib.Path, name: str) -> None:
     path = folder / name
     data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert f"{name}: its sha256" in refused(folder)
-    path.write_bytes(data + b"\0")
-    assert "bytes" in refused(folder)
-    path.write_bytes(data[:-1])
-    assert "bytes" in refused(folder)
-    path.write_bytes(b"")
-    assert "bytes" in refused(folder)
+    for changed, why in (
+        (data[:-1] + bytes([data[-1] ^ 1]), f"{name}: its sha256"),
+        (data + b"\0", "bytes"),
+        (data[:-1], "bytes"),
+        (b"", "bytes"),
+    ):
+        path.write_bytes(changed)
+        assert why in refused(folder)
 
 
 def test_encoder_and_decoder_swapped(folder: pathlib.Path) -> None:
@@ -138,14 +121,6 @@ def test_encoder_and_decoder_swapped(folder: pathlib.Path) -> None:
     (folder / "manifest.json").write_text(sound)
     edit(folder, swap_roles)
     assert "'decoder'" in refused(folder)
-
-
-def changed_graph(folder: pathlib.Path, name: str, change: Callable[[onnx.ModelProto], object]) -> str:
-    """How a bundle is refused whose graph was changed, honestly hashed."""
-    model = onnx.load(folder / f"{name}.onnx")
-    change(model)
-    replace_graph(folder, name, model)
-    return refused(folder)
 
 
 def axis(value: onnx.ValueInfoProto, index: int) -> Any:
@@ -170,25 +145,19 @@ def axis(value: onnx.ValueInfoProto, index: int) -> Any:
 def test_a_graph_that_is_not_what_the_manifest_says(
     folder: pathlib.Path, name: str, change: Callable[[onnx.ModelProto], object], why: str
 ) -> None:
-    assert why in changed_graph(folder, name, change)
+    model = onnx.load(folder / f"{name}.onnx")
+    change(model)
+    replace_graph(folder, name, model)
+    assert why in refused(folder)
 
 
-def test_an_opset_that_no_engine_promises(folder: pathlib.Path) -> None:
-    model = onnx.load(folder / "encoder.onnx")
-    model.opset_import[0].version = 7
-    replace_graph(folder, "encoder", model)
-    edit(folder, lambda manifest: manifest["graphs"]["encoder"].update(opset=7))
-    assert "opset 7" in refused(folder)
-
-
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
 @pytest.mark.parametrize(
     "path",
     ["../encoder.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "..", "", ".hidden.onnx", "manifest.json",
      "é.onnx", "x.onnx\n", "x\0.onnx", "CON.txt", "~.onnx", "a" * 200 + ".onnx", None, 3],
 )  # fmt: skip
-def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: object) -> None:
-    edit(folder, lambda manifest: manifest["graphs"][name.removesuffix(".onnx")].update(file=path))
+def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> None:
+    edit(folder, lambda manifest: manifest["graphs"]["decoder"].update(file=path))
     refused(folder)
 
 
@@ -215,6 +184,7 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, name: str, path: obj
         (lambda m: m.update(graphs={}), "'encoder'"),
         (lambda m: m.update(graphs=[]), "graphs"),
         (lambda m: m["graphs"].pop("decoder"), "'decoder'"),
+        (lambda m: m["graphs"]["encoder"].update(opset=7), "opset 7"),
         (lambda m: m["graphs"].update(third=m["graphs"]["decoder"] | {"file": "third.onnx"}), "'third'"),
         (lambda m: m["graphs"]["decoder"].update(file="ENCODER.onnx"), "share"),
         (lambda m: m["graphs"]["decoder"].update(bytes=0), "0 bytes"),
@@ -282,6 +252,7 @@ def of_ct(int8: Json) -> Json:
         (lambda p: p.update(encoder="encoder8"), "'encoder8'"),
         (lambda p: p.update(encoder="decoder"), "'decoder'"),
         (lambda p: p.update(hint="f16"), "'hint'"),
+        (lambda p: p.update(bf16=["encoder"]), "'bf16'"),
         (lambda p: p.pop("agreement"), "'agreement'"),
         (lambda p: p.update(agreement=None), "agreement"),
         (lambda p: p["agreement"].update(images=0), "images is 0"),
@@ -329,11 +300,6 @@ def test_bf16_names_the_graphs_that_are_to_be_rounded(folder: pathlib.Path, name
     assert "bf16" in refused(folder)
 
 
-def test_int8_is_not_rounded_to_bf16(folder: pathlib.Path) -> None:
-    edit(folder, lambda manifest: with_int8(manifest).update(bf16=["encoder"]))
-    assert "'bf16'" in refused(folder)
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -347,15 +313,12 @@ def test_a_manifest_that_is_not_sound_json(folder: pathlib.Path, text: bytes) ->
     refused(folder)
 
 
-def test_a_double_key_deep_inside_is_refused(folder: pathlib.Path) -> None:
+def test_provenance_may_say_more_than_is_known_here_but_nothing_twice(folder: pathlib.Path) -> None:
+    edit(folder, lambda manifest: manifest["weights"].update(licence="Apache-2.0"))
+    Bundle.open(folder)
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"opset": 20', '"opset": 20, "opset": 20', 1))
     assert "twice" in refused(folder)
-
-
-def test_provenance_may_say_more_than_is_known_here(folder: pathlib.Path) -> None:
-    edit(folder, lambda manifest: manifest["weights"].update(licence="Apache-2.0"))
-    Bundle.open(folder)
 
 
 JSON = st.recursive(
@@ -374,7 +337,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_value_anywhere_opens_or_ends_in_one_line(
     folder: pathlib.Path, data: st.DataObject
