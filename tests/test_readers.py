@@ -70,34 +70,30 @@ def jpeg_with(exif_block: bytes) -> bytes:
 # The challenge's npz
 
 
-@pytest.mark.parametrize("name", ["2DBox_Golden_five", "2DBox_Golden_one", "2DBox_Golden_upscaled"])
-def test_a_2d_challenge_case_is_read_as_it_stands(name: str, shared: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("name", ["2DBox_Golden_five", "2DBox_Golden_upscaled", "3DBox_Golden_three"])
+def test_a_challenge_case_is_read_as_it_stands(name: str, shared: Callable[[str], Path]) -> None:
     path = shared(f"golden/cases/{name}.npz")
     case = read_case(path)
     with np.load(path) as stored:
         np.testing.assert_array_equal(case.image, stored["imgs"])
-        np.testing.assert_array_equal(case.boxes.xyxy, stored["boxes"])
-    assert (case.name, case.source, case.spacing, case.is_volume) == (name, path, None, False)
-    assert case.shape == case.image.shape[:2]
-
-
-def test_a_3d_challenge_case_is_read_as_it_stands(shared: Callable[[str], Path]) -> None:
-    path = shared("golden/cases/3DBox_Golden_three.npz")
-    case = read_case(path)
-    with np.load(path) as stored:
-        np.testing.assert_array_equal(case.image, stored["imgs"])
-        np.testing.assert_array_equal(case.boxes.xyxy, stored["boxes"][:, [0, 1, 3, 4]])
-        np.testing.assert_array_equal(case.boxes.z, stored["boxes"][:, [2, 5]])
-        assert case.spacing == tuple(stored["spacing"])
-    assert case.is_volume
-    assert case.shape == case.image.shape == (9, 120, 160)
+        boxes, spacing = stored["boxes"], stored.get("spacing", None)
+    assert (case.name, case.source, case.is_volume) == (name, path, name.startswith("3D"))
+    if case.is_volume:
+        np.testing.assert_array_equal(case.boxes.z, boxes[:, [2, 5]])
+        boxes = boxes[:, [0, 1, 3, 4]]
+    np.testing.assert_array_equal(case.boxes.xyxy, boxes)
+    assert case.spacing == (tuple(spacing) if case.is_volume else None)
+    assert case.shape == (case.image.shape if case.is_volume else case.image.shape[:2])
 
 
 def test_a_grey_image_in_column_order_becomes_c_contiguous(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", imgs=np.asfortranarray(GREY), boxes=[[0, 0, 5, 5]])
+    np.savez(tmp_path / "a.npz", imgs=np.asfortranarray(GREY), boxes=[[0, 0, 5, 5], [-3, 20, 60, 70]])
     case = read_case(tmp_path / "a.npz")
     np.testing.assert_array_equal(case.image, GREY)
     assert case.image.flags.c_contiguous
+    # Boxes that reach out are cut and numbered.
+    np.testing.assert_array_equal(case.boxes.xyxy, [[0, 0, 5, 5], [0, 20, 40, 30]])
+    assert case.boxes.clipped == (2,)
 
 
 BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
@@ -111,18 +107,12 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"image": GREY, "box": BOX2}, "no array boxes or imgs, only 'image', 'box'"),
         ({"imgs": GREY, "gts": GREY}, "no array boxes, only 'imgs', 'gts'"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
-        ({"imgs": GREY.astype(np.int16), "boxes": BOX2}, "imgs is int16"),
         ({"imgs": GREY[0], "boxes": BOX2}, r"imgs has shape \(40,\)"),
         ({"imgs": RGB[None], "boxes": BOX2}, r"imgs has shape \(1, 30, 40, 3\)"),
         ({"imgs": GREY[:0], "boxes": BOX2}, r"imgs has shape \(0, 40\)"),
         ({"imgs": RGB, "boxes": BOX3}, r"image needs \(N, 4\)"),
         ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": BOX2}, r"volume needs \(N, 6\)"),
-        ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": [[0, 0, 3, 5, 5, 5]]}, "outside slices 0 to 4"),
-        ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": [[0, 0, -1, 5, 5, 2]]}, "outside slices 0 to 4"),
-        ({"imgs": GREY, "boxes": [[0, 0, np.nan, 5]]}, "not finite"),
         ({"imgs": GREY, "boxes": [[90, 90, 99, 99]]}, "outside the image"),
-        ({"imgs": GREY, "boxes": [[5, 5, 2, 2]]}, "needs x0 < x1"),
-        ({"imgs": GREY, "boxes": [[5, 5, 5, 9]]}, "needs x0 < x1"),
         ({"imgs": GREY, "boxes": np.zeros((0, 4), int)}, "no boxes"),
         ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
@@ -144,13 +134,6 @@ def test_an_npz_that_is_no_case_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_boxes_that_reach_out_are_cut_and_numbered(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", imgs=GREY, boxes=[[0, 0, 5, 5], [-3, 20, 60, 70]])
-    boxes = read_case(tmp_path / "a.npz").boxes
-    np.testing.assert_array_equal(boxes.xyxy, [[0, 0, 5, 5], [0, 20, 40, 30]])
-    assert boxes.clipped == (2,)
-
-
 # Images
 
 
@@ -161,6 +144,11 @@ def test_a_lossless_image_is_read_as_it_stands(suffix: str, image: np.ndarray, t
     np.testing.assert_array_equal(case.image, image)
     np.testing.assert_array_equal(case.boxes.xyxy, [[1, 2, 20, 25]])
     assert (case.name, case.spacing, case.is_volume) == ("a", None, False)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, GREY])
+    np.testing.assert_array_equal(read_case(write_image(tmp_path, "a.png", rgba)).image, RGB)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
@@ -182,11 +170,6 @@ def test_real_images_are_read_in_their_declared_size(shared: Callable[[str], Pat
         assert decode_image(data, str(path)).shape[:2] == (header.height, header.width)
 
 
-def test_alpha_is_dropped(tmp_path: Path) -> None:
-    rgba = np.dstack([RGB, RNG.integers(0, 256, (30, 40), np.uint8)])
-    np.testing.assert_array_equal(read_case(write_image(tmp_path, "a.png", rgba)).image, RGB)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3)])
 def test_16_bit_values_are_stretched_from_minimum_and_maximum(
@@ -198,11 +181,8 @@ def test_16_bit_values_are_stretched_from_minimum_and_maximum(
     np.testing.assert_array_equal(image, np.rint((deep.astype(float) - low) * 255 / (high - low)))
     assert image.dtype == np.uint8
     assert (image.min(), image.max()) == (0, 255)
-
-
-def test_a_constant_16_bit_image_becomes_zero(tmp_path: Path) -> None:
-    path = write_image(tmp_path, "a.png", np.full((30, 40), 65535, np.uint16))
-    np.testing.assert_array_equal(read_case(path).image, np.zeros((30, 40)))
+    constant = write_image(tmp_path, f"b{suffix}", np.full(shape, 65535, np.uint16))
+    np.testing.assert_array_equal(read_case(constant).image, np.zeros(shape))
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
@@ -232,13 +212,10 @@ def test_exif_that_states_no_turn_changes_nothing(block: bytes) -> None:
     np.testing.assert_array_equal(decode_image(jpeg_with(block), "a"), decode_image(encode(".jpg", RGB), "a"))
 
 
-def test_a_file_of_several_pages_is_refused(tmp_path: Path) -> None:
+def test_several_pages_and_float_values_are_refused(tmp_path: Path) -> None:
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
     with pytest.raises(InputError, match="several pages"):
         decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
-
-
-def test_float_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="values are float32"):
         decode_image(encode(".tif", GREY.astype(np.float32)), "a.tif")
 
@@ -257,15 +234,12 @@ def test_every_truncation_of_an_image_is_refused(suffix: str) -> None:
             decode_image(data[:length], "a")
 
 
-def test_a_changed_byte_in_a_png_is_refused() -> None:
+def test_a_damaged_png_is_refused() -> None:
     data = bytearray(encode(".png", RGB))
     data[len(data) // 2] ^= 1
     with pytest.raises(InputError, match="checksum of chunk b'IDAT' is wrong"):
         decode_image(bytes(data), "a.png")
-
-
-def test_a_png_with_too_few_pixels_is_refused() -> None:
-    with pytest.raises(InputError, match="not a readable image"):
+    with pytest.raises(InputError, match="not a readable image"):  # it has too few pixels
         decode_image(png(40, 30, b"\0" * 41), "a.png")
 
 
@@ -275,7 +249,7 @@ def test_another_format_is_refused(data: bytes) -> None:
         decode_image(data, "a.png")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif"]))
 def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
     encoded = bytearray(encode(suffix, GREY))
@@ -308,6 +282,7 @@ def test_a_fuzzed_bigtiff_is_refused_by_our_own_error(magic: bytes, rest: bytes)
     [
         ("", "empty"),
         ("nonsense", "not readable as JSON"),
+        ("\x85", "not readable as JSON"),
         ("[[1, 2, 3, 4]]", "no list of boxes"),
         ('{"box": [[1, 2, 3, 4]]}', "no list of boxes"),
         ('{"boxes": {}}', "no list of boxes"),
@@ -331,18 +306,11 @@ def test_a_fuzzed_bigtiff_is_refused_by_our_own_error(magic: bytes, rest: bytes)
 )
 def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
     path = write_image(tmp_path, "a.png", GREY)
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match=message) as caught:
         read_case(path)
     assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: ")
     assert "\n" not in str(caught.value)
-
-
-def test_a_sidecar_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    path = write_image(tmp_path, "a.png", GREY)
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"a\.json: not readable as JSON"):
-        read_case(path)
 
 
 def test_an_image_without_a_sidecar_is_refused_and_told_what_to_write(tmp_path: Path) -> None:
@@ -357,7 +325,7 @@ def test_a_sidecar_may_carry_other_keys_a_byte_order_mark_and_whole_floats(tmp_p
     np.testing.assert_array_equal(read_case(path).boxes.xyxy, [[1, 2, 3, 4]])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -400,9 +368,6 @@ def test_a_path_that_names_no_case_is_wrong_use(name: str, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=name):
         list_cases([tmp_path / name])
-
-
-def test_no_path_at_all_is_wrong_use() -> None:
     with pytest.raises(UsageError, match="no cases"):
         list_cases([])
 
