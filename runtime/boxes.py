@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,6 @@ MAX_BOXES = 65_535
 _INT64_MAX = np.iinfo(np.int64).max
 # The first float that int64 does not hold; as a float64, because a float16 beside a Python float overflows.
 _PAST_INT64 = np.float64(2.0**63)
-_LISTED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +67,7 @@ class Boxes:
         ==========================================================  =========================
 
         Raises:
-            InputError: a box is refused; the message numbers the offending boxes from 1.
+            InputError: a box is refused; the message numbers the first one, from 1, and counts the others.
         """
         depth, height, width = _extent(shape_of_image, source)
         corners = _whole_numbers(_table(array, depth is not None, source), source)
@@ -138,17 +136,9 @@ def _whole_numbers(table: np.ndarray, source: str) -> npt.NDArray[np.int64]:
 
 def _refuse(source: str, table: np.ndarray, bad: npt.NDArray[np.bool_], why: str) -> None:
     """Raise an InputError if any row is marked as bad."""
-    rows = np.flatnonzero(bad)
-    if not rows.size:
+    if not bad.any():
         return
-    first = rows[0]
+    first = int(np.argmax(bad))
     values = ", ".join(f"{value:g}" if table.dtype.kind == "f" else str(value) for value in table[first])
-    others = f" (and box {', '.join(_numbers(rows[1:]))})" if rows.size > 1 else ""
+    others = f" (and {bad.sum() - 1} more)" if bad.sum() > 1 else ""
     raise InputError(f"{source}: box {first + 1} [{values}] {why}{others}")
-
-
-def _numbers(rows: np.ndarray) -> Iterator[str]:
-    """Yield the first few 1-based numbers, then an ellipsis if there are more."""
-    yield from (str(row + 1) for row in rows[:_LISTED])
-    if rows.size > _LISTED:
-        yield "..."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from litemed.runtime.errors import BundleError
 from litemed.runtime.onnx_header import Value
 from litemed.runtime.precision import REFERENCE, ROLES, Precision
-from litemed.runtime.strict_json import Record, load_json, read, shown
+from litemed.runtime.strict_json import Record, parse_json, read, shown
 
 SCHEMA = 4
 """The only one that is read and written."""
@@ -192,7 +192,10 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     Raises BundleError for anything that its schema does not allow, and for a model that this runtime cannot
     run: another preprocessing, another interface, an operator set out of range.
     """
-    content = load_json(data, source)
+    try:
+        content = parse_json(data.decode())
+    except ValueError as error:
+        raise BundleError(f"{source}: is not sound JSON ({error}); export the bundle again") from None
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
     if type(schema) is not int or schema != SCHEMA:
         raise BundleError(

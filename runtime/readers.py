@@ -19,12 +19,10 @@ those before or after the turn; so is a file of several pages.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -35,6 +33,7 @@ from litemed.runtime.case import Case
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.image_header import read_image_header
 from litemed.runtime.npz import MAX_VOXELS, NpzReader
+from litemed.runtime.strict_json import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 CASE_SUFFIXES = (".npz", *IMAGE_SUFFIXES)
@@ -217,10 +216,9 @@ def _read_sidecar(path: Path) -> list[list[int | float]]:
     """Return the boxes of a sidecar as rows of four numbers."""
     data = read_bytes(path, MAX_SIDECAR_BYTES)
     try:
-        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{path}: not readable as JSON ({reason}); correct it") from error
+        content = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
         raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
     for number, row in enumerate(content["boxes"], start=1):
@@ -229,17 +227,6 @@ def _read_sidecar(path: Path) -> list[list[int | float]]:
         if not numbers or len(row) != 4:
             raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
     return content["boxes"]
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key appears twice")
-    return content
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

@@ -15,10 +15,11 @@ from litemed.runtime.errors import BundleError
 _MAX_TEXT = 200
 
 
-def load_json(data: bytes, source: str) -> Any:
-    """Return the value of UTF-8 JSON; `source` names the file in error messages.
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
 
-    Raises BundleError if it is damaged, or a key stands twice or a number is infinite (`json` allows both).
+    Raises ValueError, whose message is one line, if it is damaged, or a key stands twice or a number is
+    infinite (`json` allows both).
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -34,10 +35,9 @@ def load_json(data: bytes, source: str) -> Any:
         return number
 
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BundleError(f"{source}: is not sound JSON ({why}); export the bundle again") from None
+        return json.loads(text, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class Record:

@@ -155,9 +155,9 @@ def test_checked_boxes_cannot_be_changed_afterwards() -> None:
         boxes.z[0, 0] = 9
 
 
-def test_the_message_names_the_first_offender_and_numbers_the_others() -> None:
+def test_the_message_names_the_first_offender_and_counts_the_others() -> None:
     table = [[0, 0, 5, 5], [9, 9, 2, 2], [1, 1, 1, 1], [0, 0, 5, 5]]
-    with pytest.raises(InputError, match=r"box 2 \[9, 9, 2, 2\] needs .* \(and box 3\)"):
+    with pytest.raises(InputError, match=r"box 2 \[9, 9, 2, 2\] needs .* \(and 1 more\)"):
         Boxes.parse(table, (20, 30))
 
 

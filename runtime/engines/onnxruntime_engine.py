@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.protocol import Float, GraphEngine
+from litemed.runtime.engines.protocol import Engine, Float
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.precision import REFERENCE
@@ -15,7 +15,7 @@ from litemed.runtime.precision import REFERENCE
 _FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
 
 
-class OnnxRuntimeEngine(GraphEngine):
+class OnnxRuntimeEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`; encoder and decoder work in the same memory."""
 
     name, title = "onnxruntime", "ONNX Runtime"
@@ -70,14 +70,10 @@ def _share_arena() -> None:
     """Let encoder and decoder, which never run at once, take turns in one arena of memory.
 
     Without an arena every tensor is mapped and cleared anew: 250 MiB of page faults for each slice, 15 to
-    25 % of the encoder's CPU time and 20 to 30 % of the decoder's. With an arena for each session both keep
-    their peak. And with memory patterns, which plan all tensors of a graph as one block, that block finds no
-    place between those for other numbers of boxes. Resident after slices with 8, 8 and 3 boxes, and the most
-    at any time, in MiB (ONNX Runtime 1.32, graphs of size 256): no arena 319, 569; one for each 677, 677;
-    shared with patterns 653, 653; shared without 414, 414; the same begun with one large chunk, in which
-    tensors lie closer than in many of growing size, 393, 393. Of that chunk only what is touched is taken.
-
-    What the arena holds is kept for the process's next engine when one is dropped.
+    25 % of the encoder's CPU time and 20 to 30 % of the decoder's. Resident after slices with 8, 8 and 3
+    boxes, and the most at any time, in MiB (ONNX Runtime 1.32, graphs of size 256): no arena 319, 569; one
+    for each 677, 677; shared 414, 414, with memory patterns 653, 653; begun with one large chunk, of which
+    only what is touched is taken, 393, 393. It is kept for the process's next engine.
     """
     import onnxruntime
 

@@ -11,7 +11,7 @@ from typing import Any
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import cores_of, cpu_identity, own_cpus
-from litemed.runtime.engines.protocol import Float, GraphEngine, failure
+from litemed.runtime.engines.protocol import Engine, Float, failure
 from litemed.runtime.errors import EngineError, OutputError
 from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
@@ -42,7 +42,7 @@ def computes_bf16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class OpenVinoEngine(GraphEngine):
+class OpenVinoEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`."""
 
     name, title = "openvino", "OpenVINO"

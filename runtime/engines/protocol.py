@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ Runtime (with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 3
 Float = NDArray[np.float32]
 
 
-class Engine(Protocol):
-    """A bundle's two graphs, loaded.
+class Engine:
+    """A bundle's two graphs, loaded; subclasses say how one is loaded and run.
 
     Attributes:
-        name: the engine's name, as `open_engine` takes it.
+        name: the engine's name, as `open_engine` takes it; `title` the one for messages.
         version: of the engine's package.
         threads: how many it computes with.
         precision: the name of the one that it computes in, one of the bundle's.
@@ -37,43 +37,7 @@ class Engine(Protocol):
     """
 
     name: str
-    version: str
-    threads: int
-    precision: str
-    choice: str
-
-    def ready(self) -> None:
-        """Return once the graphs are loaded, which goes on behind the scenes until then.
-
-        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs.
-        """
-
-    def encode(self, image: Float) -> Float:
-        """Return the embedding (1, 256, S/4, S/4) float32 of a network input (1, 3, S, S) float32 in [0, 1].
-
-        Raises EngineError if the engine fails.
-        """
-
-    def rest_encoder(self) -> None:
-        """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew.
-
-        To be called when nothing is to be encoded for a while.
-        """
-
-    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
-
-        `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input. However many they are, the
-        graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails.
-        """
-
-
-class GraphEngine:
-    """An `Engine` but for how one graph is loaded and run."""
-
-    name: str
     title: str
-    """The engine's name for messages."""
 
     def __init__(self, bundle: Bundle, threads: int, precision: str, choice: str, version: str) -> None:
         """Begin to load both graphs of a precision, each in a thread of its own."""
@@ -94,21 +58,33 @@ class GraphEngine:
         raise NotImplementedError
 
     def ready(self) -> None:
-        """See `Engine`."""
+        """Return once the graphs are loaded, which goes on behind the scenes until then.
+
+        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs.
+        """
         self._encoder.result()
         self._decoder.result()
 
     def encode(self, image: Float) -> Float:
-        """See `Engine`."""
-        graph = self._encoder.result()
-        (embedding,) = self._guarded(self.run, graph, ["image_embedding"], {"image": image})
-        return np.asarray(embedding)
+        """Return the embedding (1, 256, S/4, S/4) float32 of a network input (1, 3, S, S) float32 in [0, 1].
+
+        Raises EngineError if the engine fails.
+        """
+        found = self._guarded(self.run, self._encoder.result(), ["image_embedding"], {"image": image})
+        return np.asarray(found[0])
 
     def rest_encoder(self) -> None:
-        """See `Engine`."""
+        """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew.
+
+        To be called when nothing is to be encoded for a while.
+        """
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
-        """See `Engine`."""
+        """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
+
+        `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input. However many they are, the
+        graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails.
+        """
 
         def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
             inputs = {"image_embedding": embedding, "boxes": boxes}
