@@ -7,13 +7,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 from litemed.runtime import onnx_header
@@ -66,48 +65,12 @@ def test_reads_what_the_onnx_package_reads() -> None:
     assert header == OnnxHeader(19, (Value("x", "float32", ("N", 4, "")),), (Value("y", "int64", ()),))
 
 
-def test_reads_the_graphs_of_a_bundle(box_bundle: pathlib.Path) -> None:
-    for path in box_bundle.glob("*.onnx"):
-        theirs = onnx.load(path)
-        ours = read_onnx_header(path.read_bytes())
-        assert ours.opset == theirs.opset_import[0].version
-        for ends, values in ((theirs.graph.input, ours.inputs), (theirs.graph.output, ours.outputs)):
-            assert [value.name for value in values] == [end.name for end in ends]
-            assert [value.shape for value in values] == [
-                tuple(axis.dim_param or axis.dim_value for axis in end.type.tensor_type.shape.dim)
-                for end in ends
-            ]
-            assert {value.dtype for value in values} == {"float32"}
-
-
-def test_reads_quantised_graphs_and_none_that_need_other_operators(box_bundle: pathlib.Path) -> None:
-    """QDQ form: standard operators round float32 ones, scales and zero points as initializers."""
+def test_operators_that_are_not_onnx_s_own_are_refused(box_bundle: pathlib.Path) -> None:
     sound = onnx.load(box_bundle / "encoder.onnx")
-    nodes = [
-        helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["bytes"]),
-        helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["rounded"]),
-        helper.make_node("DequantizeLinear", ["weight8", "scales", "zeros"], ["weight"], axis=0),
-    ]
-    quantised = onnx.ModelProto()
-    quantised.CopyFrom(sound)
-    main = quantised.graph
-    main.node[0].input[0] = "rounded"
-    kept = list(main.node)
-    del main.node[:], main.initializer[:]
-    main.node.extend([*nodes, *kept])
-    for name, values in {
-        "scale": np.array(1 / 255, np.float32),
-        "zero": np.array(0, np.uint8),
-        "weight8": np.full((256, 3, 1, 1), 100, np.int8),
-        "scales": np.full(256, 0.01, np.float32),
-        "zeros": np.zeros(256, np.int8),
-    }.items():
-        main.initializer.append(numpy_helper.from_array(values, name))
-    onnx.checker.check_model(quantised, full_check=True)
-    assert read_onnx_header(quantised.SerializeToString()) == read_onnx_header(sound.SerializeToString())
-    quantised.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert [value.name for value in read_onnx_header(sound.SerializeToString()).inputs] == ["image"]
+    sound.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(BundleError, match=r"operators of 'com\.microsoft'"):
-        read_onnx_header(quantised.SerializeToString())
+        read_onnx_header(sound.SerializeToString())
 
 
 EXTERNAL: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -164,9 +127,12 @@ def field(number: int, content: bytes | int) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
+OPSET = field(8, field(2, 17))
+
+
 def with_initializer(content: bytes) -> bytes:
     """A model whose only initializer has these bytes."""
-    return field(8, field(2, 17)) + field(7, field(5, content))
+    return OPSET + field(7, field(5, content))
 
 
 @pytest.mark.parametrize(
@@ -191,28 +157,24 @@ def test_spellings_that_parsers_take_for_external_data_are_refused(content: byte
         (b"\x80\x02pickle", "not a sound ONNX file"),
         (b"PK\x03\x04", "not a sound ONNX file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not a sound ONNX file"),
-        (field(8, field(2, 17)), "no graph"),
+        (OPSET, "no graph"),
         (field(7, b""), "no graph or no operator set"),
-        (field(8, field(2, 17)) + field(7, b"") * 2, "two graphs"),
-        (field(8, field(2, 17)) * 2 + field(7, b""), "two versions"),
+        (OPSET + field(7, b"") * 2, "two graphs"),
+        (OPSET * 2 + field(7, b""), "two versions"),
         (field(8, field(1, b"evil") + field(2, 1)) + field(7, b""), "'evil'"),
-        (field(20, b"") + field(8, field(2, 17)) + field(7, b""), "training"),
-        (b"\x0b" + field(8, field(2, 17)), "wire type 3"),
+        (field(20, b"") + OPSET + field(7, b""), "training"),
+        (b"\x0b" + OPSET, "wire type 3"),
         (b"\xff" * 20, "does not end"),
         (b"\x00\x00", "impossible"),
-        (field(8, field(2, 17)) + field(7, b"\x0a\x7f"), "longer than"),
-        (field(8, field(2, 17)) + field(7, 3), "where a message belongs"),
+        (OPSET + field(7, b"\x0a\x7f"), "longer than"),
+        (OPSET + field(7, 3), "where a message belongs"),
         (field(8, field(2, b"17")) + field(7, b""), "where a number belongs"),
-        (field(8, field(2, 17)) + field(7, field(11, field(1, b"\xff"))), "UTF-8"),
-        (field(8, field(2, 17)) + field(7, field(11, field(1, b"x"))), "no shape"),
-        (field(8, field(2, 17)) + field(7, field(11, field(2, field(4, b"")))), "not a tensor"),
+        (OPSET + field(7, field(11, field(1, b"\xff"))), "UTF-8"),
+        (OPSET + field(7, field(11, field(1, b"x"))), "no shape"),
+        (OPSET + field(7, field(11, field(2, field(4, b"")))), "not a tensor"),
+        (OPSET + field(7, field(11, field(2, field(1, field(2, b"") * 2)))), "two shapes"),
         (
-            field(8, field(2, 17)) + field(7, field(11, field(2, field(1, field(2, b"") * 2)))),
-            "two shapes",
-        ),
-        (
-            field(8, field(2, 17))
-            + field(7, field(11, field(2, field(1, field(2, field(1, field(1, 4) + field(2, b"N"))))))),
+            OPSET + field(7, field(11, field(2, field(1, field(2, field(1, field(1, 4) + field(2, b"N"))))))),
             "two lengths",
         ),
     ],
@@ -229,13 +191,13 @@ def test_deep_nesting_ends_in_an_error_not_in_a_crash() -> None:
     for _ in range(5000):
         inner = field(1, field(5, field(6, inner)))  # node, attribute, graph
     with pytest.raises(BundleError, match="deeper"):
-        read_onnx_header(field(8, field(2, 17)) + field(7, inner))
+        read_onnx_header(OPSET + field(7, inner))
 
 
 def test_a_file_of_too_many_fields_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_header, "MAX_FIELDS", 100)
     with pytest.raises(BundleError, match="more than 100 fields"):
-        read_onnx_header(field(8, field(2, 17)) + field(7, field(3, b"") * 101))
+        read_onnx_header(OPSET + field(7, field(3, b"") * 101))
 
 
 FULL = model(
@@ -243,7 +205,7 @@ FULL = model(
 ).SerializeToString()
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_damage_ends_in_the_project_s_own_error(data: st.DataObject) -> None:
     damaged = bytearray(FULL)

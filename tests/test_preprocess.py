@@ -53,13 +53,13 @@ def test_equals_the_published_steps_enlarged_or_reduced(height: int, width: int,
 @given(height=SIDES, width=SIDES, seed=st.integers(0, 99))
 def test_grey_equals_the_same_in_three_channels(height: int, width: int, seed: int) -> None:
     grey = noise(height, width, None, seed)
-    np.testing.assert_array_equal(preprocess(grey)[0], preprocess(np.repeat(grey[..., None], 3, axis=2))[0])
+    colour = np.repeat(grey[:, ::-1, None], 3, axis=2)
+    np.testing.assert_array_equal(preprocess(grey[:, ::-1])[0], preprocess(colour)[0])
 
 
-@pytest.mark.parametrize("value", [0, 7, 255])
-def test_constant_image_becomes_zeros(value: int) -> None:
-    image, _ = preprocess(np.full((40, 30), value, np.uint8))
-    assert not image.any()
+def test_constant_image_becomes_zeros() -> None:
+    for value in (0, 7, 255):
+        assert not preprocess(np.full((40, 30), value, np.uint8))[0].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 2000), (3000, 2), (1, 1), (1, 1, 3)])
@@ -80,13 +80,6 @@ def test_input_is_float32_in_range_and_padded_with_zeros(shape: tuple[int, ...])
     assert (frame.scaled_height, frame.scaled_width) == (183, 256)
     assert not image[:, :, 183:].any()
     assert image[:, :, 182].any()
-
-
-def test_a_view_with_strides_is_accepted() -> None:
-    image = noise(90, 120, 3, 3)
-    np.testing.assert_array_equal(
-        preprocess(image[:, ::-1])[0], preprocess(np.ascontiguousarray(image[:, ::-1]))[0]
-    )
 
 
 @given(
