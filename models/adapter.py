@@ -89,6 +89,13 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         raise CheckpointError(
             f"{path}: holds a whole network, not an adapter; export it by itself, without a base"
         )
+    if tensors and all(str(name).startswith(DECODER) for name in tensors):
+        suffix = ".decoder.safetensors"
+        name = path.name.removesuffix(suffix) if path.name.endswith(suffix) else "NAME"
+        raise CheckpointError(
+            f"{path}: holds a mask decoder that was trained with an adapter; give the adapter beside it, "
+            f"{name}.safetensors, which takes the decoder along"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("litemed", "null"))

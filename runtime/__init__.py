@@ -1,4 +1,4 @@
-"""Segment medical images with an exported LiteMedSAM on a CPU.
+"""Segment medical images on a CPU, with the light model that ships or a bundle of your own.
 
 import litemed.runtime
 labels = litemed.runtime.load().segment(image, boxes)
@@ -27,7 +27,7 @@ def load(
 
     Args:
         bundle_path: the folder that litemed-export wrote; None takes the light model that ships with litemed,
-            and says so, with its version, to the logger "litemed".
+            and names it, with its version, once in a process as a warning of the logger "litemed".
         engine: "onnxruntime", "openvino" or "auto", the faster one that is installed.
         precision: "exact": float32; "auto": the fastest of those in the bundle whose masks agree with
             float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not;

@@ -26,6 +26,10 @@ MANIFEST = "manifest.json"
 DEFAULT = Path(__file__).with_name("model")
 """The bundle that ships with litemed."""
 
+DEFAULT_SHA256 = "a02e42baf7b835240327bbd95d4bf62e7d3625d49a14bd7ab507e6457191f568"
+"""Of its manifest, and so of all of it. Whoever exports it again puts the sha256 of the new manifest here:
+`sha256sum runtime/model/manifest.json`."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -65,11 +69,13 @@ class Bundle:
         Raises BundleError if it is missing or was changed.
         """
         try:
-            return cls.open(DEFAULT)
+            bundle = cls.open(DEFAULT)
+            if bundle.digest != DEFAULT_SHA256:
+                raise BundleError(f"{DEFAULT / MANIFEST}: its sha256 is not that of the model that ships")
         except BundleError as error:
-            raise BundleError(
-                f"{error}; this is the model that ships with litemed: install it again"
-            ) from error
+            fault = str(error).split("; ")[0]  # what else a message advises is for bundles of one's own
+            raise BundleError(f"{fault}; install litemed again") from error
+        return bundle
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -44,6 +45,12 @@ class Result:
     boxes_decoded: int
 
 
+@functools.cache
+def _tell(model: str) -> None:
+    """Name the model that was taken because none was named, once in a process."""
+    logging.getLogger("litemed").warning("model %s, which ships with litemed", model)
+
+
 class Segmenter:
     """A bundle and the engine that its graphs are loaded in. It takes one call at a time."""
 
@@ -69,7 +76,7 @@ class Segmenter:
         kept = None if cache is None else Cache(cache)
         if path is None:
             bundle = Bundle.default()
-            logging.getLogger("litemed").info("model %s, which ships with litemed", bundle.name)
+            _tell(bundle.name)
         else:
             bundle = Bundle.open(path)
         return cls(bundle, open_engine(engine, bundle, threads, precision=precision, cache=kept))

@@ -142,6 +142,13 @@ def golden_expected(shared: Find) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
+def light_golden(shared: Find) -> dict[str, np.ndarray]:
+    """Return what the light model's weights gave on one image and two boxes where they were trained."""
+    with np.load(shared("models/light/golden.npz"), allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
 def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Return a bundle for tests of what is round the network, whose graphs take no time and are foreseeable.
 

@@ -104,6 +104,13 @@ def test_an_adapter_or_its_decoder_is_no_base(tmp_path, base):
         assert len(str(error.value)) < 300 + len(str(part))
 
 
+def test_a_decoder_given_as_adapter_names_the_adapter(tmp_path, base):
+    path = tmp_path / "a.safetensors"
+    train_a_little(base, path, LoRAConfig(), decoder=True)
+    with pytest.raises(CheckpointError, match=r"a\.decoder\.safetensors: holds a mask decoder .* a\.safeten"):
+        fold_adapter(base, decoder_path(path))
+
+
 def test_another_base_is_refused(tmp_path, base):
     path = tmp_path / "a.safetensors"
     train_a_little(base, path, LoRAConfig())

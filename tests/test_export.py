@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from litemed.export.errors import ExportError, VerificationError
 from litemed.export.graphs import check, graph_specs, simplify, to_onnx
 from litemed.export.storage import with_half_weights
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
-from litemed.runtime.bundle import Bundle
+from litemed.runtime.bundle import DEFAULT, Bundle
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import OutputError
 
@@ -273,7 +275,15 @@ def test_the_command_exports_and_inspects(tmp_path, golden_checkpoint):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["a.pth"], ["-o", "b"], ["a.pth", "--untrained", "-o", "b"], ["--inspect", "b", "-o", "c"]],
+    [
+        [],
+        ["a.pth"],
+        ["-o", "b"],
+        ["a.pth", "--untrained", "-o", "b"],
+        ["--inspect", "b", "-o", "c"],
+        ["--untrained", "-o", "b", "--size", "100"],
+        ["--untrained", "-o", "b", "--adapter", "a"],
+    ],
 )
 def test_wrong_use(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -281,6 +291,29 @@ def test_wrong_use(arguments, tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxsim", "openvino", "safetensors"])
+def test_what_the_extra_brings_is_asked_for_in_one_line(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    result = run("--untrained", "-o", tmp_path / "b")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: this needs {package}, not installed here; in the checkout: pip install '.[export]'\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_inspection_needs_the_base_install_alone():
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxsim', 'openvino', 'safetensors'): sys.modules[name] = None\n"
+        "from litemed.export.cli import main\n"
+        "main(['--inspect', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, DEFAULT], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(Bundle.default().name)
 
 
 def test_a_bad_checkpoint_ends_in_one_line(tmp_path):

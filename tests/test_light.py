@@ -23,13 +23,6 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    """PyTorch's float32 outputs on one image and two boxes, from where the weights were trained."""
-    with np.load(shared("models/light/golden.npz"), allow_pickle=False) as file:
-        return dict(file)
-
-
-@pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundles") / "light"
     write_bundle(read_checkpoint(WEIGHTS), path, ExportOptions(box_counts=(1, 2)))
@@ -41,25 +34,25 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @torch.inference_mode()
-def test_pytorch_reproduces_the_golden_outputs(golden):
+def test_pytorch_reproduces_the_golden_outputs(light_golden):
     checkpoint = read_checkpoint(WEIGHTS)
     assert checkpoint.encoder == LIGHT
     model = checkpoint.model()
-    embedding = model.encode(torch.from_numpy(golden["image"]))
-    logits, iou = model.decode(embedding, torch.from_numpy(golden["boxes"]))
-    assert close(embedding.numpy(), golden["embedding"])
-    assert close(logits[:, 0].numpy(), golden["logits"])
-    assert close(iou[:, 0].numpy(), golden["iou"])
+    embedding = model.encode(torch.from_numpy(light_golden["image"]))
+    logits, iou = model.decode(embedding, torch.from_numpy(light_golden["boxes"]))
+    assert close(embedding.numpy(), light_golden["embedding"])
+    assert close(logits[:, 0].numpy(), light_golden["logits"])
+    assert close(iou[:, 0].numpy(), light_golden["iou"])
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_bundle_reproduces_the_golden_outputs(golden, bundle, engine):
+def test_a_bundle_reproduces_the_golden_outputs(light_golden, bundle, engine):
     loaded = litemed.runtime.load(bundle, engine=engine, precision="exact").engine
-    embedding = loaded.encode(golden["image"])
-    logits, iou = loaded.decode(embedding, golden["boxes"])
-    assert close(np.asarray(embedding), golden["embedding"])
-    assert close(logits, golden["logits"])
-    assert close(iou, golden["iou"])
+    embedding = loaded.encode(light_golden["image"])
+    logits, iou = loaded.decode(embedding, light_golden["boxes"])
+    assert close(np.asarray(embedding), light_golden["embedding"])
+    assert close(logits, light_golden["logits"])
+    assert close(iou, light_golden["iou"])
 
 
 @pytest.mark.parametrize("size", [64, 192])
