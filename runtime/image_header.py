@@ -60,77 +60,66 @@ def read_image_header(data: bytes, source: str) -> ImageHeader:
     Raises:
         InputError: another format, or a file that is truncated or damaged as far as its structure shows.
     """
-    try:
-        if data.startswith(_PNG):
-            return _read_png(data)
-        if data.startswith(_JPEG):
-            return _read_jpeg(data)
-        if data.startswith(_TIFF):
-            return _read_tiff(data)
-    except (*_TOO_SHORT, _DamagedError) as error:
-        reason = str(error) if isinstance(error, _DamagedError) else "it ends too early"
-        raise InputError(f"{source}: not a readable image ({reason}); copy or save the file again") from error
+    for magic, read in ((_PNG, _read_png), (_JPEG, _read_jpeg), (_TIFF, _read_tiff)):
+        if data.startswith(magic):
+            try:
+                return read(data)
+            except (ValueError, *_TOO_SHORT) as error:
+                why = str(error) if isinstance(error, ValueError) else "it ends too early"
+                raise InputError(
+                    f"{source}: not a readable image ({why}); copy or save the file again"
+                ) from error
     raise InputError(f"{source}: not a PNG, JPEG or TIFF image; convert it")
-
-
-class _DamagedError(Exception):
-    """The structure of an image file does not hold together."""
 
 
 def _read_png(data: bytes) -> ImageHeader:
     width, height, _, colour_type = struct.unpack_from(">2L2B", data, 16)
     if data[12:16] != b"IHDR":
-        raise _DamagedError("it has no IHDR chunk")
+        raise ValueError("it has no IHDR chunk")
     samples = {0: 1, 2: 3, 3: 3}.get(colour_type, 4)  # grey, RGB, palette; the others have alpha
-    orientation = 1
-    position = len(_PNG)
-    while True:
+    orientation, position, kind = 1, len(_PNG), b""
+    while kind != b"IEND":
         (length,) = struct.unpack_from(">L", data, position)
         kind = data[position + 4 : position + 8]
         end = position + 8 + length
         (checksum,) = struct.unpack_from(">L", data, end)
         if zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
-            raise _DamagedError(f"the checksum of chunk {kind!r} is wrong")
+            raise ValueError(f"the checksum of chunk {kind!r} is wrong")
         if kind == b"eXIf":
             orientation = _orientation(data[position + 8 : end])
-        if kind == b"IEND":
-            return ImageHeader(width, height, samples, orientation)
         position = end + 4
+    return ImageHeader(width, height, samples, orientation)
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int, int] | None = None
-    orientation = 1
-    position = 2
-    while True:
+    orientation, position, marker = 1, 2, 0
+    while marker != _START_OF_SCAN:
         if data[position] != 0xFF:
-            raise _DamagedError("a marker is missing")
+            raise ValueError("a marker is missing")
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
         (length,) = struct.unpack_from(">H", data, position + 2)
-        body = position + 4
+        body, position = position + 4, position + 2 + length
         if marker in _FRAMES:
             height, width, samples = struct.unpack_from(">HHB", data, body + 1)
             size = (width, height, samples)
         elif marker == 0xE1 and data.startswith(_EXIF, body):
-            orientation = _orientation(data[body + len(_EXIF) : position + 2 + length])
-        elif marker == _START_OF_SCAN:
-            break
-        position += 2 + length
+            orientation = _orientation(data[body + len(_EXIF) : position])
     if size is None:
-        raise _DamagedError("it has no frame header")
+        raise ValueError("it has no frame header")
     # Within coded data every FF is followed by 00 or a restart marker, so this is the true end.
     if data.find(_END_OF_IMAGE, position) < 0:
-        raise _DamagedError("it ends too early")
+        raise ValueError("it ends too early")
     return ImageHeader(*size, orientation)
 
 
 def _read_tiff(data: bytes) -> ImageHeader:
     fields, following = _directory(data)
     if _TAG_WIDTH not in fields or _TAG_HEIGHT not in fields:
-        raise _DamagedError("it declares no size")
+        raise ValueError("it declares no size")
     return ImageHeader(
         width=fields[_TAG_WIDTH],
         height=fields[_TAG_HEIGHT],
@@ -144,7 +133,7 @@ def _orientation(exif: bytes) -> int:
     """Return the orientation in an Exif block, which is a small TIFF; a damaged block states none."""
     try:
         return _directory(exif)[0].get(_TAG_ORIENTATION, 1)
-    except (*_TOO_SHORT, _DamagedError):
+    except (ValueError, *_TOO_SHORT):
         return 1
 
 
@@ -152,16 +141,17 @@ def _directory(data: bytes) -> tuple[dict[int, int], int]:
     """Return the single numbers of a TIFF's first directory by tag, and where the second is (0: nowhere)."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
-    (position,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, position)
+    pointer, count_format, field_length, value_at = ("Q", "Q", 20, 12) if big else ("L", "H", 12, 8)
+    (position,) = struct.unpack_from(order + pointer, data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + count_format, data, position)
     if count > _MAX_FIELDS:
-        raise _DamagedError(f"it declares {count} fields")
-    position += 8 if big else 2
-    width_of_field, width_of_count, offset_of_value = (20, "Q", 12) if big else (12, "L", 8)
+        raise ValueError(f"it declares {count} fields")
     fields: dict[int, int] = {}
-    for start in range(position, position + count * width_of_field, width_of_field):
-        tag, kind, values = struct.unpack_from(order + "HH" + width_of_count, data, start)
+    position += struct.calcsize(order + count_format)
+    for _ in range(count):
+        tag, kind, values = struct.unpack_from(order + "HH" + pointer, data, position)
         if values == 1 and kind in _FIELD_FORMATS and (big or kind != 16):
-            (fields[tag],) = struct.unpack_from(order + _FIELD_FORMATS[kind], data, start + offset_of_value)
-    (following,) = struct.unpack_from(order + ("Q" if big else "L"), data, position + count * width_of_field)
+            (fields[tag],) = struct.unpack_from(order + _FIELD_FORMATS[kind], data, position + value_at)
+        position += field_length
+    (following,) = struct.unpack_from(order + pointer, data, position)
     return fields, following
