@@ -21,7 +21,7 @@ _PAST_INT64 = np.float64(2.0**63)
 class Boxes:
     """The boxes of one image, numbered from 1 in the order given; box i becomes label i.
 
-    Made by :meth:`parse`, which checks them; the arrays are read-only.
+    Made by `parse`, which checks them; the arrays are read-only.
 
     Attributes:
         xyxy: int64 (N, 4), x0 y0 x1 y1 in pixels of the original image, 0 <= x0 < x1 <= width and
@@ -51,20 +51,17 @@ class Boxes:
 
         What happens to what:
 
-        ==========================================================  =========================
-        boxes                                                       outcome
-        ==========================================================  =========================
-        any integer dtype, floats with whole numbers                accepted
-        partly outside in x or y                                    clipped, see ``clipped``
-        none at all, more than 65535                                refused
-        not (N, 4) or (N, 6); (N, 6) for an image, (N, 4) for a     refused
-        volume
-        bool, complex, text, object and other dtypes                refused
-        NaN, infinity, fractions, beyond 64-bit integers            refused
-        inverted or without area: x1 <= x0, y1 <= y0, or z1 < z0    refused
-        wholly outside the image                                    refused
-        any z below 0 or past the last slice                        refused
-        ==========================================================  =========================
+        | boxes | outcome |
+        | --- | --- |
+        | any integer dtype, floats with whole numbers | accepted |
+        | partly outside in x or y | clipped, see `clipped` |
+        | none at all, more than 65535 | refused |
+        | not (N, 4) or (N, 6); (N, 6) for an image, (N, 4) for a volume | refused |
+        | bool, complex, text, object and other dtypes | refused |
+        | NaN, infinity, fractions, beyond 64-bit integers | refused |
+        | inverted or without area: x1 <= x0, y1 <= y0, or z1 < z0 | refused |
+        | wholly outside the image | refused |
+        | any z below 0 or past the last slice | refused |
 
         Raises:
             InputError: a box is refused; the message numbers the first one, from 1, and counts the others.

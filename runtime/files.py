@@ -38,7 +38,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Until then it is a hidden temporary file in the same folder. If the block raises anything, be it
     KeyboardInterrupt, the temporary is removed and ``path`` is what it was before. A process that is killed
-    leaves the temporary behind; :func:`remove_leftovers` takes it away.
+    leaves the temporary behind; `remove_leftovers` takes it away.
 
     Args:
         path: the file to make or replace.

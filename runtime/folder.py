@@ -48,10 +48,10 @@ def run_cases(
     """Segment cases into a folder: NAME.npz with ``segs``, `report.json` and `efficiency.csv`.
 
     Args:
-        cases: files and folders, as :func:`litemed.runtime.readers.list_cases` takes them.
+        cases: files and folders, as `litemed.runtime.readers.list_cases` takes them.
         output: folder of the results; made if need be.
-        segmenter: from :func:`litemed.runtime.load`.
-        merge: "nested" or "argmax", see :mod:`litemed.runtime.nesting`; None: nested, or with ``propagate``
+        segmenter: from `litemed.runtime.load`.
+        merge: "nested" or "argmax", see `litemed.runtime.nesting`; None: nested, or with ``propagate``
             neither.
         propagate: segment volumes from each box's middle slice outwards, as the published baseline does.
         crop_masks: whether masks end at their boxes.

@@ -1,6 +1,6 @@
 """Read and write npz archives from and for strangers.
 
-An ``.npz`` is a zip of ``.npy`` members, and :func:`numpy.load` believes what both say about themselves: it
+An ``.npz`` is a zip of ``.npy`` members, and `numpy.load` believes what both say about themselves: it
 allocates the shape that a header declares, reads the first of two members of one name, and passes over bytes
 before, between and after. Here every declaration is checked against the file before anything is allocated,
 and objects (pickles) are refused by their dtype, unread.
@@ -124,7 +124,7 @@ class NpzReader:
         """Return array ``name``, C-contiguous; its checksum is verified.
 
         Raises:
-            InputError: as :meth:`header`, and if the data are damaged.
+            InputError: as `header`, and if the data are damaged.
         """
         header = self.header(name)
         data = np.empty(math.prod(header.shape), header.dtype)

@@ -30,7 +30,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
     """Draw the label map and the boxes of a case over its image.
 
-    Objects are tinted and outlined, their boxes drawn and numbered, in the label's colour (:func:`colours`).
+    Objects are tinted and outlined, their boxes drawn and numbered, in the label's colour (`colours`).
     Of a volume the middle slice of each box is shown, at most 12 of them, side by side.
 
     Args:

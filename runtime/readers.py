@@ -5,7 +5,7 @@ Two kinds of case are read:
 ``NAME.npz``, the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
 width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1; optionally ``spacing``.
 
-``NAME.png``, ``.jpg``, ``.jpeg``, ``.tif`` or ``.tiff`` with a sidecar ``NAME.json`` beside it::
+``NAME.png``, ``.jpg``, ``.jpeg``, ``.tif`` or ``.tiff`` with a sidecar ``NAME.json`` beside it:
 
     {"boxes": [[x0, y0, x1, y1], ...]}
 

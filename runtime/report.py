@@ -64,7 +64,7 @@ class CaseReport:
         slices: slices encoded.
         boxes: boxes decoded, each slice's counted.
         inputs: the npz, or the image and its sidecar.
-        settings_sha256: of the settings it was run with (see :class:`Settings`).
+        settings_sha256: of the settings it was run with (see `Settings`).
         output: the result in the folder; if this run failed, that of an earlier one, if any.
         overlay: the picture, if one was asked for.
     """
