@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from litemed.benchmarks.evaluate.cases import read_prediction, read_truth
 from litemed.runtime.errors import InputError
+from litemed.runtime.modalities import MODALITIES
 from litemed.runtime.overlay import Picture, colours, montage
 from litemed.runtime.readers import read_case
-from litemed.train.prepare.modalities import MODALITIES
 
 # Terms under which a picture may be shown in a repository of any licence, with the name of its maker.
 _FREE = re.compile(r"(CC0|CC BY(?!-)|MIT)\b")

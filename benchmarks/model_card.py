@@ -26,7 +26,7 @@ from litemed.benchmarks.markdown import table
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import atomic_write
-from litemed.train.prepare.modalities import MODALITIES, parse_modality
+from litemed.runtime.modalities import MODALITIES, parse_modality
 from litemed.train.prepare.sources import NIFTI_SUFFIXES, SourceOptions, find_pairs, select
 
 # A model that is distributed is trained on nothing else.

@@ -17,12 +17,14 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 
 from litemed.runtime.errors import InputError
+from litemed.runtime.modalities import MODALITIES
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import read_case
+from litemed.train.prepare.cli import main
 from litemed.train.prepare.intensity import WINDOWS
-from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.readers import read_pair
 from litemed.train.prepare.settings import Settings
@@ -32,15 +34,16 @@ from litemed.train.prepare.store import Slices, verify
 
 def command(*arguments: object) -> list[str]:
     workers = () if "--workers" in arguments else ("--workers", "1")
-    return [sys.executable, "-m", "litemed.train.prepare", *map(str, arguments), *workers]
+    return [sys.executable, "-m", "litemed.train.prepare.cli", *map(str, arguments), *workers]
 
 
-def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+def prepare(*arguments: object) -> Result:
+    """Run the command in this process, as those do who do not ask for workers."""
+    return CliRunner().invoke(main, command(*arguments)[3:])
 
 
-def errors(finished: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in finished.stderr.splitlines() if not line.endswith(" pairs")]
+def errors(finished: Result | subprocess.CompletedProcess[str]) -> list[str]:
+    return finished.stderr.splitlines()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -91,7 +94,7 @@ def real_rows(shared: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def test_real_pairs_of_all_modalities_become_slices(real_rows: Path, tmp_path: Path) -> None:
     finished = prepare(real_rows, "-o", tmp_path / "data", "--workers", 2)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.exit_code == 0, finished.stderr
     verify(tmp_path / "data")
     slices = Slices.open(tmp_path / "data")
     assert set(slices.indices_by_modality()) == set(MODALITIES)
@@ -114,7 +117,7 @@ def test_real_pairs_of_all_modalities_become_slices(real_rows: Path, tmp_path: P
 def test_real_pairs_of_all_modalities_become_cases(real_rows: Path, tmp_path: Path) -> None:
     arguments = ("--cases", "--max-slices", 4, "--max-boxes", 8, "--window", "soft tissue")
     finished = prepare(real_rows, "-o", tmp_path / "out", *arguments)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.exit_code == 0, finished.stderr
     cases = sorted((tmp_path / "out/cases").glob("*.npz"))
     pairs = {(p.source, p.case): p for p in find_pairs([real_rows], SourceOptions()).pairs}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -142,8 +145,8 @@ def test_real_pairs_of_all_modalities_become_cases(real_rows: Path, tmp_path: Pa
 
 
 def test_slices_and_cases_show_the_network_the_same(real_rows: Path, tmp_path: Path) -> None:
-    assert prepare(real_rows, "-o", tmp_path / "data").returncode == 0
-    assert prepare(real_rows, "-o", tmp_path / "out", "--cases").returncode == 0
+    assert prepare(real_rows, "-o", tmp_path / "data").exit_code == 0
+    assert prepare(real_rows, "-o", tmp_path / "out", "--cases").exit_code == 0
     slices = Slices.open(tmp_path / "data")
     number = {(slices.info(i).source, slices.info(i).case, slices.info(i).z): i for i in range(len(slices))}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -175,7 +178,7 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
         source / "MR_Brain_1.npz", imgs=np.ones((3, 30, 30), np.uint8), gts=np.ones((3, 30, 30), np.uint8)
     )
     finished = prepare(source, "-o", tmp_path / "data", "--val-fraction", 0, "--window", "60,100")
-    assert finished.returncode == 0, finished.stderr
+    assert finished.exit_code == 0, finished.stderr
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
     assert [
         (c["modality"], c["source"], c["split"], c["cases"], c["slices"], c["objects"])
@@ -205,7 +208,7 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
 def test_presets_are_taken_by_name(tmp_path: Path, name: str) -> None:
     labelled_folder(tmp_path / "in", "US", 1)
     finished = prepare(tmp_path / "in", "-o", tmp_path / "data", "--window", name, "--workers", 1)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.exit_code == 0, finished.stderr
     window = json.loads((tmp_path / "data/manifest.json").read_text())["settings"]["window"]
     assert window == {"level": WINDOWS[name].level, "width": WINDOWS[name].width}
 
@@ -222,7 +225,7 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path) -> Non
     for arguments in ((), ("--cases",)):
         out = tmp_path / f"out{len(arguments)}"
         finished = prepare(source, "-o", out, "--workers", 2, *arguments)
-        assert finished.returncode == 1
+        assert finished.exit_code == 1
         lines = errors(finished)
         wanted = {
             "labels/000.png": "labels have shape (30, 30), the image (200, 240)",
@@ -269,7 +272,7 @@ def test_bad_rows_of_an_index_are_one_line_each_and_the_rest_goes_on(tmp_path: P
         writer.writerow(["modality", "case", "image", "label", "split"])
         writer.writerows([row[0], case, *row[1:3], "train"] for case, row in rows.items())
     finished = prepare(tmp_path / "index.csv", "-o", tmp_path / "out")
-    assert finished.returncode == 1
+    assert finished.exit_code == 1
     wanted = [reason for *_, reason in rows.values() if reason]
     lines = errors(finished)
     assert len(lines) == len(wanted)
@@ -284,20 +287,20 @@ def test_a_pair_that_was_repaired_is_taken_in_the_next_run(tmp_path: Path) -> No
     labelled_folder(source, "US", 3)
     good = (source / "US/images/001.png").read_bytes()
     (source / "US/images/001.png").write_bytes(good[:100])
-    assert prepare(source, "-o", out, "--workers", 1).returncode == 1
+    assert prepare(source, "-o", out, "--workers", 1).exit_code == 1
     (source / "US/images/001.png").write_bytes(good)
-    assert prepare(source, "-o", out, "--workers", 1).returncode == 0
-    assert prepare(source, "-o", tmp_path / "fresh", "--workers", 1).returncode == 0
+    assert prepare(source, "-o", out, "--workers", 1).exit_code == 0
+    assert prepare(source, "-o", tmp_path / "fresh", "--workers", 1).exit_code == 0
     assert tree(out) == tree(tmp_path / "fresh")
 
 
 def test_a_changed_image_is_taken_in_the_next_run(tmp_path: Path) -> None:
     labelled_folder(tmp_path / "in", "US", 3)
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
     before = tree(tmp_path / "out")
     write_png(tmp_path / "in/US/images/001.png", np.full((200, 240), 77, np.uint8))
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
-    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh").returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh").exit_code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh") != before
 
 
@@ -306,7 +309,7 @@ def test_a_folder_that_is_being_changed_cannot_be_opened(tmp_path: Path) -> None
     found = find_pairs([tmp_path / "in"], SourceOptions())
     prepare_slices(found, tmp_path / "out", Settings())
 
-    def interrupt(done: int, pairs: int) -> None:
+    def interrupt(done: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -324,8 +327,10 @@ def test_what_failed_for_want_of_a_package_is_tried_again(tmp_path: Path) -> Non
     arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--workers", "1"]
     without = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     assert without.returncode == 1
-    assert errors(without) == ["error: reading NIfTI needs nibabel: pip install 'litemed[train]'"]
-    assert prepare(*arguments).returncode == 0
+    assert errors(without) == [
+        "error: nibabel, which reads NIfTI, is not installed; in the checkout: pip install '.[train]'"
+    ]
+    assert prepare(*arguments).exit_code == 0
     assert len(Slices.open(tmp_path / "out")) == 3
 
 
@@ -357,7 +362,7 @@ def test_wrong_use_is_one_line_and_nothing_is_written(
     places["file"].write_text("precious")
     before = tree(tmp_path)
     finished = prepare(*(argument.format(**places) for argument in arguments))
-    assert finished.returncode == (1 if "{file}" in arguments else 2)
+    assert finished.exit_code == (1 if "{file}" in arguments else 2)
     (line,) = errors(finished)
     assert line.startswith("error: ")
     assert message in line
@@ -368,19 +373,19 @@ def test_a_folder_keeps_to_its_settings_and_input_unless_told(tmp_path: Path) ->
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 2)
     labelled_folder(source, "OCT", 2)
-    assert prepare(source, "-o", out).returncode == 0
+    assert prepare(source, "-o", out).exit_code == 0
     first = tree(out)
     for arguments in (("--min-area", 20), ("--cases",)):
         finished = prepare(source, "-o", out, *arguments)
-        assert finished.returncode == 2
+        assert finished.exit_code == 2
         assert "was prepared with other settings" in finished.stderr
         assert tree(out) == first
     finished = prepare(source / "US", "-o", out, "--modality", "US")
-    assert finished.returncode == 2
+    assert finished.exit_code == 2
     assert "holds OCT/" in finished.stderr
     assert tree(out) == first
     assert (
-        prepare(source / "OCT", "-o", out, "--modality", "OCT", "--min-area", 20, "--overwrite").returncode
+        prepare(source / "OCT", "-o", out, "--modality", "OCT", "--min-area", 20, "--overwrite").exit_code
         == 0
     )
     assert set(Slices.open(out).indices_by_modality()) == {"OCT"}
@@ -389,10 +394,10 @@ def test_a_folder_keeps_to_its_settings_and_input_unless_told(tmp_path: Path) ->
 
 def test_other_settings_make_all_shards_anew(tmp_path: Path) -> None:
     labelled_folder(tmp_path / "in", "US", 2)
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out").returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
     other = ("--min-area", 7000, "--overwrite")
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out", *other).returncode == 0
-    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh", *other).returncode == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "out", *other).exit_code == 0
+    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh", *other).exit_code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
     assert Slices.open(tmp_path / "out").objects.tolist() == [1, 1]
 
@@ -401,7 +406,7 @@ def test_parallel_and_serial_give_the_same_bytes(tmp_path: Path) -> None:
     for seed, modality in enumerate(("US", "OCT", "Fundus")):
         labelled_folder(tmp_path / "in", modality, 4, seed)
     for workers in (1, 2):
-        assert prepare(tmp_path / "in", "-o", tmp_path / f"w{workers}", "--workers", workers).returncode == 0
+        assert prepare(tmp_path / "in", "-o", tmp_path / f"w{workers}", "--workers", workers).exit_code == 0
     assert tree(tmp_path / "w1") == tree(tmp_path / "w2")
 
 
@@ -416,7 +421,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
         for part in ("images", "labels"):
             (source / f"OCT/set{number:02d}" / part).symlink_to(source / "US" / part)
     finished = prepare(source, "-o", folder / "whole", "--workers", 2)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.exit_code == 0, finished.stderr
     return source, tree(folder / "whole")
 
 
@@ -450,7 +455,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert 3 <= len(finished) < 31
 
     again = prepare(source, "-o", out, "--workers", workers)
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert tree(out) == whole
 
@@ -479,7 +484,7 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FolderLock(tmp_path / "out"):
         finished = prepare(tmp_path / "in", "-o", tmp_path / "out")
-    assert finished.returncode == 1
+    assert finished.exit_code == 1
     assert "another process" in finished.stderr
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litemed.runtime.errors import InputError, UsageError
-from litemed.train.prepare.modalities import MODALITIES, find_modality, modality_of_name, parse_modality
+from litemed.runtime.modalities import MODALITIES, find_modality, modality_of_name, parse_modality
 from litemed.train.prepare.sources import Pair, SourceOptions, find_pairs, select
 
 

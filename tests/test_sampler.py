@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from litemed.runtime.errors import UsageError
+from litemed.runtime.modalities import MODALITIES
 from litemed.train.config import Config, Sampling
 from litemed.train.loader import training_sampler
-from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
 from litemed.train.tables import updated

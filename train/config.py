@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from litemed.runtime.errors import UsageError
-from litemed.train.prepare.modalities import MODALITIES
+from litemed.runtime.modalities import MODALITIES
 
 TUNE_LORA_DECODER: Final = "lora+decoder"
 TUNE_LORA: Final = "lora"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from litemed.runtime.modalities import MODALITIES
 from litemed.train.config import Config, Run
 from litemed.train.dataset import Batch, SliceSource, TrainingSet, by_source, collate
-from litemed.train.prepare.modalities import MODALITIES
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
 
 _MOST_WORKERS = 16

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +135,11 @@ def _run(
     overwrite: bool,
     debug: bool,
 ) -> bool:
+    from tqdm import tqdm
+
+    from litemed.runtime.engines.cpu import available_threads
+    from litemed.runtime.modalities import MODALITIES, find_modality
     from litemed.train.prepare.intensity import parse_window
-    from litemed.train.prepare.modalities import MODALITIES, find_modality
     from litemed.train.prepare.pipeline import Summary, prepare_cases, prepare_slices
     from litemed.train.prepare.settings import CaseSettings
     from litemed.train.prepare.sources import SourceOptions, find_pairs, select
@@ -170,34 +171,22 @@ def _run(
     for problem in found.problems:
         click.echo(f"error: {problem}", err=True)
     common_run: dict[str, Any] = {
-        "workers": workers or len(os.sched_getaffinity(0)),
+        "workers": workers or available_threads(),
         "overwrite": overwrite,
-        "on_failure": lambda failure: click.echo(f"error: {failure.error}", err=True),
-        "on_progress": _reporter(len(found.pairs)),
+        "on_failure": lambda failure: tqdm.write(f"error: {failure.error}", file=sys.stderr),
     }
-    if isinstance(settings, CaseSettings):
-        summary: Summary = prepare_cases(found, output, settings, **common_run)
-        what = f"{summary.made} test cases with {summary.objects} boxes"
-    else:
-        summary = prepare_slices(found, output, settings, **common_run)
-        what = f"{summary.made} slices with {summary.objects} objects"
+    with tqdm(total=len(found.pairs), unit="pair", disable=None) as bar:  # on a terminal only
+        common_run["on_progress"] = bar.update
+        if isinstance(settings, CaseSettings):
+            summary: Summary = prepare_cases(found, output, settings, **common_run)
+            what = f"{summary.made} test cases with {summary.objects} boxes"
+        else:
+            summary = prepare_slices(found, output, settings, **common_run)
+            what = f"{summary.made} slices with {summary.objects} objects"
     left_out = f"; {len(summary.failed)} pairs could not be used" if summary.failed else ""
     click.echo(f"{output}: {what} from {len(found.pairs)} pairs{left_out}; see {summary.manifest.name}")
     return not summary.failed and not found.problems
 
 
-def _reporter(pairs: int) -> Callable[[int, int], None]:
-    """Return what shows progress: a line that is written over on a terminal, one for each tenth in a log."""
-    interactive = sys.stderr.isatty()
-    shown = 0
-
-    def report(done: int, of: int) -> None:
-        nonlocal shown
-        if interactive:
-            end = "\n" if done == of else ""
-            click.echo(f"\r{done} of {of} pairs{end}", err=True, nl=False)
-        elif done * 10 // of > shown * 10 // of:
-            click.echo(f"{done} of {of} pairs", err=True)
-        shown = done
-
-    return report
+if __name__ == "__main__":
+    main()

@@ -27,8 +27,8 @@ from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import FORMAT, MANIFEST
 
 MARKER: Final = "prepare.json"
-Progress = Callable[[int, int], None]
-"""Called with the number of pairs done and of all pairs."""
+Progress = Callable[[int], object]
+"""Called with the number of pairs done since the last call."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ class _CaseOutcome:
     failure: Failure | None = None
 
 
-def _ignore_progress(done: int, pairs: int) -> None:
-    """Take no notice."""
-
-
-def _ignore_failure(failure: Failure) -> None:
+def _ignore(told: object) -> None:
     """Take no notice."""
 
 
@@ -64,8 +60,8 @@ def prepare_slices(
     *,
     workers: int = 1,
     overwrite: bool = False,
-    on_progress: Progress = _ignore_progress,
-    on_failure: Callable[[Failure], None] = _ignore_failure,
+    on_progress: Progress = _ignore,
+    on_failure: Callable[[Failure], None] = _ignore,
 ) -> Summary:
     """Write training slices of all pairs below `out`; see `litemed.train.prepare.store` for the form.
 
@@ -80,14 +76,12 @@ def prepare_slices(
         _claim(out, "slices", settings, overwrite)
         _clear(out, {plan.file for plan in plans}, overwrite)
         records: dict[str, ShardRecord] = {}
-        done = 0
         pairs_of = {plan.file: len(plan.pairs) for plan in plans}
         for record in map_unordered(partial(build_shard, out=out, settings=settings), plans, workers):
             records[record.entry.file] = record
             for failure in record.failed:
                 on_failure(failure)
-            done += pairs_of[record.entry.file]
-            on_progress(done, len(found.pairs))
+            on_progress(pairs_of[record.entry.file])
         ordered = [records[plan.file] for plan in plans]
         _write_json(out / MANIFEST, _slices_manifest(ordered, found, settings))
     total = _total(ordered)
@@ -102,8 +96,8 @@ def prepare_cases(
     *,
     workers: int = 1,
     overwrite: bool = False,
-    on_progress: Progress = _ignore_progress,
-    on_failure: Callable[[Failure], None] = _ignore_failure,
+    on_progress: Progress = _ignore,
+    on_failure: Callable[[Failure], None] = _ignore,
 ) -> Summary:
     """Write a test case of every pair to OUT/cases and its ground truth to OUT/gts.
 
@@ -127,7 +121,7 @@ def prepare_cases(
             if outcome.failure is not None:
                 failed.append(outcome.failure)
                 on_failure(outcome.failure)
-            on_progress(len(outcomes), len(pairs))
+            on_progress(1)
         made = [outcomes[pair.name] for pair in pairs if outcomes[pair.name].boxes]
         _remove_cases(out, {Path(outcome.file).stem for outcome in made}, remove=True)
         failed.sort(key=lambda failure: failure.name)

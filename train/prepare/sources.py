@@ -26,7 +26,7 @@ from typing import Final
 
 from litemed.runtime.errors import InputError, LitemedError, UsageError
 from litemed.runtime.files import same_name_key
-from litemed.train.prepare.modalities import find_modality, modality_of_name, parse_modality
+from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
 
 SPLITS: Final = ("train", "val", "test")
 LABEL_KINDS: Final = ("binary", "class", "instance")

@@ -90,7 +90,9 @@ def _nibabel() -> Any:
     try:
         import nibabel
     except ImportError as error:
-        raise InputError("reading NIfTI needs nibabel: pip install 'litemed[train]'") from error
+        raise InputError(
+            "nibabel, which reads NIfTI, is not installed; in the checkout: pip install '.[train]'"
+        ) from error
     return nibabel
 
 
