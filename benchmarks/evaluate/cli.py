@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -103,6 +102,7 @@ def _run(
     from litemed.benchmarks.evaluate.predictors import Trivial
     from litemed.benchmarks.evaluate.scores import evaluate
     from litemed.benchmarks.evaluate.summary import summarise
+    from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
 
     runs = _parse_runs((segs, *more), set(Trivial))
@@ -113,7 +113,7 @@ def _run(
     results = []
     predictors = tuple(Trivial) if trivial else ()
     for result in evaluate(
-        found, runs, predictors, tolerance=tolerance, workers=workers or os.cpu_count() or 1
+        found, runs, predictors, tolerance=tolerance, workers=workers or available_threads()
     ):
         results.append(result)
         _show(len(results), len(found), result)
