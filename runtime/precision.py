@@ -8,10 +8,10 @@ each engine apart. Whether that is good enough is judged here, from those number
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from litemed.runtime.nesting import RULES
-from litemed.runtime.strict_json import Record
+from litemed.runtime.strict_json import REQUIRED, Record
 
 REFERENCE = "float32"
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
@@ -83,7 +83,7 @@ class Agreement(Record):
 
     images: int
     engines: Mapping[str, EngineAgreement]
-    merge: str = RULES[0]
+    merge: str = field(default=RULES[0], metadata=REQUIRED)
 
     def check(self) -> None:
         """Refuse what was measured on nothing, or on an engine that is not known here."""

@@ -14,6 +14,9 @@ from litemed.runtime.errors import BundleError
 
 _MAX_TEXT = 200
 
+REQUIRED = MappingProxyType({"required": True})
+"""Metadata of a field that has a default, but must be there when it is read."""
+
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
@@ -43,8 +46,8 @@ def parse_json(text: str) -> Any:
 class Record:
     """A dataclass that `read` makes of a JSON object, whose keys are its fields.
 
-    A field with a default need not be there. Subclasses that are made with `open=True` may hold further keys,
-    which are not read.
+    A field with a default need not be there, unless it is `REQUIRED`. Subclasses that are made with
+    `open=True` may hold further keys, which are not read.
     """
 
     _open = False
@@ -123,7 +126,8 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
 def _fields(kind: Any) -> tuple[Mapping[str, Any], Mapping[str, bool]]:
     """Return the types of a dataclass's fields, and whether each must be there."""
     fields = dataclasses.fields(kind)
-    return get_type_hints(kind), {one.name: one.default is dataclasses.MISSING for one in fields}
+    required = {one.name: "required" in one.metadata or one.default is dataclasses.MISSING for one in fields}
+    return get_type_hints(kind), required
 
 
 def shown(value: Any) -> str:

@@ -255,6 +255,7 @@ def of_ct(int8: Json) -> Json:
         (lambda p: p.update(bf16=["encoder"]), "'bf16'"),
         (lambda p: p.pop("agreement"), "'agreement'"),
         (lambda p: p.update(agreement=None), "agreement"),
+        (lambda p: p["agreement"].pop("merge"), "'merge'"),
         (lambda p: p["agreement"].update(images=0), "images is 0"),
         (lambda p: p["agreement"].update(images=4.5), "images"),
         (lambda p: p["agreement"].update(passes=True), "'passes'"),

@@ -32,6 +32,12 @@ import litemed.runtime
 for module in pkgutil.walk_packages(litemed.runtime.__path__, "litemed.runtime."):
     if not module.name.endswith("openvino_engine"):  # an extra
         importlib.import_module(module.name)
+try:
+    litemed.runtime.plain_file.open_plain(litemed.runtime.plain_file.Path(sys.argv[4]))
+except OSError as error:
+    assert error.strerror == "is a symbolic link"
+else:
+    sys.exit("followed a link")
 segmenter = litemed.runtime.load(engine="onnxruntime", threads=1, cache=sys.argv[3])
 image = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
 assert segmenter.segment(image, [[5, 5, 40, 50]]).shape == (60, 80)
@@ -48,8 +54,9 @@ def test_the_runtime_works_without_what_posix_alone_has(tmp_path: pathlib.Path) 
     np.savez(cases / "grey.npz", imgs=image, boxes=[[5, 5, 30, 30]])
     assert cv2.imwrite(str(cases / "picture.png"), image)
     (cases / "picture.json").write_text('{"boxes": [[5, 5, 30, 30]]}')
-    command = [sys.executable, "-c", ELSEWHERE, str(cases), str(output), str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    (tmp_path / "link").symlink_to(cases / "grey.npz")
+    command = [sys.executable, "-c", ELSEWHERE, cases, output, tmp_path / "cache", tmp_path / "link"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for name in ("grey", "picture"):
         with np.load(output / f"{name}.npz", allow_pickle=False) as stored:
