@@ -2,8 +2,8 @@
 
     python -m litemed.benchmarks.table4.baseline IN OUT --checkpoint lite_medsam.pth
 
-IN is a folder of NAME.npz, OUT gets NAME.npz with `segs`, and `timing.json`. Source: the inference script
-published with LiteMedSAM (CVPR 2024 challenge), written anew on litemed.models. As there:
+IN is NAME.npz or a folder of them, OUT gets NAME.npz with `segs`. Source: the inference script published with
+LiteMedSAM (CVPR 2024 challenge), written anew on litemed.models. As there:
 
 - one box at a time, eager float32, logits resized to the original size, sigmoid, threshold 0.5;
 - in an image, which is encoded once, a later box overwrites an earlier one;
@@ -16,7 +16,6 @@ no picture is drawn. Nothing here is made faster than it was published.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from litemed.benchmarks.table4.stages import CaseTiming, StageClock, write_timings
 from litemed.models.checkpoint import read_checkpoint
-from litemed.runtime.errors import LitemedError
+from litemed.runtime.command import run_command
 from litemed.runtime.files import make_folder
 from litemed.runtime.merge import label_dtype
 from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
@@ -50,23 +48,21 @@ class Baseline:
 
     model: LiteMedSAM
 
-    def segment(self, case: Case, clock: StageClock) -> Labels:
-        """Return a case's label map, (H, W) or (D, H, W), telling `clock` what was done."""
+    def segment(self, case: Case) -> Labels:
+        """Return a case's label map, (H, W) or (D, H, W)."""
         labels = np.zeros(case.shape, label_dtype(len(case.boxes)))
         frame = Frame.of(case.shape[-2], case.shape[-1], self.model.size)
         prompts = scale_boxes(case.boxes.xyxy, frame)
         with torch.no_grad():
             if case.boxes.z is None:
-                embedding = self._encode(case.image, clock)
+                embedding = self._encode(case.image)
                 for number, prompt in enumerate(prompts, start=1):
-                    labels[self._mask(embedding, prompt, frame, clock)] = number
+                    labels[self._mask(embedding, prompt, frame)] = number
             else:
                 for number, (prompt, z) in enumerate(
                     zip(prompts, case.boxes.z.tolist(), strict=True), start=1
                 ):
-                    masks = self._propagate(case.image, prompt, z[0], z[1], number, frame, clock)
-                    with clock.timing("merge"):
-                        labels[masks > 0] = number
+                    labels[self._propagate(case.image, prompt, z[0], z[1], number, frame) > 0] = number
         return labels
 
     def _propagate(
@@ -77,7 +73,6 @@ class Baseline:
         last: int,
         number: int,
         frame: Frame,
-        clock: StageClock,
     ) -> NDArray[np.uint8]:
         """Return the masks (D, H, W) of one box; within them they hold its number, as published."""
         masks = np.zeros(volume.shape, np.uint8)
@@ -85,34 +80,23 @@ class Baseline:
         up = ((z, z - 1) for z in range(middle, last + 1))
         down = ((z, z + 1) for z in range(middle - 1, first - 1, -1))
         for z, previous in (*up, *down):
-            embedding = self._encode(volume[z], clock)
-            with clock.timing("merge"):
-                here = prompt if z == middle else next_prompt(masks[previous], frame, prompt)
-            masks[z, self._mask(embedding, here, frame, clock)] = min(number, 255)
+            embedding = self._encode(volume[z])
+            here = prompt if z == middle else next_prompt(masks[previous], frame, prompt)
+            masks[z, self._mask(embedding, here, frame)] = min(number, 255)
         return masks
 
-    def _encode(self, image: NDArray[np.uint8], clock: StageClock) -> torch.Tensor:
-        with clock.timing("preprocess"):
-            # As published: a grey slice is repeated before the resize.
-            colour = image if image.ndim == 3 else np.repeat(image[:, :, np.newaxis], 3, axis=-1)
-            network_input = torch.from_numpy(preprocess(colour, self.model.size)[0])
-        with clock.timing("encode"):
-            embedding = self.model.encode(network_input)
-        clock.slices += 1
-        return embedding
+    def _encode(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        # As published: a grey slice is repeated before the resize.
+        colour = image if image.ndim == 3 else np.repeat(image[:, :, np.newaxis], 3, axis=-1)
+        return self.model.encode(torch.from_numpy(preprocess(colour, self.model.size)[0]))
 
-    def _mask(
-        self, embedding: torch.Tensor, prompt: NDArray[np.float32], frame: Frame, clock: StageClock
-    ) -> NDArray[np.bool_]:
+    def _mask(self, embedding: torch.Tensor, prompt: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
         """Return one box's mask (H, W) at the original size."""
-        with clock.timing("decode"):
-            logits, _ = self.model.decode(embedding, torch.from_numpy(prompt[np.newaxis]))
-        clock.boxes += 1
-        with clock.timing("merge"):
-            cropped = logits[..., : frame.scaled_height, : frame.scaled_width]
-            size = (frame.height, frame.width)
-            full = functional.interpolate(cropped, size=size, mode="bilinear", align_corners=False)
-            return torch.sigmoid(full).squeeze(0).squeeze(0).numpy() > 0.5
+        logits, _ = self.model.decode(embedding, torch.from_numpy(prompt[np.newaxis]))
+        cropped = logits[..., : frame.scaled_height, : frame.scaled_width]
+        size = (frame.height, frame.width)
+        full = functional.interpolate(cropped, size=size, mode="bilinear", align_corners=False)
+        return torch.sigmoid(full).squeeze(0).squeeze(0).numpy() > 0.5
 
 
 def next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,33 +110,23 @@ def next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: NDArray[np.flo
     return np.concatenate([low, high]).astype(np.float32)
 
 
-def run_file(baseline: Baseline, path: Path, output: Path) -> CaseTiming:
-    """Segment one file into a folder and return what it took."""
-    clock = StageClock()
-    with clock.timing("read"):
-        case = read_case(path)
-    labels = baseline.segment(case, clock)
-    with clock.timing("write"):
-        np.savez_compressed(output / f"{path.stem}.npz", segs=labels)
-    return clock.result(path.stem)
-
-
 @click.command()
-@click.argument("input_folder", metavar="IN", type=click.Path(exists=True, path_type=Path))
+@click.argument("case", metavar="IN", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", metavar="OUT", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Weights, plain or LoRA.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with; torch's choice by default.")
-def main(input_folder: Path, output: Path, checkpoint: Path, threads: int | None) -> None:
+def main(case: Path, output: Path, checkpoint: Path, threads: int | None) -> None:
     """Segment the cases in IN as the published LiteMedSAM does, into OUT."""
-    try:
+
+    def work() -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         baseline = Baseline(read_checkpoint(checkpoint).model())
         make_folder(output)
-        write_timings(output, [run_file(baseline, path, output) for path in list_cases([input_folder])])
-    except LitemedError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        for path in list_cases([case]):
+            np.savez_compressed(output / f"{path.stem}.npz", segs=baseline.segment(read_case(path)))
+
+    run_command(work, debug=False, interrupted="nothing is kept")
 
 
 if __name__ == "__main__":

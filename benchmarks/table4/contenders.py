@@ -1,140 +1,96 @@
-"""What is timed against what: the columns of Table 4."""
+"""What is timed against what."""
 
 from __future__ import annotations
 
-import hashlib
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.choice import candidates
 from litemed.runtime.errors import UsageError
 from litemed.runtime.files import sha256_of_file
 
-BASELINE, ABLATION, PROPOSED = "Baseline", "Ablation", "Proposed"
-MODULE = "litemed.benchmarks.table4"
+BASELINE, ABLATION, PROPOSED, FAST = "Baseline", "Ablation", "Proposed", "Proposed, fast"
+INPUT, OUTPUT = "{input}", "{output}"
 
-Kind = Literal["baseline", "ablation", "bundle", "command"]
+_RUN = ("litemed.runtime.cli", INPUT, "-o", OUTPUT, "--quiet")
+_ONE_BOX = ("litemed.benchmarks.table4.ablation", INPUT, OUTPUT)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A column.
+    """A column of Table 4, or a row of the table of speed.
 
     Attributes:
         title: of the column.
-        kind: baseline: the published procedure; ablation: a bundle, one box at a time; bundle: litemed-run;
-            command: a line for the shell.
-        model: checkpoint of the baseline, bundle of the next two; of a command the line itself.
-        digest: sha256 of the checkpoint, of the bundle's manifest or of the command's line.
-        engine: of a bundle.
-        precision: of a bundle, as `litemed.runtime.engines.open_engine` takes it.
-        threads: to compute with, of a bundle or the baseline; None leaves it to them.
+        what: runs, with which weights, in words; of two with equal words the results are equal.
+        command: segments the case `INPUT` into the folder `OUTPUT`, in a process of its own.
+        parts: the command that times the parts of its work, see `litemed.benchmarks.speed_parts`.
     """
 
     title: str
-    kind: Kind
-    model: str
-    digest: str
-    engine: str = ""
-    threads: int | None = None
-    precision: str = "exact"
+    what: str
+    command: tuple[str, ...]
+    parts: tuple[str, ...]
 
-    @property
-    def has_warm_clock(self) -> bool:
-        """Whether it can be timed with its model loaded; a foreign command cannot."""
-        return self.kind != "command"
-
-    @property
-    def identity(self) -> str:
-        """What decides its times and label maps, the title aside."""
-        return f"{self.kind} {self.digest} {self.engine} {self.precision} {self.threads}"
-
-    @property
-    def folder(self) -> str:
-        """A name for its files: readable, and different for different titles."""
-        readable = "".join(c if c.isalnum() else "_" for c in self.title)[:40]
-        return f"{readable}-{hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
-
-    def process(self, input_folder: Path, output: Path) -> list[str]:
-        """Return the command that segments the cases in a folder into another, in a process of its own."""
-        if self.kind == "command":
-            line = self.model.replace("{input}", shlex.quote(str(input_folder)))
-            return ["/bin/sh", "-c", line.replace("{output}", shlex.quote(str(output)))]
-        threads = [] if self.threads is None else ["--threads", str(self.threads)]
-        files = [str(input_folder), str(output)]
-        if self.kind == "baseline":
-            return [sys.executable, "-m", f"{MODULE}.baseline", *files, "--checkpoint", self.model, *threads]
-        options = ["--model", self.model, *self._engine_options, *threads]
-        if self.kind == "ablation":
-            return [sys.executable, "-m", f"{MODULE}.ablation", *files, *options]
-        options += ["-o", str(output), "--quiet"]
-        return [sys.executable, "-m", "litemed.runtime.cli", str(input_folder), *options]
-
-    def worker(self) -> list[str]:
-        """Return the command of a process that loads the model and then takes cases, see `worker`."""
-        command = [sys.executable, "-m", f"{MODULE}.worker", self.kind, self.model]
-        command += self._engine_options
-        return command + ([] if self.threads is None else ["--threads", str(self.threads)])
-
-    @property
-    def _engine_options(self) -> list[str]:
-        return ["--engine", self.engine, "--precision", self.precision] if self.engine else []
+    def process(self, case: Path, output: Path) -> list[str]:
+        """Return the command for a case and a folder."""
+        filled = {INPUT: str(case), OUTPUT: str(output)}
+        return [filled.get(part, part) for part in self.command]
 
 
-def standard_contenders(
-    checkpoint: Path | None,
-    bundle: Path,
-    engine: str,
-    threads: int | None,
-    precision: str = "exact",
-) -> tuple[Contender, ...]:
-    """Return the paper's columns; without a checkpoint there is no Baseline.
+def published(title: str, checkpoint: Path, threads: int | None) -> Contender:
+    """Return the published procedure.
 
     Raises:
-        BundleError: the bundle cannot be used.
         UsageError: the checkpoint cannot be read.
     """
-    columns = []
-    if checkpoint is not None:
-        try:
-            digest = sha256_of_file(checkpoint)
-        except OSError as error:
-            raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}; give a checkpoint") from error
-        columns.append(Contender(BASELINE, "baseline", str(checkpoint), digest, threads=threads))
-    digest = Bundle.open(bundle).digest
-    columns.append(Contender(ABLATION, "ablation", str(bundle), digest, engine, threads, precision))
-    columns.append(Contender(PROPOSED, "bundle", str(bundle), digest, engine, threads, precision))
-    return tuple(columns)
+    try:
+        digest = sha256_of_file(checkpoint)
+    except OSError as error:
+        raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}; give a checkpoint") from error
+    what = f"the published procedure in PyTorch, checkpoint {digest[:12]}"
+    command = ("litemed.benchmarks.table4.baseline", INPUT, OUTPUT, "--checkpoint", str(checkpoint))
+    return _contender(title, what, command, ("published", str(checkpoint)), (), threads)
 
 
-def parse_column(text: str, threads: int | None) -> Contender:
-    """Read a column that a user adds.
+def of_bundle(
+    title: str, bundle: Bundle, engine: str, precision: str, threads: int | None, *, one_box: bool = False
+) -> Contender:
+    """Return a bundle as litemed-run segments with it, or with one box decoded at a time."""
+    how = "one box at a time" if one_box else "litemed-run"
+    what = f"{how}, {bundle.name} ({bundle.digest[:12]}), engine {engine}, precision {precision}"
+    command = (*(_ONE_BOX if one_box else _RUN), "--model", str(bundle.path))
+    options = ("--engine", engine, "--precision", precision)
+    return _contender(title, what, command, ("bundle", str(bundle.path)), options, threads)
 
-    Args:
-        text: TITLE=BUNDLE, TITLE=BUNDLE@ENGINE or TITLE=BUNDLE@ENGINE:PRECISION for a bundle,
-            TITLE=COMMAND for a line of the shell that has {input} and {output} in it, two folders.
-        threads: to compute with, for a bundle.
+
+def columns(
+    bundle: Bundle, checkpoint: Path | None, engine: str, threads: int | None
+) -> tuple[Contender, ...]:
+    """Return the columns of Table 4; without a checkpoint there is no Baseline.
 
     Raises:
-        UsageError: it is neither.
-        BundleError: the bundle cannot be used.
+        UsageError: the checkpoint cannot be read.
     """
-    title, equals, value = text.partition("=")
-    title = title.strip()
-    if not equals or not title or not value.strip() or not title.isprintable() or "|" in title:
-        raise UsageError(f"{text!r}: give TITLE=BUNDLE@ENGINE or TITLE='COMMAND {{input}} {{output}}'")
-    if title in (BASELINE, ABLATION, PROPOSED):
-        raise UsageError(f"{title}: is a column of the paper; give another title")
-    if "{input}" in value or "{output}" in value:
-        if "{input}" not in value or "{output}" not in value:
-            raise UsageError(f"{title}: the command needs both {{input}} and {{output}}, two folders")
-        return Contender(title, "command", value, hashlib.sha256(value.encode()).hexdigest())
-    path, _, chosen = value.rpartition("@") if "@" in value else (value, "", "auto")
-    engine, _, precision = chosen.partition(":")
-    bundle = Bundle.open(path)
-    candidates(bundle.manifest, engine, precision or "exact")  # refuses unknown names
-    return Contender(title, "bundle", path, bundle.digest, engine, threads, precision or "exact")
+    return (
+        *([] if checkpoint is None else [published(BASELINE, checkpoint, threads)]),
+        of_bundle(ABLATION, bundle, engine, "exact", threads, one_box=True),
+        of_bundle(PROPOSED, bundle, engine, "exact", threads),
+        of_bundle(FAST, bundle, engine, "fast", threads),
+    )
+
+
+def _contender(
+    title: str,
+    what: str,
+    command: tuple[str, ...],
+    model: tuple[str, str],
+    options: tuple[str, ...],
+    threads: int | None,
+) -> Contender:
+    python = (sys.executable, "-m")
+    end = options if threads is None else (*options, "--threads", str(threads))
+    what += ", all threads" if threads is None else f", {threads} threads"
+    parts = (*python, "litemed.benchmarks.speed_parts", *model, *end)
+    return Contender(title, what, (*python, *command, *end), parts)

@@ -16,13 +16,6 @@ from litemed.runtime.files import atomic_write, make_folder, sha256_of_file
 from litemed.runtime.npz import write_npz
 from litemed.runtime.readers import read_case
 
-DEFAULT_COVERAGE = 0.3
-"""Share of a volume's slices that each object of a stand-in spans.
-
-The challenge's cases are not at hand, so it is an assumption; whoever has another view gives --coverage. The
-table states the slices and boxes that came of it, and both methods' times are near to linear in them.
-"""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -37,6 +30,11 @@ class Row:
     name: str
     shape: tuple[int, int, int]
     objects: int
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of its label map: (H, W), or (D, H, W) in 3D."""
+        return self.shape if self.is_volume else self.shape[:2]
 
     @property
     def is_volume(self) -> bool:
@@ -91,6 +89,11 @@ class Prepared:
     slices: int
     prompts: int
 
+    @property
+    def name(self) -> str:
+        """The row's name, with a mark if the case was drawn."""
+        return f"{self.row.name} †" if self.stand_in else self.row.name
+
 
 def find_rows(names: Sequence[str]) -> tuple[Row, ...]:
     """Return rows by name, in the paper's order; all of them if no name is given.
@@ -105,7 +108,7 @@ def find_rows(names: Sequence[str]) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if not names or row.name in names)
 
 
-def draw(row: Row, coverage: float = DEFAULT_COVERAGE) -> Phantom:
+def draw(row: Row, coverage: float) -> Phantom:
     """Draw the stand-in of a row; it follows from the row's name and the coverage alone."""
     seed = zlib.crc32(row.name.encode())
     if row.is_volume:
@@ -114,14 +117,14 @@ def draw(row: Row, coverage: float = DEFAULT_COVERAGE) -> Phantom:
     return draw_image(row.shape[0], row.shape[1], row.objects, seed)
 
 
-def prepare(row: Row, real: Path | None, folder: Path, coverage: float = DEFAULT_COVERAGE) -> Prepared:
+def prepare(row: Row, real: Path | None, folder: Path, coverage: float) -> Prepared:
     """Find a row's real file, or draw its stand-in.
 
     Args:
         row: the row.
         real: folder of the challenge's files, if there is one; a file that is absent is drawn.
         folder: where stand-ins go, each in a folder of its own; one that lies there already is taken.
-        coverage: see `DEFAULT_COVERAGE`.
+        coverage: share of a volume's slices that each object of a stand-in spans.
 
     Raises:
         InputError: the file is not a readable case.

@@ -1,143 +1,173 @@
-"""Carry out a run of Table 4: prepare the rows, measure, write the table and the charts."""
+"""Carry out a run of Table 4: prepare the rows, measure, write the table and the chart."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from dataclasses import dataclass
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import click
+import numpy as np
+from tqdm import tqdm
 
-from litemed.benchmarks.table4.charts import charts
-from litemed.benchmarks.table4.contenders import Contender
-from litemed.benchmarks.table4.machine import Machine, load_average
-from litemed.benchmarks.table4.progress import Progress
-from litemed.benchmarks.table4.rows import Row, prepare
-from litemed.benchmarks.table4.runner import agreement_keys, plan, run
-from litemed.benchmarks.table4.store import Clock, Store
-from litemed.benchmarks.table4.summary import summarise
-from litemed.benchmarks.table4.tables import markdown, table_csv
-from litemed.runtime.files import FolderLock, atomic_write, make_folder
-
-NAME = "table4"
+from litemed.benchmarks.machine import describe_machine, load_average, machine_line
+from litemed.benchmarks.processes import ContenderError, run_process
+from litemed.benchmarks.table4.chart import chart
+from litemed.benchmarks.table4.contenders import PROPOSED, Contender
+from litemed.benchmarks.table4.rows import Prepared, Row, prepare
+from litemed.benchmarks.table4.tables import Measurement, Table
+from litemed.runtime.dice import dice_by_label
+from litemed.runtime.errors import LitemedError, OutputError, UsageError
+from litemed.runtime.files import atomic_write, make_folder
+from litemed.runtime.npz import NpzReader
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
+def run_table4(
+    rows: Sequence[Row],
+    contenders: Sequence[Contender],
+    output: Path,
+    *,
+    repeats: int,
+    coverage: float,
+    cases: Path | None = None,
+) -> tuple[str, bool]:
+    """Measure what is not measured yet, and write table4.json, .md, .csv and seconds.svg into a folder.
 
-    Attributes:
+    Each repeat is a pass through all rows, so that the spread of a cell shows the drifts of the machine as
+    well. Within a row contender by contender, beginning with another one in each pass. table4.json is written
+    after each row of each pass; the next run goes on from there, and tries again what failed.
+
+    Args:
         rows: of the table.
         contenders: its columns.
-        clocks: process, warm or both.
+        output: the folder.
         repeats: of each measurement.
         coverage: share of a stand-in volume's slices that each object spans.
         cases: folder of real files, if there is one.
-        published: a paper's seconds by row, for reference.
-        notes: lines to print above the tables.
-    """
-
-    rows: tuple[Row, ...]
-    contenders: tuple[Contender, ...]
-    clocks: tuple[Clock, ...]
-    repeats: int
-    coverage: float
-    cases: Path | None
-    published: dict[str, float]
-    notes: tuple[str, ...]
-
-
-def run_table4(settings: Settings, output: Path) -> tuple[str, bool]:
-    """Measure what is not measured yet, and write all files.
 
     Returns:
         The table in Markdown, and whether everything was measured.
 
     Raises:
-        LitemedError: a case, or what lies in the output folder, cannot be used.
+        InputError, UsageError: a case cannot be used; the folder holds what was measured otherwise.
+        OutputError: the folder cannot be written to, or its table4.json is none.
     """
     make_folder(output)
-    with FolderLock(output):
-        return _run(settings, output)
-
-
-def _run(settings: Settings, output: Path) -> tuple[str, bool]:
-    machine = Machine.current()
-    rows = []
-    for row in settings.rows:
-        click.echo(f"preparing {row.name}", err=True)
-        rows.append(prepare(row, settings.cases, output / "stand-ins", settings.coverage))
-    tasks = plan(rows, settings.contenders, settings.clocks, settings.repeats)
-    description = {
-        "settings": {
-            "clocks": settings.clocks,
-            "repeats": settings.repeats,
-            "coverage": settings.coverage,
-            "notes": settings.notes,
-            "published": settings.published,
-        },
-        "contenders": [_described(contender) for contender in settings.contenders],
-        "rows": [
-            dataclasses.asdict(one.row)
-            | {
-                "stand_in": one.stand_in,
-                "sha256": one.sha256,
-                "covered_slices": one.slices,
-                "boxes_each_slice_counted": one.prompts,
-            }
-            for one in rows
-        ],
+    prepared = [prepare(row, cases, output / "stand-ins", coverage) for row in rows]
+    machine, titles = describe_machine(), [one.title for one in contenders]
+    setup = {
+        "machine": machine,
+        "contenders": {one.title: one.what for one in contenders},
+        "coverage": coverage,
+        "cases": {one.row.name: {"sha256": one.sha256, "stand_in": one.stand_in} for one in prepared},
     }
-    path, labels = output / f"{NAME}.json", output / "labels"
-    if not path.exists():  # moved away: what made these label maps may not be what runs now
-        shutil.rmtree(labels, ignore_errors=True)
-    store = Store(path, machine, description)
-    done = [store.measurements[task.key] for task in tasks if task.key in store.measurements]
-    failed = run(tasks, store, labels, Progress(len(tasks), done))
-    store.write()
+    path = output / "table4.json"
+    measured = _read(path, setup)
+    done = {(one.repeat, one.row) for one in measured}
+    passes = [(repeat, one) for repeat in range(repeats) for one in prepared]
+    with tqdm(total=len(passes) * len(titles), unit="process", disable=None, file=sys.stderr) as bar:
+        for repeat, one in passes:
+            if (repeat, one.row.name) not in done:
+                measured += _measure_row(repeat, one, turns(contenders, repeat), bar)
+                content = setup | {"measurements": [dataclasses.asdict(entry) for entry in measured]}
+                _write(path, json.dumps(content, indent=1).encode() + b"\n")
+            else:
+                bar.update(len(titles))
 
-    measured = [store.measurements[task.key] for task in tasks if task.key in store.measurements]
-    agreed = [store.agreements[key] for key in agreement_keys(tasks) if key in store.agreements]
-    table = summarise(
-        rows,
-        settings.contenders,
-        settings.clocks,
-        measured,
-        agreed,
-        settings.published,
-        settings.coverage,
-    )
-    loads = [one.load_average for one in measured] or [load_average()]
-    text = markdown(table, [*settings.notes, *_notes(settings, machine, loads)])
-    files = {f"{NAME}.md": text.encode(), f"{NAME}.csv": table_csv(table).encode(), **charts(table)}
-    for name, content in files.items():
-        with atomic_write(output / name, durable=False) as file:
-            file.write(content)
-    return text, not failed
-
-
-def _described(contender: Contender) -> dict[str, object]:
-    """Return a contender's fields; of a file its name alone, since where it lay is nobody's business."""
-    name = contender.model if contender.kind == "command" else Path(contender.model).name
-    return dataclasses.asdict(contender) | {"model": name}
-
-
-def _notes(settings: Settings, machine: Machine, loads: list[float]) -> list[str]:
+    chosen = [one for one in measured if one.repeat < repeats]
+    loads = [one.load_average for one in chosen]
     notes = [
-        f"Machine: {machine.line()}.",
+        f"Machine: {machine_line(machine)}.",
         f"Load average before each measurement: {min(loads):.2f} to {max(loads):.2f} (an idle machine's is "
-        f"below 1; what ran before a measurement counts).",
+        "below 1; what ran before a measurement counts).",
+        *(f"{one.title}: {one.what}." for one in contenders),
+        f"† A drawn stand-in of the same size and number of objects; the challenge's own case was not at "
+        f"hand. In volumes, each object spans {coverage:.0%} of the slices.",
+        *sorted({f"{one.row}, {one.contender} failed: {one.error}." for one in chosen if one.error}),
     ]
-    for contender in settings.contenders:
-        threads = "all threads" if contender.threads is None else f"{contender.threads} threads"
-        digest = contender.digest[:12]
-        ran_by = f"bundle {digest}, engine {contender.engine}, precision {contender.precision}"
-        what = {
-            "baseline": f"the published LiteMedSAM procedure in PyTorch, checkpoint {digest}, {threads}",
-            "ablation": f"{ran_by}, one box at a time, {threads}",
-            "bundle": f"litemed-run, {ran_by}, {threads}",
-            "command": f"`{contender.model}`",
-        }[contender.kind]
-        notes.append(f"{contender.title}: {what}.")
-    return notes
+    cells = {
+        (row.name, title): [one for one in chosen if (one.row, one.contender) == (row.name, title)]
+        for row in rows
+        for title in titles
+    }
+    table = Table(prepared, titles, cells)
+    text = table.markdown(notes)
+    _write(output / "table4.md", text.encode())
+    _write(output / "table4.csv", table.csv().encode())
+    _write(output / "seconds.svg", chart(table))
+    return text, not any(one.error for one in chosen)
+
+
+def turns(contenders: Sequence[Contender], repeat: int) -> list[Contender]:
+    """Return the order in which the contenders have their turn: another one is first in each pass."""
+    shift = repeat % len(contenders)
+    return [*contenders[shift:], *contenders[:shift]]
+
+
+def _measure_row(
+    repeat: int, prepared: Prepared, contenders: Sequence[Contender], bar: tqdm
+) -> list[Measurement]:
+    """Run every contender once on a case, and compare what they wrote."""
+    row = prepared.row.name
+    found: dict[str, Measurement] = {}
+    labels: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory(prefix="litemed-bench-") as scratch:
+        for number, contender in enumerate(contenders):
+            title, output = contender.title, Path(scratch, str(number))
+            load = load_average()
+            try:
+                run = run_process(contender.process(prepared.path, output))
+                labels[title] = _labels(output / prepared.path.name, prepared.row.label_shape)
+            except LitemedError as error:
+                found[title] = Measurement(row, title, repeat, error=str(error))
+                bar.write(f"error: {row}, {title}: {error}", file=sys.stderr)
+            else:
+                found[title] = Measurement(row, title, repeat, run.seconds, run.peak_mib, load)
+                bar.write(f"{row}, {title}: {run.seconds:.2f} s, {run.peak_mib:.0f} MiB", file=sys.stderr)
+            bar.update()
+    if PROPOSED in labels:
+        for title in labels.keys() - {PROPOSED}:
+            dice = agreement(labels[title], labels[PROPOSED], prepared.row.objects)
+            found[title] = dataclasses.replace(found[title], dice=dice)
+    return list(found.values())
+
+
+def _labels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise ContenderError(f"wrote no {path.name} into its output folder")
+    with NpzReader(path) as archive:
+        labels = archive.read("segs")
+    if labels.shape != shape:
+        raise ContenderError(f"wrote a label map of shape {labels.shape}, not {shape}")
+    return labels
+
+
+def agreement(first: np.ndarray, second: np.ndarray, count: int) -> float:
+    """Return the mean Dice of the labels up to `count` that either map has; 1 if both are empty."""
+    dice = dice_by_label(first, second, count)
+    present = dice[~np.isnan(dice)]
+    return float(present.mean()) if present.size else 1.0
+
+
+def _read(path: Path, setup: dict[str, Any]) -> list[Measurement]:
+    """Return what was measured before; not the passes of a row in which something failed."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        before = [Measurement(**entry) for entry in content.pop("measurements")]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OutputError(f"{path}: no measurements of this litemed-bench; move it away") from error
+    for name, value in json.loads(json.dumps(setup)).items():
+        if content.get(name) != value:
+            raise UsageError(f"{path}: was measured with another {name}; choose another output folder")
+    failed = {(one.repeat, one.row) for one in before if one.error}
+    return [one for one in before if (one.repeat, one.row) not in failed]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
