@@ -118,11 +118,9 @@ def _read_npz(path: Path) -> Case:
                 f"{path}: imgs has shape {declared.shape}; give (height, width), (height, width, 3) or "
                 "(depth, height, width)"
             )
-        boxes_declared = archive.header("boxes")
-        if boxes_declared.shape[:1] > (MAX_BOXES,):
-            raise InputError(f"{path}: {boxes_declared.shape[0]} boxes; the most is {MAX_BOXES}")
-        if math.prod(boxes_declared.shape) > 6 * MAX_BOXES:
-            raise InputError(f"{path}: boxes have shape {boxes_declared.shape}; give (N, 4) or (N, 6)")
+        boxes_shape = archive.header("boxes").shape
+        if math.prod(boxes_shape) > 6 * MAX_BOXES:
+            raise InputError(f"{path}: boxes have shape {boxes_shape}; the most is {MAX_BOXES} boxes")
         # The boxes first: a case that fails for them is not worth decompressing its image.
         boxes = Boxes.parse(archive.read("boxes"), declared.shape, source=str(path))
         spacing = _spacing(archive, 2 if boxes.z is None else 3) if "spacing" in archive.names else None

@@ -116,7 +116,7 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY, "boxes": np.zeros((0, 4), int)}, "no boxes"),
         ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
-        ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); give"),
+        ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); the most"),
         ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
         ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 1.0, 1.0]}, "give 2 lengths"),
         ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 0.0]}, "not positive"),
