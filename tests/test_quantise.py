@@ -368,7 +368,7 @@ def test_a_precision_that_does_not_agree_is_left_out(
 
 
 def test_one_engine_that_agrees_is_enough() -> None:
-    good, bad = (EngineAgreement(dice, {"US": ModalityAgreement(10, dice, None)}) for dice in (0.995, 0.9))
+    good, bad = (EngineAgreement({"US": ModalityAgreement(10, dice, None)}) for dice in (0.995, 0.9))
     planned = Plan({"int8": [Precision("encoder_int8", "decoder")]}, [], [])
 
     def kept(**engines: EngineAgreement) -> Any:
@@ -390,7 +390,7 @@ def test_bf16_is_tried_in_both_graphs_and_then_in_the_encoder_alone() -> None:
         def measure(tried: Mapping[str, Precision]) -> dict[str, Agreement]:
             tries.append({name: one.bf16 for name, one in tried.items()})
             one = dice[len(tries) - 1]
-            found = EngineAgreement(one, {"US": ModalityAgreement(10, one, None)})
+            found = EngineAgreement({"US": ModalityAgreement(10, one, None)})
             return {name: Agreement(10, {"openvino": found}) for name in tried}
 
         return planned.passing(measure, lambda line: None)
