@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -107,7 +108,7 @@ class Settings:
     crop_masks: bool = False
     merge: str | None = "argmax"
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of all fields, in hexadecimal; equal hashes mean equal labels."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()

@@ -96,6 +96,8 @@ class ReportFile:
                         os.fsync(file.fileno())
             except OSError as error:
                 raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+            self._entries[entry.case] = entry
+            self._log_read += len(line)
 
     def summarise(self) -> None:
         """Write `report.json` and `efficiency.csv`, and remove the log; do nothing if there is none.
