@@ -38,19 +38,15 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 """
 
 
+_PATH = click.Path(path_type=Path)
+
+
 @click.command(epilog=EPILOG)
-@click.argument("cases", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the results.",
-    metavar="OUT",
-)
+@click.argument("cases", nargs=-1, required=True, type=_PATH)
+@click.option("-o", "--output", required=True, type=_PATH, help="Folder of the results.", metavar="OUT")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Bundle that litemed-export wrote; by default the light model that ships with litemed.",
     metavar="BUNDLE",
 )
@@ -78,7 +74,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 )
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="DIR",
     envvar="LITEMED_CACHE",
     show_envvar=True,
@@ -104,12 +100,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
     is_flag=True,
     help="End each box's mask at the box, which must have been drawn round the object.",
 )
-@click.option(
-    "--overlay",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder for a picture NAME.png of each result.",
-)
+@click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.option("--verbose", is_flag=True, help="Say which engine and precision run, and why.")
@@ -129,20 +120,15 @@ def main(**options: Any) -> None:
 
 def _run(
     cases: tuple[Path, ...],
-    output: Path,
     model: Path | None,
     engine: str,
     precision: str,
     threads: int | None,
     cache: Path | None,
-    merge: str | None,
-    propagate: bool,
-    crop_masks: bool,
-    overlay: Path | None,
-    overwrite: bool,
     debug: bool,
     verbose: bool,
     quiet: bool,
+    **how: Any,
 ) -> bool:
     """Run the cases and return whether none failed."""
     from litemed.runtime.bundle import Bundle
@@ -176,22 +162,12 @@ def _run(
     if not segmenter.bundle.manifest.weights.trained:
         click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
     with Console(debug=debug, quiet=quiet) as observer:
-        reports = run_cases(
-            cases,
-            output,
-            segmenter,
-            merge=merge,
-            propagate=propagate,
-            crop_masks=crop_masks,
-            overlay=overlay,
-            overwrite=overwrite,
-            observer=observer,
-        )
+        reports = run_cases(cases, segmenter=segmenter, observer=observer, **how)
     counts = [
         f"{sum(r.status == status for r in reports)} {status}" for status in ("done", "skipped", "failed")
     ]
     if not quiet:
-        click.echo(f"{', '.join(counts)}; see {output / REPORT}")
+        click.echo(f"{', '.join(counts)}; see {how['output'] / REPORT}")
     return all(report.status != "failed" for report in reports)
 
 
