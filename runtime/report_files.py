@@ -63,13 +63,13 @@ class ReportFile:
         self._entries: dict[str, CaseReport] = {}
         self._summarised: tuple[int, int, int] | None = None
         self._log_read = 0
-        with self._lock():
-            self._catch_up()
         table = folder / EFFICIENCY
-        if not self._entries and self._summarised is None and table.exists() and not overwrite:
-            raise OutputError(
-                f"{table}: exists, and no earlier run wrote it; move it away or give --overwrite"
-            )
+        with self._lock():  # another process may be about to write both
+            self._catch_up()
+            if not self._entries and self._summarised is None and table.exists() and not overwrite:
+                raise OutputError(
+                    f"{table}: exists, and no earlier run wrote it; move it away or give --overwrite"
+                )
 
     def get(self, case: str) -> CaseReport | None:
         """Return what is known of a case now, by this process or another one."""
