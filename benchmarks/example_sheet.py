@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from litemed.benchmarks.evaluate.cases import read_prediction, read_truth
 from litemed.runtime.errors import InputError
@@ -69,11 +68,9 @@ def choose_examples(prepared: Path, cases_csv: str, run: str) -> list[Example]:
         places = {0: "worst", len(ranked) // 2: "median"} if ranked else {}
         for index, place in sorted(places.items(), reverse=True):
             dsc, name, _ = ranked[index]
-            entry = free[name]
-            whose = f"{entry['attribution']}, {entry['licence']}"
-            chosen.append(
-                Example(name, f"{modality}, {place} of {len(ranked)}: DSC {dsc:.3f}, {name} ({whose})")
-            )
+            whose = f"{free[name]['attribution']}, {free[name]['licence']}"
+            caption = f"{modality}, {place} of {len(ranked)}: DSC {dsc:.3f}, {name} ({whose})"
+            chosen.append(Example(name, caption))
     if not chosen:
         raise InputError(f"{prepared}: no case of a source whose licence allows to show it")
     return chosen
@@ -86,17 +83,14 @@ def draw_sheet(prepared: Path, segs: Path, examples: list[Example]) -> bytes:
         shown = _panels(prepared, segs, example.name)
         cv2.putText(shown[0], str(number), (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 2)
         panels += shown
-    picture = montage(panels, columns=6)
-    _, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    )
-    return data.tobytes()
+    sheet = cv2.cvtColor(montage(panels, columns=6), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
 
 
 def _panels(prepared: Path, segs: Path, name: str) -> list[Picture]:
     """Return image with boxes, truth and mask of a case, round its boxes; of a volume the fullest slice."""
     case = read_case(prepared / "cases" / f"{name}.npz")
-    truth = read_truth(prepared / "gts" / f"{name}.npz").labels
+    truth, _ = read_truth(prepared / "gts" / f"{name}.npz")
     mask = read_prediction(segs / f"{name}.npz")
     image, xyxy = case.image, case.boxes.xyxy
     if not truth.shape == mask.shape == case.shape:
@@ -119,12 +113,11 @@ def _panels(prepared: Path, segs: Path, name: str) -> list[Picture]:
     boxed: Picture = plain.copy()
     for x0, y0, x1, y1 in np.rint((xyxy - [left, top, left, top]) * scale).astype(int).tolist():
         cv2.rectangle(boxed, (x0, y0), (x1, y1), (255, 220, 0), 1)
-    return [boxed, *(_tinted(plain, labels[view], palette) for labels in (truth, mask))]
-
-
-def _tinted(plain: Picture, labels: npt.NDArray[np.integer], palette: Picture) -> Picture:
-    """Return the picture with every object in its label's colour; labels without a box are not shown."""
-    known = np.where(labels < len(palette), labels, 0).astype(np.uint16)
-    inks = palette[cv2.resize(known, plain.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT), 0]
-    mixed = cv2.addWeighted(plain, 1 - _TINT, inks, _TINT, 0)
-    return np.where(inks.any(axis=2, keepdims=True), mixed, plain).astype(np.uint8)
+    shown = [boxed]
+    for labels in (truth[view], mask[view]):
+        # Labels without a box are not shown.
+        known = np.where(labels < len(palette), labels, 0).astype(np.uint16)
+        inks = palette[cv2.resize(known, plain.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT), 0]
+        mixed = cv2.addWeighted(plain, 1 - _TINT, inks, _TINT, 0)
+        shown.append(np.where(inks.any(axis=2, keepdims=True), mixed, plain).astype(np.uint8))
+    return shown

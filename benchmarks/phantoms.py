@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+# Centre x y and outline (P, 2) round it, in pixels; grey value.
+_Object = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
 
 @dataclass(frozen=True)
@@ -27,66 +28,34 @@ class Phantom:
         spacing: of a volume in mm, z y x; None in 2D.
     """
 
-    image: Image
+    image: NDArray[np.uint8]
     labels: NDArray[np.uint16]
     boxes: NDArray[np.int64]
     spacing: tuple[float, float, float] | None = None
 
 
-@dataclass(frozen=True)
-class _Blob:
-    """An object: a wobbly ellipse, in a volume the middle of a wobbly, blunt ellipsoid."""
-
-    centre: tuple[float, float]  # x, y in pixels
-    radii: tuple[float, float]  # along x and y
-    wobble: NDArray[np.float64]  # (harmonics, 2): amplitude and phase of the outline
-    level: float  # grey value
-
-    def outline(self, scale: float = 1.0) -> NDArray[np.int32]:
-        """Return the outline at a fraction of its radii, (P, 1, 2) x, y in 1/16 pixels as for OpenCV."""
-        angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
-        harmonics = np.arange(2, 2 + len(self.wobble))[:, None]
-        radius = 1 + (self.wobble[:, :1] * np.cos(harmonics * angle + self.wobble[:, 1:])).sum(0)
-        xy = np.stack([np.cos(angle) * self.radii[0], np.sin(angle) * self.radii[1]], axis=1)
-        return np.rint((np.array(self.centre) + scale * radius[:, None] * xy) * 16).astype(np.int32)[:, None]
-
-
 def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:
     """Draw a 2D colour image of `count` objects that do not touch.
 
-    Args:
-        height, width: in pixels, at least 16 per row and column of objects.
-        count: number of objects.
-        seed: of the random numbers; the same seed gives the same image.
+    height, width: in pixels, at least 16 per row and column of objects. The same seed gives the same image.
     """
     rng = np.random.default_rng(seed)
-    blobs = _place(rng, height, width, count)
+    objects = _place(rng, height, width, count)
     tint = rng.uniform(0.75, 1.0, 3)
-    grey, labels = _slice(blobs, [1.0] * count, _texture(rng, height, width))
+    grey, labels = _slice(objects, [1.0] * count, _texture(rng, height, width))
     image = np.clip(grey[..., None] * tint, 0, 255).astype(np.uint8)
     return Phantom(image, labels, boxes_of(labels, count))
 
 
 def draw_volume(
-    depth: int,
-    height: int,
-    width: int,
-    count: int,
-    seed: int = 0,
-    coverage: float = 0.3,
-    spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
+    depth: int, height: int, width: int, count: int, seed: int = 0, coverage: float = 0.3
 ) -> Phantom:
-    """Draw a 3D volume of `count` objects that do not touch.
+    """Draw a 3D volume of `count` objects that do not touch, slices 3 mm apart.
 
-    Args:
-        depth, height, width: in voxels.
-        count: number of objects.
-        seed: of the random numbers.
-        coverage: share of the slices that each object spans; where they lie is drawn at random.
-        spacing: voxel size in mm, z y x.
+    coverage: share of the slices that each object spans; where they lie is drawn at random.
     """
     rng = np.random.default_rng(seed)
-    blobs = _place(rng, height, width, count)
+    objects = _place(rng, height, width, count)
     span = max(1, round(coverage * depth))
     first = rng.integers(0, depth - span + 1, count)
     image = np.empty((depth, height, width), np.uint8)
@@ -96,26 +65,27 @@ def draw_volume(
         offset = (z - first - (span - 1) / 2) / (span / 2)  # -1 to 1 within an object
         sections = np.sqrt(np.clip(1 - offset**6, 0, None)) * (np.abs(offset) < 1)  # blunt, as organs are
         shifted = np.roll(texture, (5 * z, 3 * z), (0, 1))
-        grey, labels[z] = _slice(blobs, sections.tolist(), shifted)
+        grey, labels[z] = _slice(objects, sections.tolist(), shifted)
         image[z] = np.clip(grey, 0, 255)
-    return Phantom(image, labels, boxes_of(labels, count), spacing)
+    return Phantom(image, labels, boxes_of(labels, count), (3.0, 1.0, 1.0))
 
 
-def _place(rng: np.random.Generator, height: int, width: int, count: int) -> list[_Blob]:
-    """Draw objects in cells of a grid that is as square as it can be."""
+def _place(rng: np.random.Generator, height: int, width: int, count: int) -> list[_Object]:
+    """Draw wobbly ellipses in cells of a grid that is as square as it can be."""
     columns = max(1, math.ceil(math.sqrt(count * width / height)))
     rows = math.ceil(count / columns)
     cell = np.array([width / columns, height / rows])
-    chosen = np.sort(rng.permutation(rows * columns)[:count])
-    blobs = []
-    for index in chosen:
+    angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
+    objects = []
+    for index in np.sort(rng.permutation(rows * columns)[:count]):
         corner = np.array([index % columns, index // columns]) * cell
         radii = cell * rng.uniform(0.2, 0.34, 2)
         centre = corner + cell / 2 + rng.uniform(-1, 1, 2) * (cell * 0.44 - radii * 1.2).clip(0)
-        wobble = np.stack([rng.uniform(0, 0.05, 4), rng.uniform(0, 2 * math.pi, 4)], axis=1)
-        level = rng.uniform(135, 215)
-        blobs.append(_Blob((centre[0], centre[1]), (radii[0], radii[1]), wobble, level))
-    return blobs
+        amplitudes, phases = rng.uniform(0, 0.05, (4, 1)), rng.uniform(0, 2 * math.pi, (4, 1))
+        wobble = 1 + (amplitudes * np.cos(np.arange(2, 6)[:, None] * angle + phases)).sum(axis=0)
+        outline = (wobble * [np.cos(angle), np.sin(angle)]).T * radii
+        objects.append((centre, outline, rng.uniform(135, 215)))
+    return objects
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
@@ -127,7 +97,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.fl
 
 
 def _slice(
-    blobs: list[_Blob], sections: list[float], texture: NDArray[np.float32]
+    objects: list[_Object], sections: list[float], texture: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     """Draw one slice: grey values (H, W) and labels, each object at a fraction of its radii."""
     height, width = texture.shape
@@ -135,11 +105,11 @@ def _slice(
     centre, axes = (width // 2, height // 2), (int(width * 0.49), int(height * 0.49))
     cv2.ellipse(grey, centre, axes, 0, 0, 360, 88.0, -1)
     labels = np.zeros((height, width), np.uint16)
-    for label, (blob, section) in enumerate(zip(blobs, sections, strict=True), start=1):
+    for label, ((middle, outline, level), section) in enumerate(zip(objects, sections, strict=True), start=1):
         if section > 0:
-            outline = blob.outline(section)
-            cv2.fillPoly(grey, [outline], blob.level, shift=4)
-            cv2.fillPoly(labels, [outline], label, shift=4)
+            corners = np.rint((middle + section * outline) * 16).astype(np.int32)  # sixteenths, for OpenCV
+            cv2.fillPoly(grey, [corners], level, shift=4)
+            cv2.fillPoly(labels, [corners], label, shift=4)
     soft = cv2.GaussianBlur(grey, (0, 0), max(0.8, min(height, width) / 400))
     return np.asarray(soft + texture, np.float32), labels
 

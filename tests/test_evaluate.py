@@ -104,8 +104,8 @@ class TestCommand:
         assert len(cases) == 5
         assert len(classes) == 10
         for name, row in cases.items():
-            truth, prediction = read_truth(data / "gts" / f"{name}.npz"), data / "good" / f"{name}.npz"
-            expected = score_classes(truth.labels, read_prediction(prediction), truth.spacing)
+            truth, spacing = read_truth(data / "gts" / f"{name}.npz")
+            expected = score_classes(truth, read_prediction(data / "good" / f"{name}.npz"), spacing)
             assert float(row["dsc"]) == pytest.approx(np.mean([s.dsc for s in expected]), abs=1e-6)
             assert float(row["nsd"]) == pytest.approx(np.mean([s.nsd for s in expected]), abs=1e-6)
             assert row["status"] == "scored"

@@ -50,14 +50,6 @@ class EvaluatedCase:
     source: Path | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """Ground truth: labels (H, W) or (D, H, W), at least one above 0, and mm along the axes of a volume."""
-
-    labels: LabelMap
-    spacing: Spacing | None
-
-
 def find_cases(
     truths: Path,
     runs: Sequence[Run],
@@ -117,15 +109,18 @@ def read_modalities(path: Path) -> dict[str, str]:
     return table
 
 
-def read_truth(path: Path) -> Truth:
-    """Read NAME.npz with `gts`; raises InputError naming the file."""
+def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
+    """Read NAME.npz with `gts`: the labels, at least one above 0, and mm along the axes of a volume.
+
+    Raises InputError naming the file.
+    """
     with NpzReader(path) as archive:
         labels = _check_labels(archive.read("gts"), f"{path}: gts")
         spacing = archive.read("spacing") if labels.ndim == 3 and "spacing" in archive.names else None
     if not labels.any():
         raise InputError(f"{path}: no label above 0, nothing to score; leave the case out")
     if labels.ndim == 2:
-        return Truth(labels, None)
+        return labels, None
     if spacing is None:
         raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
     if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
@@ -133,7 +128,7 @@ def read_truth(path: Path) -> Truth:
     z, y, x = (float(length) for length in spacing)
     if not (np.isfinite(spacing).all() and min(z, y, x) > 0):
         raise InputError(f"{path}: spacing {(z, y, x)}; lengths are positive")
-    return Truth(labels, (z, y, x))
+    return labels, (z, y, x)
 
 
 def read_prediction(path: Path) -> LabelMap:

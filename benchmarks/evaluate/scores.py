@@ -10,7 +10,7 @@ from typing import Literal
 
 import cv2
 
-from litemed.benchmarks.evaluate.cases import EvaluatedCase, Run, Truth, read_prediction, read_truth
+from litemed.benchmarks.evaluate.cases import EvaluatedCase, Run, read_prediction, read_truth
 from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
 from litemed.runtime.errors import InputError
@@ -97,41 +97,33 @@ def score_case(
     case is left out for all.
     """
     try:
-        truth = read_truth(case.truth)
+        truth, spacing = read_truth(case.truth)
         # First, because a case file that does not fit leaves the whole case out.
-        simple = _score_trivial(case, truth, trivial, tolerance)
+        source = read_case(case.source) if trivial and case.source is not None else None
+        if source is not None and source.shape != truth.shape:
+            raise InputError(
+                f"{case.source}: image of {source.shape}, but the ground truth has {truth.shape}"
+            )
     except InputError as error:
         return CaseResult(case.name, case.modality, (), str(error))
-    scores = [_score_run(case.name, run, truth, tolerance) for run in runs]
-    return CaseResult(case.name, case.modality, (*scores, *simple))
 
+    def score_run(run: Run) -> CaseScore:
+        path = run.folder / f"{case.name}.npz"
+        if not path.is_file():
+            return CaseScore(run.name, (), "missing", f"{path}: no prediction; the case counts as 0")
+        try:
+            labels = read_prediction(path)
+            if labels.shape != truth.shape:
+                raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
+        except InputError as error:
+            return CaseScore(run.name, (), "bad", f"{error}; the case counts as 0")
+        return CaseScore(run.name, score_classes(truth, labels, spacing, tolerance))
 
-def _score_trivial(
-    case: EvaluatedCase, truth: Truth, trivial: Sequence[Trivial], tolerance: float
-) -> list[CaseScore]:
-    if not trivial or case.source is None:
-        return []
-    source = read_case(case.source)
-    if source.shape != truth.labels.shape:
-        raise InputError(
-            f"{case.source}: image of {source.shape}, but the ground truth has {truth.labels.shape}"
-        )
-    # The cases are what is done in parallel.
-    cv2.setNumThreads(1)
-    return [
-        CaseScore(name.value, score_classes(truth.labels, predict(source, name), truth.spacing, tolerance))
-        for name in trivial
-    ]
-
-
-def _score_run(name: str, run: Run, truth: Truth, tolerance: float) -> CaseScore:
-    path = run.folder / f"{name}.npz"
-    if not path.is_file():
-        return CaseScore(run.name, (), "missing", f"{path}: no prediction; the case counts as 0")
-    try:
-        labels = read_prediction(path)
-        if labels.shape != truth.labels.shape:
-            raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.labels.shape}")
-    except InputError as error:
-        return CaseScore(run.name, (), "bad", f"{error}; the case counts as 0")
-    return CaseScore(run.name, score_classes(truth.labels, labels, truth.spacing, tolerance))
+    scores = [score_run(run) for run in runs]
+    if source is not None:
+        # The cases are what is done in parallel.
+        cv2.setNumThreads(1)
+        for name in trivial:
+            classes = score_classes(truth, predict(source, name), spacing, tolerance)
+            scores.append(CaseScore(name.value, classes))
+    return CaseResult(case.name, case.modality, tuple(scores))
