@@ -23,8 +23,8 @@ MODULE_LINES = 300
 # Longer still; to be taken out one by one.
 LONG = {"litemed.train.prepare.sources"}
 # What there is, to be lowered as it shrinks: to 12,500 and 10,000.
-SOURCE_LINES = 20_600
-TEST_LINES = 15_400
+SOURCE_LINES = 19_000
+TEST_LINES = 14_900
 
 
 def source_of(package: str) -> list[pathlib.Path]:
