@@ -12,13 +12,12 @@ from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
 
 SHIPPED = "shipped"
-DEFAULT_REPEATS, QUICK_REPEATS = 3, 2
 
 EPILOG = """\b
 Examples:
   litemed-bench speed --checkpoint lite_medsam.pth
   litemed-bench speed --model light=shipped --model lora=bundle --checkpoint lite_medsam.pth -o speed
-  litemed-bench table4 --checkpoint lite_medsam.pth -o table4 --quick
+  litemed-bench table4 --checkpoint lite_medsam.pth -o table4 --rows 2DBox_US_0525
   litemed-bench table4 --model bundle --checkpoint lite_medsam.pth -o table4 --cases challenge
 
 \b
@@ -72,7 +71,7 @@ def speed(
     """
 
     def work() -> bool:
-        _need("tqdm", "psutil", *(["torch"] if checkpoint else []))
+        _need_torch(checkpoint)
         from litemed.benchmarks.speed import run_speed
 
         named: dict[str, Bundle] = {}
@@ -108,8 +107,7 @@ def speed(
 @click.option("--rows", multiple=True, metavar="NAME", help="Only this row; may be repeated.")
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, openvino or auto.")
 @_THREADS
-@click.option("--repeats", type=click.IntRange(1), help=f"{DEFAULT_REPEATS}, with --quick {QUICK_REPEATS}.")
-@click.option("--quick", is_flag=True, help="Five small rows only.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @_DEBUG
 def table4(
     model: str,
@@ -120,8 +118,7 @@ def table4(
     rows: tuple[str, ...],
     engine: str,
     threads: int | None,
-    repeats: int | None,
-    quick: bool,
+    repeats: int,
     debug: bool,
 ) -> None:
     """Time the paper's 14 cases, each in a process of its own, and write the table and a chart to OUTPUT.
@@ -134,16 +131,16 @@ def table4(
     """
 
     def work() -> bool:
-        _need("matplotlib", "tqdm", "psutil", *(["torch"] if checkpoint else []))
+        _need_torch(checkpoint)
         from litemed.benchmarks.table4.contenders import columns
-        from litemed.benchmarks.table4.rows import QUICK, find_rows
+        from litemed.benchmarks.table4.rows import find_rows
         from litemed.benchmarks.table4.table4 import run_table4
 
         text, complete = run_table4(
-            find_rows(rows or (QUICK if quick else ())),
+            find_rows(rows),
             columns(_open(model), checkpoint, engine, threads),
             output,
-            repeats=repeats or (QUICK_REPEATS if quick else DEFAULT_REPEATS),
+            repeats=repeats,
             coverage=coverage,
             cases=cases,
         )
@@ -159,11 +156,10 @@ def _open(place: str) -> Bundle:
     return Bundle.default() if place == SHIPPED else Bundle.open(place)
 
 
-def _need(*packages: str) -> None:
-    """Refuse to begin where a package is not installed: now, not after hours of work."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(name=package)
+def _need_torch(checkpoint: Path | None) -> None:
+    """Refuse to begin a table with the published procedure without torch: now, not after hours of work."""
+    if checkpoint and importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(name="torch")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _FAST = re.compile("avx|fma$|amx|asimd$|i8mm|bf16")
 
 def describe_machine() -> dict[str, Any]:
     """Return what must be equal for times to belong into one table: CPU, cores, memory, system, versions."""
+    installed = {one.name: one.version for one in importlib.metadata.distributions()}
     return {
         "cpu": _cpu_name(),
         "instructions": sorted(filter(_FAST.match, cpu_instructions())),
@@ -29,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := installed.get(name))},
     }
 
 
@@ -54,10 +55,3 @@ def _cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

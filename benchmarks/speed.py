@@ -70,7 +70,8 @@ def measure(chosen: Sequence[Contender], repeats: int) -> tuple[dict[str, Values
                 title = contender.title
                 if title not in failed:
                     try:
-                        whole = run_process(contender.process(case, Path(folder, f"{bar.n}")))
+                        output = Path(tempfile.mkdtemp(dir=folder))
+                        whole = run_process(contender.process(case, output))
                         values = json.loads(run_process(contender.parts).output.splitlines()[-1])
                     except ContenderError as error:
                         failed[title] = str(error)

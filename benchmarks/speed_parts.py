@@ -40,11 +40,8 @@ def time_parts(
 ) -> dict[str, float]:
     """Return the seconds of each part, always of the same drawn inputs.
 
-    Args:
-        encode: takes a network input (1, 3, size, size) float32 in [0, 1].
-        decode: takes boxes (N, 4) float32, x0 y0 x1 y1 in pixels of the network's input.
-        segment: takes a volume of one slice.
-        size: of the network's input.
+    `encode` takes a network input (1, 3, size, size) float32 in [0, 1], `decode` boxes (N, 4) float32, x0 y0
+    x1 y1 in pixels of the network's input, `segment` a volume of one slice.
     """
     rng = np.random.default_rng(0)
     image = rng.random((1, 3, size, size), np.float32)

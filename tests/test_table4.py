@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from litemed.benchmarks.bench import main
 from litemed.benchmarks.processes import ContenderError, run_process
 from litemed.benchmarks.table4.contenders import BASELINE, FAST, PROPOSED, Contender
-from litemed.benchmarks.table4.rows import QUICK, ROWS, draw, find_rows, prepare, workload
+from litemed.benchmarks.table4.rows import ROWS, draw, find_rows, prepare, workload
 from litemed.benchmarks.table4.table4 import agreement, run_table4, turns
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.readers import read_case
@@ -60,11 +60,10 @@ def test_there_are_14_rows_of_the_modalities_and_counts_of_the_paper() -> None:
     assert len({row.name for row in ROWS}) == 14
     assert sum(row.is_volume for row in ROWS) == 7
     assert [row.objects for row in ROWS] == [6, 6, 1, 6, 6, 1, 1, 1, 34, 1, 1, 1, 19, 241]
-    assert {row.name for row in find_rows(QUICK)} == set(QUICK)
     assert find_rows(()) == ROWS
 
 
-@pytest.mark.parametrize("name", [SMALL, MANY, "2DBox_Microscope_0008", "3DBox_MR_0121"])
+@pytest.mark.parametrize("name", [SMALL, MANY, "3DBox_MR_0121"])
 def test_a_stand_in_has_the_stated_shape_and_count_and_is_always_the_same(name: str) -> None:
     (row,) = find_rows([name])
     first, second = draw(row, 0.3), draw(row, 0.3)
@@ -196,7 +195,7 @@ def test_a_run_goes_on_where_it_was_interrupted_and_a_failure_costs_the_others_n
     text, complete = measure(1)
     assert not complete
     assert f"- {SMALL}, Bad failed: exit code 3: broken." in text
-    assert "Lazy failed: wrote no" in text
+    assert f"{SMALL}, Lazy failed: " in text
     assert f"error: {SMALL}, Bad: exit code 3: broken" in capfd.readouterr().err
     flag.touch()
     assert measure(2)[1]  # what failed is tried again
@@ -264,13 +263,11 @@ def test_contenders_take_turns_at_being_first() -> None:
     assert order == ["ABC", "BCA", "CAB", "ABC"]
 
 
-def test_peak_memory_is_that_of_the_process_and_its_children() -> None:
+def test_peak_memory_is_that_of_the_process() -> None:
     hold = "import time; x = bytearray(300 << 20); time.sleep(0.5)"
     alone = run_process([sys.executable, "-c", hold])
     assert 300 <= alone.peak_mib < 500
     assert alone.seconds >= 0.5
-    child = run_process(["/bin/sh", "-c", f"{sys.executable} -c '{hold}'; true"])
-    assert 300 <= child.peak_mib < 500
 
 
 def test_a_command_that_is_not_there_is_an_error_of_its_own() -> None:

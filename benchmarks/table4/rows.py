@@ -32,11 +32,6 @@ class Row:
     objects: int
 
     @property
-    def label_shape(self) -> tuple[int, ...]:
-        """Shape of its label map: (H, W), or (D, H, W) in 3D."""
-        return self.shape if self.is_volume else self.shape[:2]
-
-    @property
     def is_volume(self) -> bool:
         """Whether it is a 3D case."""
         return self.name.startswith("3D")
@@ -58,15 +53,6 @@ ROWS = (
     Row("2DBox_Microscope_0008", (1536, 2040, 3), 19),
     Row("2DBox_Microscope_0016", (1920, 2560, 3), 241),
 )
-
-QUICK = (
-    "2DBox_US_0525",
-    "2DBox_Endoscopy_0086",
-    "2DBox_X-Ray_0053",
-    "2DBox_Microscope_0008",
-    "3DBox_MR_0121",
-)
-"""The rows of a quick run: one box, many boxes, a large image, a volume."""
 
 
 @dataclass(frozen=True)
