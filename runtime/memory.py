@@ -12,5 +12,5 @@ def trim_heap() -> None:
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last where a library needs a name, as on Windows
         return
