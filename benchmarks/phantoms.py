@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,7 +115,7 @@ def _slice(
     return np.asarray(soft + texture, np.float32), labels
 
 
-def boxes_of(labels: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
+def boxes_of(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     """Return the tight boxes of labels 1 to count, x y (z) first corners then last."""
     boxes = []
     for label in range(1, count + 1):
