@@ -169,7 +169,7 @@ def _distinct_names(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Failure]]:
 def _claim(out: Path, mode: str, settings: Settings, overwrite: bool) -> None:
     """Make `out` the folder of this run, or refuse one that is another's."""
     marker = out / MARKER
-    wanted = {"format": FORMAT, "mode": mode, "settings": settings.as_json()}
+    wanted = {"format": FORMAT, "mode": mode, "settings": asdict(settings)}
     if marker.is_file():
         try:
             same = json.loads(marker.read_text("utf-8")) == wanted
@@ -209,13 +209,13 @@ def _slices_manifest(records: Sequence[ShardRecord], found: Found, settings: Set
         cases = sum(len(record.cases) for record in part)
         counts.append(
             {"modality": modality, "source": source, "split": split, "cases": cases}
-            | _total(part).as_json()
+            | asdict(_total(part))
             | {"failed": sum(len(record.failed) for record in part)}
         )
     return {
         **_head(found, settings),
         "counts": counts,
-        "total": {"cases": sum(len(record.cases) for record in records)} | _total(records).as_json(),
+        "total": {"cases": sum(len(record.cases) for record in records)} | asdict(_total(records)),
         "terms": _terms((r.entry.modality, r.entry.source, *terms) for r in records for terms in r.terms),
         "failed": [{"name": f.name, "error": f.error} for record in records for f in record.failed],
         "shards": [asdict(record.entry) for record in records if record.tally.slices],
@@ -258,7 +258,7 @@ def _head(found: Found, settings: Settings) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "litemed": importlib.metadata.version("litemed"),
-        "settings": settings.as_json(),
+        "settings": asdict(settings),
         "licence_status_left_out": found.licence_left_out,
         "problems": list(found.problems),
     }

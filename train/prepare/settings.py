@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from litemed.runtime.errors import UsageError
 from litemed.train.prepare.intensity import WINDOWS, Window
@@ -31,10 +30,6 @@ class Settings:
         for name in ("min_volume_voxels", "min_area_pixels"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be at least 1")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,6 @@ class ShardRecord:
     tally: Tally
     failed: tuple[Failure, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        return {"format": FORMAT, **asdict(self)}
-
 
 def plan_shards(pairs: Sequence[Pair]) -> list[ShardPlan]:
     """Divide sorted `pairs` into shards of one modality, source and split.
@@ -144,7 +140,7 @@ def build_shard(plan: ShardPlan, out: Path, settings: Settings) -> ShardRecord:
     terms = sorted({(p.licence, p.attribution, p.licence_status) for p in plan.pairs})
     record = ShardRecord(entry, tuple(cases), tuple(terms), tally, tuple(failed))
     with atomic_write(path.with_suffix(".json")) as stream:
-        stream.write(json.dumps(record.as_json(), indent=1).encode())
+        stream.write(json.dumps({"format": FORMAT, **asdict(record)}, indent=1).encode())
     return record
 
 
@@ -173,7 +169,7 @@ def _key(plan: ShardPlan, settings: Settings) -> str:
         {**asdict(pair), "image": _hash_or_missing(pair.image), "label": _hash_or_missing(pair.label)}
         for pair in plan.pairs
     ]
-    text = json.dumps({"format": FORMAT, "settings": settings.as_json(), "pairs": described}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "settings": asdict(settings), "pairs": described}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

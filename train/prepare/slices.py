@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import cv2
@@ -49,10 +49,6 @@ class Tally:
         return Tally(
             **{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)}
         )
-
-    def as_json(self) -> dict[str, int]:
-        """Return the counts as plain values."""
-        return asdict(self)
 
 
 def resize_image(image: NDArray[np.uint8], size: int = INPUT_SIZE) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -303,13 +303,10 @@ def _add_pair(
     )
 
 
-def _upwards(folder: Path, root: Path) -> Iterator[Path]:
+def _upwards(folder: Path, root: Path) -> list[Path]:
     folder, root = folder.resolve(), root.resolve()
-    while True:
-        yield folder
-        if folder == root or folder == folder.parent:
-            return
-        folder = folder.parent
+    above = [folder, *folder.parents]
+    return above[: above.index(root) + 1] if root in above else above
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
