@@ -24,7 +24,6 @@ from litemed.runtime.modalities import MODALITIES
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import read_case
 from litemed.train.prepare.cli import main
-from litemed.train.prepare.intensity import WINDOWS
 from litemed.train.prepare.pipeline import prepare_slices
 from litemed.train.prepare.readers import read_pair
 from litemed.train.prepare.settings import Settings
@@ -67,8 +66,8 @@ def labelled_folder(root: Path, modality: str, count: int, seed: int = 0) -> Non
         write_png(root / modality / f"labels/{number:03d}.png", labels)
 
 
-@pytest.fixture
-def real_rows(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def real_rows(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the smallest two pairs of every modality, of different sources where there are several."""
     index = shared("data/open/index.csv")
     with index.open(newline="") as stream:
@@ -83,8 +82,7 @@ def real_rows(shared: Callable[[str], Path], tmp_path: Path) -> Path:
     for row in chosen:
         row["image"] = str(index.parent / row["image"])
         row["label"] = str(index.parent / row["label"])
-    path = tmp_path / "real/index.csv"
-    path.parent.mkdir()
+    path = tmp_path_factory.mktemp("real") / "index.csv"
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(chosen[0]))
         writer.writeheader()
@@ -92,11 +90,17 @@ def real_rows(shared: Callable[[str], Path], tmp_path: Path) -> Path:
     return path
 
 
-def test_real_pairs_of_all_modalities_become_slices(real_rows: Path, tmp_path: Path) -> None:
-    finished = prepare(real_rows, "-o", tmp_path / "data", "--workers", 2)
+@pytest.fixture(scope="module")
+def real_slices(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Slices:
+    out = tmp_path_factory.mktemp("slices")
+    finished = prepare(real_rows, "-o", out, "--workers", 2)
     assert finished.exit_code == 0, finished.stderr
-    verify(tmp_path / "data")
-    slices = Slices.open(tmp_path / "data")
+    verify(out)
+    return Slices.open(out)
+
+
+def test_real_pairs_of_all_modalities_become_slices(real_rows: Path, real_slices: Slices) -> None:
+    slices = real_slices
     assert set(slices.indices_by_modality()) == set(MODALITIES)
     pairs = {(p.source, p.case): p for p in find_pairs([real_rows], SourceOptions()).pairs}
     seen = set()
@@ -144,10 +148,11 @@ def test_real_pairs_of_all_modalities_become_cases(real_rows: Path, tmp_path: Pa
             assert not (truth[original.labels == 0]).any()
 
 
-def test_slices_and_cases_show_the_network_the_same(real_rows: Path, tmp_path: Path) -> None:
-    assert prepare(real_rows, "-o", tmp_path / "data").exit_code == 0
+def test_slices_and_cases_show_the_network_the_same(
+    real_rows: Path, real_slices: Slices, tmp_path: Path
+) -> None:
     assert prepare(real_rows, "-o", tmp_path / "out", "--cases").exit_code == 0
-    slices = Slices.open(tmp_path / "data")
+    slices = real_slices
     number = {(slices.info(i).source, slices.info(i).case, slices.info(i).z): i for i in range(len(slices))}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     compared = set()
@@ -202,15 +207,6 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
     # The level, in the middle of the window, is mid-grey; air is black.
     assert set(np.unique(image[80:120, 80:120])) == {128}
     assert image[0, 0] == 0
-
-
-@pytest.mark.parametrize("name", list(WINDOWS))
-def test_presets_are_taken_by_name(tmp_path: Path, name: str) -> None:
-    labelled_folder(tmp_path / "in", "US", 1)
-    finished = prepare(tmp_path / "in", "-o", tmp_path / "data", "--window", name, "--workers", 1)
-    assert finished.exit_code == 0, finished.stderr
-    window = json.loads((tmp_path / "data/manifest.json").read_text())["settings"]["window"]
-    assert window == {"level": WINDOWS[name].level, "width": WINDOWS[name].width}
 
 
 def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -282,26 +278,23 @@ def test_bad_rows_of_an_index_are_one_line_each_and_the_rest_goes_on(tmp_path: P
     assert len(Slices.open(tmp_path / "out")) == 1
 
 
-def test_a_pair_that_was_repaired_is_taken_in_the_next_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["repaired", "repainted"])
+def test_a_changed_pair_is_taken_in_the_next_run(tmp_path: Path, change: str) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 3)
-    good = (source / "US/images/001.png").read_bytes()
-    (source / "US/images/001.png").write_bytes(good[:100])
-    assert prepare(source, "-o", out, "--workers", 1).exit_code == 1
-    (source / "US/images/001.png").write_bytes(good)
-    assert prepare(source, "-o", out, "--workers", 1).exit_code == 0
-    assert prepare(source, "-o", tmp_path / "fresh", "--workers", 1).exit_code == 0
-    assert tree(out) == tree(tmp_path / "fresh")
-
-
-def test_a_changed_image_is_taken_in_the_next_run(tmp_path: Path) -> None:
-    labelled_folder(tmp_path / "in", "US", 3)
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
-    before = tree(tmp_path / "out")
-    write_png(tmp_path / "in/US/images/001.png", np.full((200, 240), 77, np.uint8))
-    assert prepare(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
-    assert prepare(tmp_path / "in", "-o", tmp_path / "fresh").exit_code == 0
-    assert tree(tmp_path / "out") == tree(tmp_path / "fresh") != before
+    image = source / "US/images/001.png"
+    good = image.read_bytes()
+    if change == "repaired":
+        image.write_bytes(good[:100])
+    assert prepare(source, "-o", out).exit_code == (1 if change == "repaired" else 0)
+    before = tree(out)
+    if change == "repaired":
+        image.write_bytes(good)
+    else:
+        write_png(image, np.full((200, 240), 77, np.uint8))
+    assert prepare(source, "-o", out).exit_code == 0
+    assert prepare(source, "-o", tmp_path / "fresh").exit_code == 0
+    assert tree(out) == tree(tmp_path / "fresh") != before
 
 
 def test_a_folder_that_is_being_changed_cannot_be_opened(tmp_path: Path) -> None:
@@ -425,6 +418,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     return source, tree(folder / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "ending"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
 )
@@ -488,26 +482,17 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path: Path) -> None:
     assert "another process" in finished.stderr
 
 
-def test_help_shows_examples_and_version_loads_nothing_heavy() -> None:
+def test_version_loads_nothing_heavy_and_preparing_needs_no_torch(tmp_path: Path) -> None:
     assert "litemed-prepare scans -o data" in prepare("--help").stdout
+    labelled_folder(tmp_path / "in", "US", 1)
     script = (
         "import sys, litemed.train.prepare.cli as cli\n"
         "try: cli.main(['--version'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'nibabel', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-    )
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-
-
-def test_prepare_runs_without_torch(tmp_path: Path) -> None:
-    labelled_folder(tmp_path / "in", "US", 1)
-    script = (
-        "import sys\n"
         "sys.modules['torch'] = None\n"
-        "from litemed.train.prepare.cli import main\n"
-        f"main([{str(tmp_path / 'in')!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
+        f"cli.main([{str(tmp_path / 'in')!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

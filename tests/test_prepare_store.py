@@ -279,12 +279,3 @@ def test_a_manifest_cannot_point_outside_its_folder(prepared: Path) -> None:
     (prepared / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="outside the folder"):
         Slices.open(prepared)
-
-
-def test_a_grey_png_and_its_labels_are_one_slice(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "i.png"), noise(512, 384))
-    cv2.imwrite(str(tmp_path / "l.png"), blocks(512, 384))
-    pair = Pair("XRay", "s", "c", "train", "class", tmp_path / "i.png", tmp_path / "l.png")
-    (part,), _ = make_slices(pair, Settings())
-    assert part.image.shape == part.objects.labels.shape == (256, 192)
-    assert part.objects.sizes.tolist() == [128 * 96] * 2
