@@ -30,6 +30,7 @@ from litemed.models.loralib import LORALIB_ALPHA, SUFFIXES, FoldedLoRA, fold, lo
 from litemed.models.weight_files import check_entries, file_sha256, listing, read_file
 
 CONTAINER_KEYS = ("model", "state_dict")
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Checkpoint:
     Attributes:
         state: all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU.
         encoder: which image encoder it has, a name in `litemed.models.encoders.ENCODERS`.
-        layout: "plain", "training", "loralib" or "training, loralib".
+        layout: "plain", "training", "loralib" or "training, loralib", or "untrained".
         file: name of the file it came from.
         sha256: of that file.
         lora: what was folded, or None.
@@ -51,6 +52,11 @@ class Checkpoint:
     file: str
     sha256: str
     lora: FoldedLoRA | None = None
+
+    @property
+    def trained(self) -> bool:
+        """False for weights drawn at random, whose masks mean nothing."""
+        return self.layout != UNTRAINED
 
     def model(self, size: int = 256) -> LiteMedSAM:
         """Build the network with these weights, in evaluation mode.
@@ -98,7 +104,7 @@ def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = LiteMedSAM(encoder=encoder).state_dict()
-    return Checkpoint(dict(state), encoder, "untrained", f"random, seed {seed}", "")
+    return Checkpoint(dict(state), encoder, UNTRAINED, f"random, seed {seed}", "")
 
 
 def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 
 class LayerNorm2d(nn.Module):
-    """Layer norm over the channels of (B, C, H, W), epsilon 1e-6."""
+    """Layer norm over the channels of (B, C, H, W)."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+    eps = 1e-6
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(1, keepdim=True)

@@ -93,7 +93,7 @@ class LightEncoder(nn.Module):
     S is 256 in the trained weights; any multiple of 64 works.
     """
 
-    def __init__(self, out_channels: int = 256) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(ConvNorm(3, 32, stride=2), FusedBlock(32), ConvNorm(32, 96, stride=2))
         self.s64 = nn.Sequential(*(MixBlock(96, 3) for _ in range(3)))
@@ -107,10 +107,10 @@ class LightEncoder(nn.Module):
             ConvNorm(channels, 128, kernel=1, activate=False) for channels in (96, 192, 384)
         )
         self.ref = nn.Sequential(MixBlock(128, 3), MixBlock(128, 3))
-        self.neck = nn.Conv2d(128, out_channels, 1, bias=False)
+        self.neck = nn.Conv2d(128, 256, 1, bias=False)
         # The scale and shift of a norm over the channels of each position.
-        self.gamma = nn.Parameter(self.neck.weight.new_ones(1, out_channels, 1, 1))
-        self.beta = nn.Parameter(self.neck.weight.new_zeros(1, out_channels, 1, 1))
+        self.gamma = nn.Parameter(self.neck.weight.new_ones(1, 256, 1, 1))
+        self.beta = nn.Parameter(self.neck.weight.new_zeros(1, 256, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         fine = self.s64(self.stem(image))

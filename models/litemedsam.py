@@ -29,7 +29,7 @@ class LiteMedSAM(nn.Module):
         self.encoder = encoder
         self.image_encoder = ENCODERS[encoder].build()
         self.mask_decoder = MaskDecoder()
-        self.prompt_encoder = PromptEncoder(size=size)
+        self.prompt_encoder = PromptEncoder(size)
 
     def encode(self, image: Tensor) -> Tensor:
         """Map images (B, 3, size, size) float in [0, 1] to embeddings (B, 256, size/4, size/4)."""

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from litemed.models.layers import MLP, LayerNorm2d
 from litemed.models.transformer import DIM, TwoWayTransformer
 
+MASKS = 4
+
 
 class MaskDecoder(nn.Module):
     """Predict the masks of N prompts.
 
-    Mask token 0 answers an unambiguous prompt (a box); tokens 1 to 3 are the
-    three candidates for an ambiguous one.
+    Mask token 0 answers an unambiguous prompt (a box); tokens 1 to 3 are the three candidates for another.
     """
 
-    def __init__(self, multimask_outputs: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        masks = multimask_outputs + 1
         self.transformer = TwoWayTransformer()
         self.iou_token = nn.Embedding(1, DIM)
-        self.mask_tokens = nn.Embedding(masks, DIM)
+        self.mask_tokens = nn.Embedding(MASKS, DIM)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(DIM, DIM // 4, 2, stride=2),
             LayerNorm2d(DIM // 4),
@@ -32,16 +32,11 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(DIM // 4, DIM // 8, 2, stride=2),
             nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(DIM, DIM, DIM // 8, 3) for _ in range(masks))
-        self.iou_prediction_head = MLP(DIM, 256, masks, 3)
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(DIM, DIM, DIM // 8, 3) for _ in range(MASKS))
+        self.iou_prediction_head = MLP(DIM, 256, MASKS, 3)
 
     def forward(
-        self,
-        embedding: Tensor,
-        image_pe: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
-        multimask: bool = False,
+        self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Decode N prompts.
 
@@ -66,10 +61,8 @@ class MaskDecoder(nn.Module):
         image = image.transpose(1, 2).unflatten(2, (height, width))
         features = self.output_upscaling(image)
 
-        chosen = range(1, self.mask_tokens.num_embeddings) if multimask else range(1)
-        weights = torch.stack(
-            [self.output_hypernetworks_mlps[i](hidden[:, 1 + i]) for i in chosen], dim=1
-        )  # (N, M, 32)
-        logits = (weights @ features.flatten(2)).unflatten(2, features.shape[-2:])
+        chosen = range(1, MASKS) if multimask else range(1)
+        weights = [self.output_hypernetworks_mlps[i](hidden[:, 1 + i]) for i in chosen]  # M of (N, 32)
+        logits = (torch.stack(weights, dim=1) @ features.flatten(2)).unflatten(2, features.shape[-2:])
         iou = self.iou_prediction_head(hidden[:, 0])
         return logits, iou[:, chosen.start : chosen.stop]

@@ -1,14 +1,12 @@
 """TinyViT, the image encoder of LiteMedSAM.
 
-Four stages on a 256 x 256 image without a strided stem: two inverted-bottleneck
-convolution blocks at 256², then windowed self-attention at 128², 64² and 64²,
-and a neck to 256 channels. Source: Wu et al., "TinyViT: Fast Pretraining
-Distillation for Small Vision Transformers" (ECCV 2022), in the variant that
-LiteMedSAM publishes (1 x 1 patch embedding, a last downsampling of stride 1).
+Four stages on a 256 x 256 image without a strided stem: two inverted-bottleneck convolution blocks at 256²,
+then windowed self-attention at 128², 64² and 64², and a neck to 256 channels. Source: Wu et al., "TinyViT:
+Fast Pretraining Distillation for Small Vision Transformers" (ECCV 2022), in the variant that LiteMedSAM
+publishes (1 x 1 patch embedding, a last downsampling of stride 1).
 
-Parameter names are those of the published checkpoint. Shapes in this module:
-B images, C channels, H x W the spatial size of the stage, L = H * W tokens in
-row-major order.
+Parameter names are those of the published checkpoint. Shapes in this module: B images, C channels, H x W the
+spatial size of the stage, L = H * W tokens in row-major order.
 """
 
 from __future__ import annotations
@@ -18,6 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from litemed.models.layers import LayerNorm2d
+
+# Of each stage; the strides are those between them.
+DIMS, DEPTHS, HEADS, WINDOWS, STRIDES = (
+    (64, 128, 160, 320),
+    (2, 2, 6, 2),
+    (2, 4, 5, 10),
+    (7, 7, 14, 7),
+    (2, 2, 1),
+)
+EXPAND = 4
+"""How many times as wide perceptrons and inverted bottlenecks are within."""
 
 
 class ConvNorm(nn.Module):
@@ -37,9 +46,10 @@ class ConvNorm(nn.Module):
 class PatchEmbed(nn.Module):
     """Lift the image to the first stage's channels at full resolution: (B, 3, H, W) to (B, C, H, W)."""
 
-    def __init__(self, in_channels: int, dim: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seq = nn.Sequential(ConvNorm(in_channels, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
+        dim = DIMS[0]
+        self.seq = nn.Sequential(ConvNorm(3, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.seq(image)
@@ -48,9 +58,9 @@ class PatchEmbed(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck with a 3 x 3 depthwise convolution and a residual: (B, C, H, W) to the same."""
 
-    def __init__(self, dim: int, expand: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = dim * expand
+        hidden = dim * EXPAND
         self.conv1 = ConvNorm(dim, hidden)
         self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
         self.conv3 = ConvNorm(hidden, dim)
@@ -128,11 +138,11 @@ class TinyViTBlock(nn.Module):
     right before the norm; those tokens take part in the attention, as published.
     """
 
-    def __init__(self, dim: int, heads: int, window: int, mlp_ratio: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
         self.attn = Attention(dim, heads, window)
-        self.mlp = Mlp(dim, dim * mlp_ratio)
+        self.mlp = Mlp(dim, dim * EXPAND)
         self.local_conv = ConvNorm(dim, dim, kernel=3, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,36 +178,25 @@ class Stage(nn.Module):
 class TinyViT(nn.Module):
     """The image encoder: image (B, 3, S, S) in [0, 1] to embedding (B, 256, S/4, S/4).
 
-    S is 256 in the published model; any multiple of 64 works with the same
-    weights (training goes from small to full size).
+    S is 256 in the published model; any multiple of 64 works with the same weights.
     """
 
-    def __init__(
-        self,
-        dims: tuple[int, ...] = (64, 128, 160, 320),
-        depths: tuple[int, ...] = (2, 2, 6, 2),
-        heads: tuple[int, ...] = (2, 4, 5, 10),
-        windows: tuple[int, ...] = (7, 7, 14, 7),
-        strides: tuple[int, ...] = (2, 2, 1),
-        expand: int = 4,
-        out_channels: int = 256,
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(3, dims[0])
+        self.patch_embed = PatchEmbed()
         stages = []
-        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        for i, (dim, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
             blocks: list[nn.Module] = [
-                MBConv(dim, expand) if i == 0 else TinyViTBlock(dim, heads[i], windows[i], expand)
-                for _ in range(depth)
+                MBConv(dim) if i == 0 else TinyViTBlock(dim, HEADS[i], WINDOWS[i]) for _ in range(depth)
             ]
-            last = i == len(dims) - 1
-            stages.append(Stage(blocks, None if last else PatchMerging(dim, dims[i + 1], strides[i])))
+            last = i == len(DIMS) - 1
+            stages.append(Stage(blocks, None if last else PatchMerging(dim, DIMS[i + 1], STRIDES[i])))
         self.layers = nn.ModuleList(stages)
         self.neck = nn.Sequential(
-            nn.Conv2d(dims[-1], out_channels, 1, bias=False),
-            LayerNorm2d(out_channels),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            LayerNorm2d(out_channels),
+            nn.Conv2d(DIMS[-1], 256, 1, bias=False),
+            LayerNorm2d(256),
+            nn.Conv2d(256, 256, 3, padding=1, bias=False),
+            LayerNorm2d(256),
         )
 
     def forward(self, image: Tensor) -> Tensor:

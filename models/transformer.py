@@ -1,7 +1,6 @@
-"""SAM's two-way transformer: prompt tokens and image tokens attend to each other.
+"""SAM's two-way transformer: N prompts of T tokens and L image tokens attend to each other.
 
-Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A. N prompts,
-T tokens per prompt, L image tokens.
+Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A.
 """
 
 from __future__ import annotations
@@ -13,19 +12,15 @@ DIM, HEADS, HIDDEN = 256, 8, 2048
 
 
 class Attention(nn.Module):
-    """Multi-head attention in a projected width of `dim / downsample`.
+    """Attention of width 256 / `downsample`: q (N, Tq, 256), k, v (N or 1, Tk, 256) to (N, Tq, 256)."""
 
-    q (N, Tq, dim), k and v (N or 1, Tk, dim) to (N, Tq, dim).
-    """
-
-    def __init__(self, dim: int = DIM, heads: int = HEADS, downsample: int = 1) -> None:
+    def __init__(self, downsample: int = 1) -> None:
         super().__init__()
-        inner = dim // downsample
-        self.heads = heads
-        self.q_proj = nn.Linear(dim, inner)
-        self.k_proj = nn.Linear(dim, inner)
-        self.v_proj = nn.Linear(dim, inner)
-        self.out_proj = nn.Linear(inner, dim)
+        inner = DIM // downsample
+        self.q_proj = nn.Linear(DIM, inner)
+        self.k_proj = nn.Linear(DIM, inner)
+        self.v_proj = nn.Linear(DIM, inner)
+        self.out_proj = nn.Linear(inner, DIM)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
@@ -34,16 +29,16 @@ class Attention(nn.Module):
         return self.out_proj(context.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU: (..., dim) to (..., dim)."""
+    """Two linear layers with ReLU: (..., 256) to (..., 256)."""
 
-    def __init__(self, dim: int = DIM, hidden: int = HIDDEN) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(dim, hidden)
-        self.lin2 = nn.Linear(hidden, dim)
+        self.lin1 = nn.Linear(DIM, HIDDEN)
+        self.lin2 = nn.Linear(HIDDEN, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(F.relu(self.lin1(x)))
@@ -84,9 +79,9 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Two blocks and a last attention from the tokens to the image."""
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayBlock(first=i == 0) for i in range(depth))
+        self.layers = nn.ModuleList(TwoWayBlock(first) for first in (True, False))
         self.final_attn_token_to_image = Attention(downsample=2)
         self.norm_final_attn = nn.LayerNorm(DIM)
 
