@@ -12,13 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litemed.runtime.preprocess import preprocess
-from litemed.train.augment import augment, blur, content_of, move, recolour, stretch_range
+from litemed.train.augment import (
+    CHANCES,
+    NONE,
+    Chances,
+    augment,
+    blur,
+    content_of,
+    move,
+    recolour,
+    stretch_range,
+)
 from litemed.train.config import Augmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
-OFF = Augmentation(flip_horizontal=0, flip_vertical=0)
 MOVES = ("flip_horizontal", "flip_vertical", "zoom", "turn", "stretch", "aspect", "elastic")
 COLOURS = ("grey", "gains", "gamma", "window", "invert", "blur", "bias", "noise")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -28,8 +37,8 @@ extents = st.one_of(
 )
 
 
-def only(**probabilities: float) -> Augmentation:
-    return dataclasses.replace(OFF, **probabilities)
+def only(**probabilities: float) -> Chances:
+    return dataclasses.replace(NONE, **probabilities)
 
 
 def generator(seed: int, device: str = "cpu") -> torch.Generator:
@@ -61,7 +70,7 @@ def test_with_all_off_an_image_is_what_the_runtime_makes_of_it(device, seed, ext
     if flat:
         image = torch.full_like(image, 77) * content_of(sides, SIZE)
     out, same, still = augment(
-        image.to(device), labels.to(device), sides.to(device), OFF, generator(seed, device)
+        image.to(device), labels.to(device), sides.to(device), NONE, generator(seed, device)
     )
     assert (out.dtype, same.dtype, still.dtype) == (torch.float32, torch.int32, torch.int64)
     assert torch.equal(same.cpu(), labels)
@@ -76,7 +85,7 @@ def test_with_all_off_an_image_is_what_the_runtime_makes_of_it(device, seed, ext
     extent=st.lists(extents, min_size=1, max_size=4),
     names=st.sets(st.sampled_from(MOVES), min_size=1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_label_comes_from_the_place_that_the_image_comes_from(seed, extent, names):
     """An image that tells each pixel's place, moved, tells where every moved label has to come from."""
     _, labels, sides = scenes(seed, extent)
@@ -238,7 +247,7 @@ def test_each_happens_as_often_as_its_probability_says(name):
     size, images = (256, 60) if name == "blur" else (SIZE, 240)  # below, a blur is narrower than a pixel
     image, labels, sides = scenes(3, [(size, 48)] * images, size=size)
     out, _, _ = augment(image, labels, sides, only(**{name: 0.3}), generator(0))
-    still, _, _ = augment(image, labels, sides, OFF, generator(0))
+    still, _, _ = augment(image, labels, sides, NONE, generator(0))
     changed = (out - still).abs().flatten(1).amax(1) > 1e-4
     assert changed.float().mean() == pytest.approx(0.3, abs=4 * (0.21 / images) ** 0.5)
 
@@ -317,3 +326,11 @@ def test_stretching_the_range_twice_is_stretching_it_once(seed, extent):
     content = content_of(sides, SIZE)
     once = stretch_range(image.float(), content)
     assert torch.equal(stretch_range(once, content), once)
+
+
+def test_every_kind_of_the_settings_has_its_chances():
+    for kind, chances in CHANCES.items():
+        assert Augmentation(kind).kind == kind
+        assert all(0 <= chance <= 1 for chance in vars(chances).values())
+    assert all(chance > 0 for chance in vars(CHANCES["strong"]).values())
+    assert [name for name, chance in vars(CHANCES["flips"]).items() if chance] == list(MOVES[:2])

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from litemed.models.adapter import decoder_path, fold_adapter
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.train.config import TUNE_ALL, Config, Loss
-from litemed.train.dataset import collate, make_sample
+from litemed.train.dataset import load_batch
 from litemed.train.examples import generator_of, make_examples
-from litemed.train.losses import mask_losses
+from litemed.train.losses import summed_losses
 from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.store import Slices
-from litemed.train.tables import updated
+from litemed.train.toml_settings import updated
 from litemed.train.validation import validation_slices
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -54,6 +54,7 @@ KINDS = {"light": ("all", 3e-4), "tiny_vit": ("lora+decoder", 1e-3)}
 """What is tuned of either kind of checkpoint, and at what rate."""
 
 SETTINGS = {
+    "run.size": SIZE,
     "run.epochs": 3,
     "run.samples_per_epoch": 32,
     "run.batch_size": 4,
@@ -113,8 +114,7 @@ def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.Tem
 def tune(base: Path, data: Path, folder: Path, weights: str, rate: float, **settings: object) -> None:
     named = [part for name, value in (SETTINGS | settings).items() for part in ("--set", f"{name}={value}")]
     named += ["--set", f"optimizer.lr={rate}"]
-    options = ("--size", SIZE, "--device", "cpu", "--tune", weights, *named)
-    litemed("train", data, "--base", base, "-o", folder, *options)
+    litemed("train", data, "--base", base, "-o", folder, "--device", "cpu", "--tune", weights, *named)
 
 
 @pytest.fixture(scope="module")
@@ -164,17 +164,15 @@ def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     """Return the mean loss, and its Dice part alone, on some training slices, none of them at random."""
     source = Slices.open(data, split="train")
     chosen = validation_slices(source, SLICES_EACH).tolist()
-    batch = collate([make_sample(*source[i], SIZE) for i in chosen], SIZE)
-    still = {"augmentation": {"flip_horizontal": 0.0, "flip_vertical": 0.0}, "prompts": {"jitter_pixels": 0}}
+    batch = load_batch(chosen, source, SIZE)
+    still = {"augmentation": {"kind": "none"}, "prompts": {"jitter_pixels": 0}}
     generator = generator_of(0, 0, 0, 0, torch.device("cpu"))
     image, prompts = make_examples(batch, updated(Config(), still, "test"), generator)
     with torch.no_grad():
         network = TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval()
         logits, iou = network(image, prompts.boxes, prompts.image_of_box)
-    parts = mask_losses(logits, iou, prompts, len(image), Loss())
-    each = torch.stack([parts.total(Loss()), parts.dice])
-    total, dice = ((each * prompts.weights).sum(1) / prompts.weights.sum()).tolist()
-    return total, dice
+    total, dice, *_ = summed_losses(logits, iou, prompts, len(image), Loss()) / prompts.weights.sum()
+    return total.item(), dice.item()
 
 
 def test_a_short_run_on_real_images_lowers_the_loss_and_raises_the_dsc(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,18 +13,19 @@ from safetensors import safe_open
 from litemed.benchmarks.phantoms import draw_image
 from litemed.models.adapter import decoder_path, fold_adapter
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
-from litemed.models.encoders import ENCODERS, LIGHT
+from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.lora import LoRAConfig
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
-from litemed.train.config import TUNES, Config, LoRA, Loss
-from litemed.train.dataset import collate, make_sample
+from litemed.train.config import TUNES, Config, LoRA, Run
+from litemed.train.dataset import Batch
 from litemed.train.examples import generator_of, make_examples
 from litemed.train.losses import mask_losses
 from litemed.train.network import TrainedNetwork, build_network
-from litemed.train.outputs import write_weights
 from litemed.train.prompts import Prompted
+from litemed.train.run_files import write_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,12 +44,14 @@ def base() -> Checkpoint:
 @pytest.fixture(scope="module")
 def batch() -> Examples:
     phantoms = [draw_image(64, 64, 2, seed=seed) for seed in range(2)]
-    slices = collate([make_sample(phantom.image, phantom.labels, SIZE) for phantom in phantoms], SIZE)
+    images, labels = (np.stack([getattr(one, name) for one in phantoms]) for name in ("image", "labels"))
+    content = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    slices = Batch(content, torch.from_numpy(labels.astype(np.int32)), torch.full((2, 2), SIZE), ())
     return make_examples(slices, Config(), generator_of(0, 0, 0, 0, torch.device("cpu")))
 
 
-def build(base: Checkpoint, tune: str, lora: LoRA = LoRA()) -> TrainedNetwork:  # noqa: B008 (frozen)
-    return build_network(base, SIZE, tune, lora, seed=1)
+def build(base: Checkpoint, tune: str, rank: int = 4, size: int = SIZE) -> TrainedNetwork:
+    return build_network(base, Run(seed=1, size=size, tune=tune), LoRA(rank))
 
 
 def segment(network: TrainedNetwork, batch: Examples) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +65,7 @@ def step(network: TrainedNetwork, batch: Examples, steps: int = 1, lr: float = 1
     for _ in range(steps):
         optimizer.zero_grad()
         logits, iou = segment(network, batch)
-        mask_losses(logits, iou, batch[1], len(batch[0]), Loss()).total(Loss()).sum().backward()
+        mask_losses(logits, iou, batch[1], len(batch[0])).sum().backward()
         optimizer.step()
     network.eval()
 
@@ -104,22 +108,14 @@ def test_gradients_flow_only_where_they_should_and_nothing_else_moves(base, batc
     assert moved - with_gradient == (statistics if tune == "all" else set())
 
 
-@pytest.mark.parametrize(("tune", "expected"), [("decoder", False), ("lora", True)])
-def test_a_frozen_encoder_runs_without_a_graph(base, batch, tune, expected):
-    network = build(base, tune).train()
-    seen = []
-    network.model.image_encoder.register_forward_hook(lambda module, i, out: seen.append(out.requires_grad))
-    segment(network, batch)
-    assert seen == [expected]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["lora", "lora+decoder"])
 def test_the_adapter_differs_from_the_base_and_folded_it_equals_what_was_trained(base, batch, tune, tmp_path):
     network = build(base, tune)
     assert torch.equal(answer(network.model, batch), answer(base.model(SIZE), batch))
     step(network, batch, steps=2, lr=1e-2)
     path = tmp_path / "best.safetensors"
-    write_weights(path, network, LoRA(), weights_digest(base.state))
+    write_weights(path, network, 4, weights_digest(base.state))
     trained = answer(network.model, batch)
     assert (trained - answer(base.model(SIZE), batch)).abs().max() > 1e-2
     folded = fold_adapter(base, path)
@@ -129,33 +125,29 @@ def test_the_adapter_differs_from_the_base_and_folded_it_equals_what_was_trained
 
 def test_the_adapter_file_is_small_and_says_what_it_is_for(base, tmp_path):
     path = tmp_path / "best.safetensors"
-    write_weights(path, build(base, "lora+decoder"), LoRA(rank=4), weights_digest(base.state))
+    write_weights(path, build(base, "lora+decoder"), 4, weights_digest(base.state))
     assert path.stat().st_size < 1_000_000
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["litemed"])
         assert len(list(file.keys())) == 2 * 4 * 10
     assert (about["rank"], about["alpha"]) == (4, 4)
-    assert about["targets"] == list(LoRA().targets)
+    assert about["targets"] == list(LoRAConfig().targets)
     assert about["base"] == weights_digest(base.state)
     other = untrained_checkpoint(seed=5)
     with pytest.raises(CheckpointError, match="another base"):
         fold_adapter(other, path)
 
 
-def test_other_ranks_and_targets_go_through(base, batch, tmp_path):
-    lora = LoRA(rank=2, alpha=6, targets=("attn.q", "attn.v"))
-    network = build(base, "lora", lora)
-    step(network, batch, steps=2, lr=1e-2)
+def test_other_ranks_go_through(base, tmp_path):
     path = tmp_path / "a.safetensors"
-    write_weights(path, network, lora, weights_digest(base.state))
+    write_weights(path, build(base, "lora", rank=2), 2, weights_digest(base.state))
     folded = fold_adapter(base, path)
     assert folded.lora is not None
-    assert (folded.lora.rank, folded.lora.alpha, folded.lora.targets) == (2, 6, ("attn.q", "attn.v"))
-    assert torch.allclose(answer(folded.model(SIZE), batch), answer(network.model, batch), atol=1e-4)
+    assert (folded.lora.rank, folded.lora.alpha) == (2, 2)
 
 
-@pytest.mark.parametrize("encoder", list(ENCODERS))
-@pytest.mark.parametrize("tune", ["decoder", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("tune", "encoder"), [("decoder", LIGHT), ("all", TINY_VIT)])
 def test_without_adapters_a_complete_checkpoint_in_the_published_layout_is_written(
     batch, tune, encoder, tmp_path
 ):
@@ -163,22 +155,12 @@ def test_without_adapters_a_complete_checkpoint_in_the_published_layout_is_writt
     network = build(base, tune)
     step(network, batch)
     path = tmp_path / "best.safetensors"
-    write_weights(path, network, LoRA(), weights_digest(base.state))
+    write_weights(path, network, 4, weights_digest(base.state))
     found = read_checkpoint(path)
     assert (found.layout, found.lora, found.encoder) == ("plain", None, encoder)
     assert {str(value.dtype) for value in found.state.values()} == {"torch.float32", "torch.int64"}
     assert torch.equal(answer(found.model(SIZE), batch), answer(network.model, batch))
     assert weights_digest(found.state) != weights_digest(base.state)
-
-
-def test_the_same_weights_go_on_at_another_size(base):
-    for size in (64, 128):
-        network = build_network(base, size, "all", LoRA(), seed=0).eval()
-        with torch.inference_mode():
-            logits, iou = network(
-                torch.rand(1, 3, size, size), torch.tensor([[3.0, 3, 40, 50]]), torch.tensor([0])
-            )
-        assert (logits.shape, iou.shape) == ((1, size, size), (1,))
 
 
 def test_boxes_are_embedded_in_full_precision_under_autocast(base, batch):
@@ -203,13 +185,6 @@ def test_channels_last_gives_the_same_answer_and_gradients(base, batch):
         results.append((logits, network.model.image_encoder.patch_embed.seq[0].c.weight.grad))
     for plain, last in zip(*results, strict=True):
         assert torch.allclose(plain, last, atol=1e-4 * plain.detach().abs().max().item())
-
-
-def test_what_cannot_be_is_refused(base):
-    with pytest.raises(UsageError, match=r"\[lora\]: LoRA rank 0"):
-        build(base, "lora", LoRA(rank=0))
-    with pytest.raises(UsageError, match=r"attn\.x"):
-        build(base, "lora", LoRA(targets=("attn.x",)))
 
 
 @pytest.mark.parametrize("tune", ["lora", "lora+decoder"])

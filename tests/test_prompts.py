@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from litemed.runtime.preprocess import Frame, scale_boxes
 from litemed.train.config import Prompts
-from litemed.train.prompts import Prompted, draw_prompts, find_boxes, loosen, tight_boxes
+from litemed.train.prepare.objects import Objects, boxes_of, keep, number
+from litemed.train.prompts import Prompted, draw_prompts, loosen, tight_boxes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
-TIGHT = Prompts(per_image=100, min_object_pixels=1, jitter_pixels=0)
+TIGHT = Prompts(jitter_pixels=0)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -28,9 +29,9 @@ def random_labels(seed: int, images: int = 3) -> torch.Tensor:
     random = np.random.default_rng(seed)
     labels = np.zeros((images, SIZE, SIZE), np.int32)
     for plane in labels[1:]:
-        for number in random.choice(60_000, 5, replace=False) + 1:
+        for label in random.choice(60_000, 5, replace=False) + 1:
             y, x = random.integers(SIZE, size=2)
-            plane[y : y + random.integers(1, 20), x : x + random.integers(1, 20)] = number
+            plane[y : y + random.integers(1, 20), x : x + random.integers(1, 20)] = label
     return torch.from_numpy(labels)
 
 
@@ -38,7 +39,12 @@ def whole(labels: torch.Tensor) -> torch.Tensor:
     return torch.full((len(labels), 2), SIZE)
 
 
-def boxes_of(prompted: Prompted, image: int) -> set[tuple[float, ...]]:
+def objects_of(plane: torch.Tensor, least: int = 1) -> Objects:
+    objects = number(plane.numpy().astype(np.uint16))
+    return keep(objects, objects.sizes >= least)
+
+
+def boxes_drawn(prompted: Prompted, image: int) -> set[tuple[float, ...]]:
     return {tuple(box) for box in prompted.boxes[prompted.image_of_box == image].tolist()}
 
 
@@ -47,31 +53,29 @@ def boxes_of(prompted: Prompted, image: int) -> set[tuple[float, ...]]:
 @settings(max_examples=40, deadline=None)
 def test_boxes_without_jitter_are_those_of_validation(device, seed, least):
     labels = random_labels(seed)
-    chosen = Prompts(per_image=100, min_object_pixels=least, jitter_pixels=0)
-    drawn = draw_prompts(labels.to(device), whole(labels).to(device), chosen, generator(seed, device))
+    places = labels.to(device), whole(labels).to(device)
+    drawn = draw_prompts(*places, TIGHT, generator(seed, device), 100, least)
     for image, plane in enumerate(labels):
-        objects = find_boxes(plane.numpy().astype(np.uint16), least)
-        assert boxes_of(drawn, image) == {tuple(box) for box in objects.xyxy.astype(float).tolist()}
+        objects = objects_of(plane, least)
+        assert boxes_drawn(drawn, image) == {tuple(box) for box in boxes_of(objects).astype(float).tolist()}
         masks = drawn.masks[drawn.image_of_box == image].cpu()
-        assert sorted(masks.sum((1, 2)).tolist()) == sorted(
-            int((plane == number).sum()) for number in objects.numbers
-        )
+        assert sorted(masks.sum((1, 2)).tolist()) == sorted(objects.sizes.tolist())
 
 
 def test_boxes_are_those_that_the_runtime_makes_of_an_image_of_the_network_size():
     labels = random_labels(5)
-    drawn = draw_prompts(labels, whole(labels), TIGHT, generator(0))
+    drawn = draw_prompts(labels, whole(labels), TIGHT, generator(0), 100, 1)
     frame = Frame.of(SIZE, SIZE, SIZE)
     for image, plane in enumerate(labels):
-        tight = scale_boxes(find_boxes(plane.numpy().astype(np.uint16)).xyxy, frame)
-        assert boxes_of(drawn, image) == {tuple(box) for box in tight.tolist()}
+        tight = scale_boxes(boxes_of(objects_of(plane)), frame)
+        assert boxes_drawn(drawn, image) == {tuple(box) for box in tight.tolist()}
 
 
 @given(seed=st.integers(0, 10**6), per_image=st.integers(1, 6))
 @settings(max_examples=40, deadline=None)
 def test_what_is_drawn_belongs_together(seed, per_image):
     labels = random_labels(seed)
-    drawn = draw_prompts(labels, whole(labels), Prompts(per_image=per_image), generator(seed))
+    drawn = draw_prompts(labels, whole(labels), Prompts(), generator(seed), per_image)
     assert (drawn.boxes.dtype, drawn.masks.dtype) == (torch.float32, torch.uint8)
     assert (drawn.image_of_box.dtype, drawn.weights.dtype) == (torch.int64, torch.float32)
     assert len(drawn) == len(drawn.masks) == len(drawn.image_of_box) == len(drawn.weights)
@@ -84,7 +88,7 @@ def test_what_is_drawn_belongs_together(seed, per_image):
         seen.add((image, number))
     assert (drawn.image_of_box.diff() >= 0).all()
     counts = torch.bincount(drawn.image_of_box, minlength=len(labels))
-    large = [len(find_boxes(plane.numpy().astype(np.uint16), 4)) for plane in labels]
+    large = [len(objects_of(plane, 4)) for plane in labels]
     assert counts.tolist() == [min(per_image, count) for count in large]
     sums = torch.zeros(len(labels)).index_add_(0, drawn.image_of_box, drawn.weights)
     torch.testing.assert_close(sums, (counts > 0).float())
@@ -93,18 +97,17 @@ def test_what_is_drawn_belongs_together(seed, per_image):
 def test_every_object_is_drawn_as_often_as_the_others():
     labels = torch.zeros(600, SIZE, SIZE, dtype=torch.int32)
     labels[:, :40, :40], labels[:, 50:53, 50:53], labels[:, 50:60, :5] = 1, 2, 3
-    drawn = draw_prompts(labels, whole(labels), Prompts(per_image=1), generator(0))
+    drawn = draw_prompts(labels, whole(labels), Prompts(), generator(0), per_image=1)
     areas = drawn.masks.sum((1, 2))
     for area in (1600, 9, 50):
         assert 0.25 < (areas == area).float().mean() < 0.42
 
 
-def test_without_objects_there_are_no_boxes():
+def test_without_objects_there_is_one_box_of_no_weight():
     labels = torch.zeros(2, SIZE, SIZE, dtype=torch.int32)
     drawn = draw_prompts(labels, whole(labels), Prompts(tight=0.3, jittered=0.3), generator(0))
-    assert drawn.boxes.shape == (0, 4)
-    assert drawn.masks.shape == (0, SIZE, SIZE)
-    assert len(drawn.weights) == len(drawn.image_of_box) == 0
+    assert (drawn.boxes.shape, drawn.masks.shape) == ((1, 4), (1, SIZE, SIZE))
+    assert (drawn.weights.tolist(), drawn.image_of_box.tolist()) == ([0], [0])
 
 
 @given(
@@ -121,7 +124,7 @@ def test_boxes_keep_to_the_content_have_an_area_and_are_whole(seed, height, widt
     low = random.integers(0, (width, height), (20, 2))
     high = np.maximum(random.integers(low, (width, height)), low + 1)
     boxes = torch.from_numpy(np.concatenate([low, high], axis=1))
-    loose = Prompts(tight=tight, jittered=jittered, jitter_pixels=pixels, jitter_shares=(0.1, 0.5))
+    loose = Prompts(tight=tight, jittered=jittered, jitter_pixels=pixels)
     out = loosen(boxes, torch.tensor([[height, width]] * 20), 256, loose, generator(seed))
     assert out.dtype == torch.float32
     assert torch.equal(out, out.round())
@@ -170,25 +173,23 @@ def test_the_runtime_makes_boxes_of_finer_images_a_pixel_off_as_often():
 
 
 def test_jittered_edges_move_either_way_by_a_share_of_the_side():
-    moved = moves(Prompts(jittered=1.0, jitter_shares=(0.1,)))
+    moved = moves(Prompts(jittered=1.0))
     assert moved.mean() == pytest.approx(0, abs=0.1)
-    assert moved[:, [0, 2]].abs().amax() == 5  # a tenth of 50
-    assert moved[:, [1, 3]].abs().amax() == 4
-    both = moves(Prompts(jittered=1.0, jitter_shares=(0.1, 0.2)))
-    assert both[:, [0, 2]].abs().amax() == 10
-    assert 0.2 < (both[:, 0].abs() > 5).float().mean() < 0.3  # half of one half
+    assert moved[:, [0, 2]].abs().amax() == 10  # a fifth of 50
+    assert moved[:, [1, 3]].abs().amax() == 8
+    assert 0.2 < (moved[:, 0].abs() > 5).float().mean() < 0.3  # half of one half: a tenth is as likely
 
 
 def test_the_shares_of_the_kinds_are_those_of_the_settings():
     grown = moves(Prompts(tight=0.3, jittered=0.0, jitter_pixels=128))
     assert (grown.amax(1) <= 1).float().mean() == pytest.approx(0.3, abs=0.03)
-    mixed = moves(Prompts(tight=0.3, jittered=0.5, jitter_pixels=0, jitter_shares=(0.5,)))
-    assert (mixed.amin(1) < 0).float().mean() == pytest.approx(0.5 * (1 - 0.5**4), abs=0.04)
+    mixed = moves(Prompts(tight=0.3, jittered=0.5, jitter_pixels=0))
+    assert (mixed.amin(1) < 0).float().mean() == pytest.approx(0.5 * (1 - 0.5**4), abs=0.05)
 
 
 def test_the_same_seed_draws_the_same_boxes_and_another_others():
     labels = random_labels(2)
-    loose = Prompts(tight=0.3, jittered=0.3, per_image=2)
+    loose = Prompts(tight=0.3, jittered=0.3)
     first, again, other = (draw_prompts(labels, whole(labels), loose, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.boxes, again.boxes)
     assert torch.equal(first.masks, again.masks)
@@ -199,6 +200,6 @@ def test_the_same_seed_draws_the_same_boxes_and_another_others():
 @settings(max_examples=20, deadline=None)
 def test_boxes_of_masks_are_found_as_those_of_labels(seed):
     plane = random_labels(seed, images=2)[1]
-    objects = find_boxes(plane.numpy().astype(np.uint16))
-    masks = plane == torch.from_numpy(objects.numbers)[:, None, None]
-    assert torch.equal(tight_boxes(masks), torch.from_numpy(objects.xyxy))
+    objects = objects_of(plane)
+    masks = torch.from_numpy(objects.labels) == torch.arange(1, len(objects) + 1)[:, None, None]
+    assert torch.equal(tight_boxes(masks), torch.from_numpy(boxes_of(objects)))

@@ -9,7 +9,8 @@ import pytest
 
 from litemed.runtime.errors import UsageError
 from litemed.train.config import Config
-from litemed.train.tables import as_tables, differences, parse_setting, read_toml, updated
+from litemed.train.losses import FOCAL_ALPHA, FOCAL_GAMMA
+from litemed.train.toml_settings import as_tables, differences, parse_setting, read_toml, updated
 
 DEFAULTS = Path(__file__).parent.parent / "train" / "default.toml"
 RECIPE = DEFAULTS.parent / "recipes" / "lora.toml"
@@ -22,32 +23,19 @@ def test_the_documented_defaults_are_the_defaults():
 def test_the_defaults_are_those_of_the_paper():
     config = Config()
     assert (config.run.batch_size, config.run.size, config.run.epochs) == (16, 256, 20)
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.kind) == (
-        5e-5,
-        0.01,
-        "plateau",
-    )
-    assert (config.loss.focal_gamma, config.loss.focal_alpha, config.loss.dice, config.loss.focal) == (
-        2,
-        0.25,
-        1,
-        1,
-    )
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (5e-5, 0.01)
+    assert (config.schedule.kind, config.augmentation.kind) == ("plateau", "flips")
+    assert (FOCAL_GAMMA, FOCAL_ALPHA) == (2, 0.25)
     assert (config.sampling.weights, config.sampling.others) == ({"CT": 40, "MR": 10}, 50)
     assert (config.prompts.jitter_pixels, config.lora.rank, config.run.tune) == (5, 4, "lora+decoder")
-    strong = {k: v for k, v in vars(config.augmentation).items() if not k.startswith("flip")}
-    assert not any(strong.values())
     assert (config.loss.cross_entropy, config.optimizer.decoder_lr, config.run.average) == (0, 0, 0)
 
 
 def test_settings_go_through_plain_tables_unchanged():
-    config = updated(
-        Config(), {"lora": {"targets": ["attn.q"]}, "sampling": {"weights": {"US": 1}}}, "a.toml"
-    )
-    assert config.lora.targets == ("attn.q",)
+    config = updated(Config(), {"lora": {"rank": 8}, "sampling": {"weights": {"US": 1}}}, "a.toml")
     assert config.sampling.weights == {"US": 1.0}
     assert updated(Config(), as_tables(config), "state") == config
-    assert differences(Config(), config) == ["sampling.weights", "lora.targets"]
+    assert differences(Config(), config) == ["sampling.weights", "lora.rank"]
 
 
 def test_hardware_does_not_make_another_run():
@@ -63,28 +51,24 @@ def test_hardware_does_not_make_another_run():
         ("run = 1", ["run", "table"]),
         ("[optimizer]\nlr = 'fast'", ["optimizer.lr", "'fast'", "number"]),
         ("[optimizer]\nlr = true", ["optimizer.lr", "True"]),
-        ("[optimizer]\nlr = nan", ["optimizer.lr", "nan"]),
-        ("[optimizer]\nlr = 0", ["optimizer.lr", "above 0"]),
+        ("[optimizer]\nlr = 0", ["optimizer.lr", "at least"]),
         ("[run]\nepochs = 2.5", ["run.epochs", "2.5", "whole"]),
         ("[run]\nepochs = 0", ["run.epochs", "at least 1"]),
         ("[run]\nsize = 100", ["run.size", "100", "64"]),
-        ("[run]\nsize = -64", ["run.size", "-64"]),
         ("[run]\ntune = 'encoder'", ["run.tune", "'encoder'", "lora+decoder"]),
         ("[sampling.weights]\nXray = 3", ["'Xray'", "XRay"]),
         ("[sampling.weights]\nCT = -1", ["sampling.weights.CT", "-1"]),
         ("[sampling]\nothers = 0\nweights = {CT = 0}", ["every weight is 0"]),
-        ("[augmentation]\nblur = 1.5", ["augmentation.blur", "1.5", "between 0 and 1"]),
-        ("[loss]\ndice = 0\nfocal = 0", ["dice, focal and cross_entropy are all 0"]),
-        ("[loss]\nfocal_gamma = 0.5", ["focal_gamma", "0.5"]),
-        ("[lora]\ntargets = 'attn.q'", ["lora.targets", "list"]),
-        ("[lora]\ntargets = [1]", ["lora.targets", "1", "text"]),
-        ("[prompts]\nper_image = 0", ["prompts.per_image"]),
+        ("[prompts]\ntight = 1.5", ["prompts.tight", "1.5", "between 0 and 1"]),
+        ("[prompts]\ntight = 0.6\njittered = 0.6", ["tight and jittered are above 1"]),
+        ("[augmentation]\nkind = 'all'", ["augmentation.kind", "'all'", "none, flips, strong"]),
+        ("[sampling]\nweights = 3", ["sampling.weights", "table of numbers"]),
+        ("[lora]\nrank = 0", ["lora.rank", "between 1 and 256"]),
         ("[hardware]\nprecision = 'half'", ["'half'", "bfloat16"]),
         ("[hardware]\ncompile = true", ["hardware.compile", "True", "text"]),
         ("[hardware]\ncompile = 'often'", ["hardware.compile", "'often'", "auto"]),
         ("[optimizer]\ndecoder_lr = -1", ["optimizer.decoder_lr", "-1"]),
         ("[schedule]\nkind = 'constant'", ["schedule.kind", "'constant'", "plateau, cosine"]),
-        ("[sampling]\nexclude = 'one'", ["sampling.exclude", "list"]),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line_that_names_file_and_value(tmp_path, toml, words):
@@ -114,7 +98,6 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_single_settings_are_toml_or_text():
     assert parse_setting("optimizer.lr=1e-4") == {"optimizer": {"lr": 1e-4}}
     assert parse_setting("run.tune = lora") == {"run": {"tune": "lora"}}
-    assert parse_setting("lora.targets=['attn.q', 'attn.v']") == {"lora": {"targets": ["attn.q", "attn.v"]}}
     assert parse_setting("sampling.weights={CT=1}") == {"sampling": {"weights": {"CT": 1}}}
 
 

@@ -1,7 +1,9 @@
-"""The state of a run: exact, whole or not there, and never executed."""
+"""What a run writes: its state is exact and never executed; its log; the learning rate over the run."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -11,16 +13,15 @@ import torch
 
 from litemed.train.config import Config, Schedule
 from litemed.train.errors import TrainingError
-from litemed.train.schedule import LearningRate
-from litemed.train.state import FILE, State, read_state, write_state
-from litemed.train.tables import as_tables
+from litemed.train.optimise import LearningRate
+from litemed.train.run_files import FORMAT, LOG, STATE, State, read_state, write_log, write_state
+from litemed.train.toml_settings import as_tables
 
 
 def a_state() -> State:
     return State(
         config=as_tables(Config()),
-        base="digest",
-        data="digest",
+        inputs={"base": {"sha256": "digest"}},
         model={"weight": torch.randn(3, 2)},
         average=None,
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
@@ -34,8 +35,8 @@ def test_a_state_comes_back_as_it_went(tmp_path):
     write_state(tmp_path, state)
     found = read_state(tmp_path)
     assert torch.equal(found.model["weight"], state.model["weight"])
-    assert (found.config, found.progress, found.schedule) == (state.config, state.progress, state.schedule)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert dataclasses.replace(found, model=state.model, optimizer=state.optimizer) == state
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
 
 
 class Payload:
@@ -45,7 +46,7 @@ class Payload:
 
 def damaged(path: Path, how: str) -> None:
     if how == "pickle":
-        torch.save({"format": "litemed-state-4", "model": Payload()}, path)
+        torch.save({"format": FORMAT, "model": Payload()}, path)
     elif how == "bare pickle":
         path.write_bytes(pickle.dumps(Payload()))
     elif how == "truncated":
@@ -54,7 +55,7 @@ def damaged(path: Path, how: str) -> None:
     elif how == "other":
         torch.save({"model": {}}, path)
     elif how == "incomplete":
-        torch.save({"format": "litemed-state-4", "model": {}}, path)
+        torch.save({"format": FORMAT, "model": {}}, path)
     else:
         path.write_bytes(b"")
 
@@ -62,7 +63,7 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["pickle", "bare pickle", "truncated", "other", "incomplete", "empty"])
 def test_a_damaged_state_is_refused_in_one_line_and_not_run(tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
-    damaged(tmp_path / FILE, how)
+    damaged(tmp_path / STATE, how)
     with pytest.raises(TrainingError, match=r"state\.pt: .*--overwrite") as caught:
         read_state(tmp_path)
     assert "\n" not in str(caught.value)
@@ -72,6 +73,21 @@ def test_a_damaged_state_is_refused_in_one_line_and_not_run(tmp_path, monkeypatc
 def test_without_a_state_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(TrainingError, match="no run to resume"):
         read_state(tmp_path)
+
+
+def test_the_log_keeps_what_was_not_measured_empty(tmp_path):
+    trained = {"samples": 8, "lr": 1e-4, "loss": 0.5, "dice": 0.25, "skipped": 0}
+    rows = [
+        {"epoch": 0, "samples": 0, "skipped": 1, "dsc": 0.5, "dsc_CT": 0.25},
+        {"epoch": 1, **trained},
+        {"epoch": 2, **trained, "dsc": None, "dsc_US": 0.75},
+    ]
+    write_log(tmp_path, rows)
+    with (tmp_path / LOG).open(newline="") as stream:
+        base, first, second = csv.DictReader(stream)
+    assert (base["epoch"], base["loss"], base["dsc"], base["skipped"]) == ("0", "", "0.5", "1")
+    assert (first["loss"], first["dsc"], first["dsc_CT"]) == ("0.5", "", "")
+    assert (second["lr"], second["dsc"], second["dsc_US"]) == ("0.0001", "", "0.75")
 
 
 def rates(settings: Schedule, losses: list[float], steps: int = 2) -> list[float]:
@@ -88,8 +104,8 @@ def rates(settings: Schedule, losses: list[float], steps: int = 2) -> list[float
 
 
 def test_the_plateau_lowers_the_rate_when_the_loss_has_stayed_for_longer_than_the_patience():
-    settings = Schedule(factor=0.5, patience_epochs=1)
-    assert rates(settings, [1, 0.9, 0.9, 0.9, 0.9, 0.8], steps=1) == [1, 1, 1, 1, 0.5, 0.5]
+    found = rates(Schedule(), [1, *[0.9] * 7, 0.8], steps=1)
+    assert found == pytest.approx([*[1] * 8, 0.9])
 
 
 def test_the_cosine_falls_to_nothing_and_warming_up_rises_to_it():
@@ -103,20 +119,19 @@ def test_the_cosine_falls_to_nothing_and_warming_up_rises_to_it():
 
 
 def test_a_plateau_goes_on_where_it_was():
-    settings = Schedule(factor=0.5, patience_epochs=1)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = LearningRate(optimizer, settings, 10)
-    for loss in (1.0, 1.0):
+    schedule = LearningRate(optimizer, Schedule(), 10)
+    for loss in [1.0] * 6:
         schedule.after_epoch(loss)
-    again = LearningRate(optimizer, settings, 10)
+    again = LearningRate(optimizer, Schedule(), 10)
     again.load_state_dict(schedule.state_dict())
     again.after_epoch(1.0)
-    assert again.value == 0.5
+    assert again.value == 0.9
 
 
 def test_groups_of_weights_keep_the_ratio_of_their_rates():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.5)]
-    for settings in (Schedule(kind="cosine", warmup_steps=3), Schedule(factor=0.5, patience_epochs=0)):
+    for settings in (Schedule(kind="cosine", warmup_steps=3), Schedule()):
         optimizer = torch.optim.AdamW([dict(group) for group in groups])
         schedule = LearningRate(optimizer, settings, 12)
         for step in range(12):
@@ -124,4 +139,4 @@ def test_groups_of_weights_keep_the_ratio_of_their_rates():
             schedule.after_epoch(1.0)
             first, second = (group["lr"] for group in optimizer.param_groups)
             assert second == pytest.approx(first / 2)
-        assert first < 0.1
+        assert first < 0.95

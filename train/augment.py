@@ -7,13 +7,15 @@ from the moved labels afterwards (`litemed.train.prompts`), so that they cannot 
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litemed.train.config import Augmentation
 from litemed.train.prompts import REFERENCE_SIZE
 
 _ZOOM = (0.64, 2.2)
@@ -32,8 +34,38 @@ _LEAST_RANGE = 1e-8  # as in `litemed.runtime.preprocess`
 _LOTS = 1024  # objects whose numbers differ by a multiple of this share a lot
 
 
+@dataclass(frozen=True)
+class Chances:
+    """The probability of each augmentation of an image; those of the recipes by default."""
+
+    flip_horizontal: float = 0.5
+    flip_vertical: float = 0.5
+    zoom: float = 0.7  # by 0.64 to 2.2, towards an object
+    turn: float = 0.4  # by up to 30 degrees, either way
+    stretch: float = 0.4  # by up to 1.3 along one axis
+    aspect: float = 0.2  # another ratio of the image's sides, by up to 2, either way; crops or pads
+    elastic: float = 0.2  # smooth random deformation by up to about 3 % of the longest side
+    grey: float = 0.1  # colours to grey
+    gains: float = 0.3  # each colour times 0.6 to 1
+    gamma: float = 0.4  # of 0.5 to 2
+    window: float = 0.3  # clip up to a quarter of the range at either end
+    invert: float = 0.05  # dark to bright
+    blur: float = 0.15  # Gaussian of 0.3 to 1.5 pixels of a 256-pixel input
+    bias: float = 0.2  # times a smooth random field of about 0.6 to 1.6
+    noise: float = 0.25  # normal, standard deviation of 0.01 to 0.08 of the range
+
+
+NONE: Final = Chances(*[0.0] * len(dataclasses.fields(Chances)))
+CHANCES: Final = {
+    "none": NONE,
+    "flips": dataclasses.replace(NONE, flip_horizontal=0.5, flip_vertical=0.5),
+    "strong": Chances(),
+}
+"""By `litemed.train.config.Augmentation.kind`; the paper's is "flips"."""
+
+
 def augment(
-    image: Tensor, labels: Tensor, extent: Tensor, settings: Augmentation, generator: torch.Generator
+    image: Tensor, labels: Tensor, extent: Tensor, chances: Chances, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return a batch after augmentation, with the intensities that the runtime gives an image.
 
@@ -44,15 +76,15 @@ def augment(
         image: uint8 (B, 3, S, S); the content lies at the upper left, zeros on the right and below.
         labels: int32 (B, S, S), 0 is background and padding.
         extent: int64 (B, 2), height and width of the content; the longest side is S.
-        settings: the probability of each augmentation.
+        chances: the probability of each augmentation.
         generator: of the same device; the result follows from its state.
 
     Returns:
         image float32 (B, 3, S, S) in [0, 1], 0 in the padding; labels and extent as before.
     """
-    moved, labels, extent = move(image.to(torch.float32), labels, extent, settings, generator)
+    moved, labels, extent = move(image.to(torch.float32), labels, extent, chances, generator)
     content = content_of(extent, image.shape[-1])
-    recoloured = recolour(stretch_range(moved, content), content, settings, generator)
+    recoloured = recolour(stretch_range(moved, content), content, chances, generator)
     return stretch_range(recoloured, content), labels, extent
 
 
@@ -100,7 +132,7 @@ class _Lots:
 
 
 def move(
-    image: Tensor, labels: Tensor, extent: Tensor, settings: Augmentation, generator: torch.Generator
+    image: Tensor, labels: Tensor, extent: Tensor, chances: Chances, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the batch after those augmentations that move pixels; what comes from outside is 0.
 
@@ -108,18 +140,20 @@ def move(
     """
     size = image.shape[-1]
     lots = _Lots(len(image), 1, generator)
-    focus = _focus(labels, extent, lots) if settings.zoom or settings.turn else extent / 2
-    frame = _other_aspect(extent, size, settings.aspect, lots)
+    focus = _focus(labels, extent, lots) if chances.zoom or chances.turn else extent / 2
+    frame = _other_aspect(extent, size, chances.aspect, lots)
 
     # From the new image to the old one; (B,) each. Zoom, turn and stretch leave the focus in its place.
-    zoom = lots.factor(*_ZOOM, settings.zoom)
-    stretch = lots.factor(1 / _STRETCH, _STRETCH, settings.stretch).sqrt()
-    angle = lots.happens(settings.turn) * lots.uniform(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()
-    flip_x, flip_y = lots.sign(settings.flip_horizontal), lots.sign(settings.flip_vertical)
-    y, x = _from_middle(frame, size)
-    if settings.elastic:
+    zoom = lots.factor(*_ZOOM, chances.zoom)
+    stretch = lots.factor(1 / _STRETCH, _STRETCH, chances.stretch).sqrt()
+    angle = lots.happens(chances.turn) * lots.uniform(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()
+    flip_x, flip_y = lots.sign(chances.flip_horizontal), lots.sign(chances.flip_vertical)
+    # Of the middles of pixels, from the middle of the content: y (B, S, 1) and x (B, 1, S).
+    from_middle = torch.arange(size, device=frame.device) + 0.5 - frame[:, :, None] / 2
+    y, x = from_middle[:, 0, :, None], from_middle[:, 1, None, :]
+    if chances.elastic:
         knots = lots.uniform(-1, 1, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS) * (_ELASTIC_SHARE * size)
-        knots = knots * lots.happens(settings.elastic)[:, None, None, None]
+        knots = knots * lots.happens(chances.elastic)[:, None, None, None]
         field = F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)
         y, x = y + field[:, 0], x + field[:, 1]
     y, x = (flip * at for flip, at in ((_plane(flip_y), y), (_plane(flip_x), x)))
@@ -135,7 +169,7 @@ def move(
     # Positions are those of corners now, 0 to S; grid_sample wants -1 to 1.
     grid = torch.stack([x, y], dim=3) * (2 / size) - 1
     shrunk = torch.maximum(stretch, 1 / stretch) / zoom
-    moved = torch.where(inside, _interpolate(image, grid, shrunk, settings), 0)
+    moved = torch.where(inside, _interpolate(image, grid, shrunk, chances), 0)
     as_float = labels[:, None].to(torch.float32)  # exact up to 2^24
     nearest = F.grid_sample(as_float, grid, mode="nearest", align_corners=False)
     return moved, torch.where(inside, nearest, 0)[:, 0].to(labels.dtype), frame
@@ -143,13 +177,6 @@ def move(
 
 def _plane(values: Tensor) -> Tensor:
     return values[:, None, None]
-
-
-def _from_middle(frame: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return y (B, S, 1) and x (B, 1, S): of the middles of pixels, from the middle of the content."""
-    middles = torch.arange(size, device=frame.device) + 0.5
-    from_middle = middles - frame[:, :, None] / 2
-    return from_middle[:, 0, :, None], from_middle[:, 1, None, :]
 
 
 def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
@@ -171,54 +198,54 @@ def _other_aspect(extent: Tensor, size: int, probability: float, lots: _Lots) ->
     return torch.where(lots.happens(probability)[:, None], sides.round().clamp(min=1).long(), extent)
 
 
-def _interpolate(image: Tensor, grid: Tensor, shrunk: Tensor, settings: Augmentation) -> Tensor:
+def _interpolate(image: Tensor, grid: Tensor, shrunk: Tensor, chances: Chances) -> Tensor:
     """Sample linearly; where an image is `shrunk`, (B,) of at most 2, partly from one of half the size.
 
     Else what is finer than a new pixel would come out as noise.
     """
     sampled = F.grid_sample(image, grid, align_corners=False)
-    if not (settings.zoom or settings.stretch):
+    if not (chances.zoom or chances.stretch):
         return sampled
     coarse = F.grid_sample(F.avg_pool2d(image, 2), grid, align_corners=False)
     share = shrunk.log2().clamp(0, 1)[:, None, None, None]
     return torch.where(share > 0, sampled + share * (coarse - sampled), sampled)
 
 
-def recolour(image: Tensor, content: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+def recolour(image: Tensor, content: Tensor, chances: Chances, generator: torch.Generator) -> Tensor:
     """Return images, float32 (B, 3, S, S), after those augmentations that leave every pixel in its place.
 
     image: its content, bool (B, 1, S, S), is in [0, 1]; what is returned need not be.
     """
     lots = _Lots(len(image), 4, generator)
-    if settings.grey:
+    if chances.grey:
         grey = sum(weight * image[:, i : i + 1] for i, weight in enumerate(_LUMA))
-        image = torch.where(lots.happens(settings.grey), grey, image)
-    if settings.gains or settings.noise:  # which leave grey images grey
+        image = torch.where(lots.happens(chances.grey), grey, image)
+    if chances.gains or chances.noise:  # which leave grey images grey
         coloured = (image.amax(1) > image.amin(1)).flatten(1).any(1)[:, None, None, None]
-    if settings.gains:
+    if chances.gains:
         gains = lots.uniform(_GAIN, 1, 3, 1, 1)
-        image = torch.where(lots.happens(settings.gains) & coloured, image * gains, image)
-    if settings.gamma:
+        image = torch.where(lots.happens(chances.gains) & coloured, image * gains, image)
+    if chances.gamma:
         gamma = lots.factor(1 / _GAMMA, _GAMMA, 1.0)
-        image = torch.where(lots.happens(settings.gamma), image.clamp(0, 1).pow(gamma), image)
-    if settings.window:
+        image = torch.where(lots.happens(chances.gamma), image.clamp(0, 1).pow(gamma), image)
+    if chances.window:
         low, high = lots.uniform(0, _WINDOW_SHARE), lots.uniform(1 - _WINDOW_SHARE, 1)
         clipped = (torch.minimum(torch.maximum(image, low), high) - low) / (high - low)
-        image = torch.where(lots.happens(settings.window), clipped, image)
-    if settings.invert:
-        image = torch.where(lots.happens(settings.invert), 1 - image, image)
-    if settings.blur:
+        image = torch.where(lots.happens(chances.window), clipped, image)
+    if chances.invert:
+        image = torch.where(lots.happens(chances.invert), 1 - image, image)
+    if chances.blur:
         sigma = lots.uniform(*_BLUR_SIGMA)[:, 0, 0, 0] * (image.shape[-1] / REFERENCE_SIZE)
-        image = torch.where(lots.happens(settings.blur), blur(image, content, sigma), image)
-    if settings.bias:
+        image = torch.where(lots.happens(chances.blur), blur(image, content, sigma), image)
+    if chances.bias:
         knots = lots.uniform(-_BIAS_LOG, _BIAS_LOG, 1, _BIAS_KNOTS, _BIAS_KNOTS)
         field = F.interpolate(knots, image.shape[2:], mode="bicubic", align_corners=True)
-        image = torch.where(lots.happens(settings.bias), image * field.exp(), image)
-    if settings.noise:
+        image = torch.where(lots.happens(chances.bias), image * field.exp(), image)
+    if chances.noise:
         noise = torch.randn(image.shape, generator=generator, device=image.device)
         noise = torch.where(coloured, noise, noise[:, :1]) * lots.uniform(*_NOISE_SIGMA)
         # Values below the darkest one are cut off, as they are in most images.
-        image = torch.where(lots.happens(settings.noise), (image + noise).clamp(min=0), image)
+        image = torch.where(lots.happens(chances.noise), (image + noise).clamp(min=0), image)
     return image
 
 

@@ -1,23 +1,20 @@
-"""Which batches a run takes, made by processes beside the one that trains."""
+"""Processes beside the one that trains, which read and resize."""
 
 from __future__ import annotations
 
 import functools
 import os
 import signal
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from litemed.runtime.modalities import MODALITIES
-from litemed.train.config import Config, Run
-from litemed.train.dataset import Batch, SliceSource, TrainingSet, by_source, collate
-from litemed.train.sampler import Batches, ModalitySampler, modality_shares, whole_batches
+from litemed.train.config import Run
+from litemed.train.dataset import Batch, SliceSource, load_batch
+from litemed.train.sampler import Batches
 
 _MOST_WORKERS = 16
 
@@ -27,70 +24,34 @@ def loader_workers(wanted: int, processes: int) -> int:
     return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // processes)) if wanted < 0 else wanted
 
 
-def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:
-    """Return the sampler of a run, and warnings of what the data lack or the table leaves out.
+def loader_of(load: Callable[[list[int]], Any], workers: int, **options: Any) -> DataLoader[Any]:
+    """Return a loader that gives what `load` makes of numbers of slices; `options` say which, when.
 
-    Raises UsageError when the table gives all weight to modalities without slices.
+    Its processes, if any, leave Ctrl-C and OpenCV's threads alone. OpenCV keeps to one thread in this process
+    and so in those forked from it. Not in the loader processes: they inherit a pool without its threads, and
+    any change of it waits for ever.
     """
-    run, sampling = config.run, config.sampling
-    sources = {
-        modality: [part for name, part in by_source(source, of).items() if name not in sampling.exclude]
-        for modality, of in source.indices_by_modality().items()
-    }
-    sources = {modality: parts for modality, parts in sources.items() if parts}
-    found = modality_shares(sampling, MODALITIES, tuple(sources))
-    warnings = []
-    if found.absent:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares.items())
-        warnings.append(f"no training slices of {', '.join(found.absent)}; drawn instead: {shares}")
-    if found.undrawn:
-        warnings.append(f"{', '.join(found.undrawn)} weigh 0 in the table and are not drawn")
-    slices = sum(len(part) for parts in sources.values() for part in parts)
-    samples = whole_batches(run.samples_per_epoch or slices, run.batch_size)
-    if not sampling.balance_sources:
-        sources = {modality: [np.concatenate(parts)] for modality, parts in sources.items()}
-    return ModalitySampler(sources, found.shares, samples, run.seed), warnings
+    cv2.setNumThreads(1)
+    return DataLoader(num_workers=workers, worker_init_fn=_start_worker, collate_fn=load, **options)
 
 
 def training_loader(
-    samples: TrainingSet, batches: Batches, run: Run, workers: int, device: torch.device
+    source: SliceSource, min_pixels: int, batches: Batches, run: Run, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """Return the loader of a run: each iteration yields what `batches` is set to."""
-    before_forking()
-    dataset: Dataset[Any] = samples  # its items become a Batch in `collate`
-    return DataLoader(
-        dataset,
+    return loader_of(
+        functools.partial(load_batch, source=source, size=run.size, min_pixels=min_pixels),
+        workers,
+        dataset=range(len(source)),
         batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=functools.partial(collate, size=run.size),
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
         # Its own, so that starting an epoch anew takes nothing from the run's random numbers.
         generator=torch.Generator().manual_seed(run.seed),
     )
 
 
-def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yield each batch and the seconds that it was waited for."""
-    iterator = iter(batches)
-    while True:
-        asked = time.monotonic()
-        batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch, time.monotonic() - asked
-
-
-def start_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Let a loader process leave Ctrl-C to the process that trains, and end when it is told to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def before_forking() -> None:
-    """Keep OpenCV to one thread in this process and in the loader processes forked from it.
-
-    Not in the loader processes: they inherit a pool without its threads, and any change of it waits for ever.
-    """
-    cv2.setNumThreads(1)

@@ -5,14 +5,15 @@ One value for each of N boxes. Everything is computed in float32 or better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from litemed.train.config import Loss
 from litemed.train.prompts import Prompted
+
+FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
+"""The paper's focal loss; alpha weighs the pixels of the object, 1 - alpha the others."""
 
 DICE_SMOOTHING = 1.0
 """Added above and below the fraction, in pixels, so that an empty mask predicted empty costs nothing."""
@@ -21,52 +22,39 @@ NEAR = 0.25
 """How far a box reaches for the cross-entropy, on every side, as a share of its own side."""
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """Losses of N boxes, each (N,): dice in [0, 1], all others at least 0.
+PARTS = ("dice", "focal", "iou", "cross_entropy")
+"""What `mask_losses` returns, by the names that the log gives it."""
 
-    focal: mean over the pixels. iou: squared error of the predicted IoU. cross_entropy: that of the image
-    that a box lies on, see `merged_cross_entropy`.
+
+def mask_losses(logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int) -> Tensor:
+    """Return the losses of N boxes on `images` images, (4, N) in the order of `PARTS`.
+
+    Dice is in [0, 1], all others are at least 0: focal, the mean over the pixels; the squared error of the
+    predicted IoU; the cross-entropy of the image that a box lies on, see `merged_cross_entropy`.
+
+    logits: (N, S, S). predicted_iou: (N,).
     """
-
-    dice: Tensor
-    focal: Tensor
-    iou: Tensor
-    cross_entropy: Tensor
-
-    def total(self, weights: Loss) -> Tensor:
-        """Return the weighted sum, (N,)."""
-        return (
-            weights.dice * self.dice
-            + weights.focal * self.focal
-            + weights.iou * self.iou
-            + weights.cross_entropy * self.cross_entropy
-        )
-
-
-def mask_losses(
-    logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int, settings: Loss
-) -> LossParts:
-    """Return all losses of boxes on `images` images. logits: (N, S, S). predicted_iou: (N,)."""
     logits, target = logits.float(), prompts.masks.float()
-    return LossParts(
-        dice=dice_loss(logits, target),
-        focal=focal_loss(logits, target, settings.focal_gamma, settings.focal_alpha),
-        iou=(predicted_iou.float() - achieved_iou(logits, target)).square(),
-        cross_entropy=merged_cross_entropy(logits, prompts, images)[prompts.image_of_box],
+    return torch.stack(
+        [
+            dice_loss(logits, target),
+            focal_loss(logits, target),
+            (predicted_iou.float() - achieved_iou(logits, target)).square(),
+            merged_cross_entropy(logits, prompts, images)[prompts.image_of_box],
+        ]
     )
 
 
 def summed_losses(
-    logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int, settings: Loss
+    logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int, weights: Loss
 ) -> Tensor:
-    """Return the sums over images of the loss and of its parts, in the order of `LossParts`: (5,).
+    """Return the sums over images of the loss and of its parts, in the order of `PARTS`: (5,).
 
     The loss of an image is the mean over its boxes; otherwise as `mask_losses`.
     """
-    parts = mask_losses(logits, predicted_iou, prompts, images, settings)
-    losses = [parts.total(settings), parts.dice, parts.focal, parts.iou, parts.cross_entropy]
-    return (torch.stack(losses) * prompts.weights).sum(1)
+    parts = (mask_losses(logits, predicted_iou, prompts, images) * prompts.weights).sum(1)
+    total = parts[0] + parts[1] + weights.iou * parts[2] + weights.cross_entropy * parts[3]
+    return torch.cat([total[None], parts])
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -81,15 +69,15 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * overlap + DICE_SMOOTHING) / (whole + DICE_SMOOTHING)
 
 
-def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean over the pixels of -alpha_t (1 - p_t)^gamma log(p_t), (N,).
 
-    alpha weighs the pixels of the object, 1 - alpha the others. Source: Lin et al., "Focal Loss for Dense
+    Source: Lin et al., "Focal Loss for Dense
     Object Detection" (ICCV 2017).
     """
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
-    alpha_t = torch.where(target > 0.5, alpha, 1 - alpha).flatten(1)
-    return (alpha_t * against.sigmoid().pow(gamma) * F.softplus(against)).mean(1)
+    alpha_t = torch.where(target > 0.5, FOCAL_ALPHA, 1 - FOCAL_ALPHA).flatten(1)
+    return (alpha_t * against.sigmoid().pow(FOCAL_GAMMA) * F.softplus(against)).mean(1)
 
 
 @torch.no_grad()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from litemed.models import light_encoder, tiny_vit
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.encoders import ENCODERS, PREFIX
+from litemed.models.encoders import ENCODERS
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import LoRAConfig, add_lora
 from litemed.models.transformer import TwoWayBlock
@@ -21,7 +19,7 @@ from litemed.train.config import (
     TUNE_LORA_DECODER,
     Hardware,
     LoRA,
-    Optimizer,
+    Run,
 )
 
 _ENCODER_BLOCKS = (
@@ -95,38 +93,25 @@ def decode_boxes(
     return logits[:, 0], iou[:, 0]
 
 
-def build_optimizer(network: TrainedNetwork, settings: Optimizer) -> torch.optim.Optimizer:
-    """Return AdamW of what is trained: a group of the encoder, if it is, and one of the rest."""
-    named = [(name, weights) for name, weights in network.model.named_parameters() if weights.requires_grad]
-    encoder = [weights for name, weights in named if name.startswith(PREFIX)]
-    rest = [weights for name, weights in named if not name.startswith(PREFIX)]
-    groups: list[dict[str, Any]] = [
-        {"params": encoder, "lr": settings.lr},
-        {"params": rest, "lr": settings.decoder_lr or settings.lr},
-    ]
-    on_gpu = next(network.parameters()).is_cuda
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], weight_decay=settings.weight_decay, fused=on_gpu
-    )
+def autocast(hardware: Hardware, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass: in bfloat16 where PyTorch holds that safe, if that is wanted."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(hardware, device))
 
 
 def uses_bfloat16(hardware: Hardware, device: torch.device) -> bool:
-    """Whether the forward pass is computed in bfloat16 where PyTorch's autocast holds that safe."""
-    wanted = hardware.precision
-    return wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
+    """Whether that is wanted."""
+    return hardware.precision == "bfloat16" or (hardware.precision == "auto" and device.type == "cuda")
 
 
-def is_compiled(hardware: Hardware, device: torch.device) -> bool:
-    """Whether the network is compiled before it is trained."""
-    return hardware.compile == "yes" or (hardware.compile == "auto" and device.type == "cuda")
+def compile_blocks(network: nn.Module, hardware: Hardware, device: torch.device) -> None:
+    """Have PyTorch compile the blocks of a network, if that is wanted; the names of its weights stay.
 
-
-def compile_blocks(network: nn.Module) -> None:
-    """Have PyTorch compile the blocks of a network, each by itself; the names of its weights stay.
-
-    Blocks of one shape share what is compiled, so that this takes a fraction of the minutes that a whole
-    network takes. The encoder's are compiled for one shape each, the decoder's for any number of boxes.
+    Each block by itself: blocks of one shape share what is compiled, so that this takes a fraction of the
+    minutes that a whole network takes. The encoder's are compiled for one shape each, the decoder's for any
+    number of boxes.
     """
+    if not (hardware.compile == "yes" or (hardware.compile == "auto" and device.type == "cuda")):
+        return
     torch.compiler.reset()  # what an earlier network left counts towards PyTorch's limit
     for module in network.modules():
         if isinstance(module, _ENCODER_BLOCKS):
@@ -150,25 +135,14 @@ def check_base(base: Checkpoint, tune: str) -> None:
         )
 
 
-def build_network(base: Checkpoint, size: int, tune: str, lora: LoRA, seed: int) -> TrainedNetwork:
-    """Return the network of `base`, ready to be tuned; `seed` is that of new adapters.
-
-    Raises UsageError for an impossible choice of LoRA, and as `check_base`.
-    """
-    check_base(base, tune)
-    torch.manual_seed(seed)
-    model = base.model(size)
-    if tune in WITH_LORA:
-        add_lora(model.image_encoder, lora_config(lora))
-    return TrainedNetwork(model, tune)
-
-
-def lora_config(settings: LoRA) -> LoRAConfig:
-    """Return the network's own form of the settings. Raises UsageError for an impossible choice."""
-    try:
-        return LoRAConfig(settings.rank, settings.alpha, settings.targets)
-    except ValueError as error:
-        raise UsageError(f"[lora]: {error}") from error
+def build_network(base: Checkpoint, run: Run, lora: LoRA) -> TrainedNetwork:
+    """Return the network of `base`, ready to be tuned. Raises UsageError as `check_base`."""
+    check_base(base, run.tune)
+    torch.manual_seed(run.seed)  # of new adapters
+    model = base.model(run.size)
+    if run.tune in WITH_LORA:
+        add_lora(model.image_encoder, LoRAConfig(lora.rank, float(lora.rank)))
+    return TrainedNetwork(model, run.tune)
 
 
 def _is_tuned(name: str, tune: str) -> bool:

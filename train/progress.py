@@ -1,14 +1,12 @@
-"""How far a run is, what it reached, and how it says so."""
+"""How far a run is, and how it says so."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-_ON_TERMINAL_S = 0.5
-_IN_LOG_S = 30.0
+from tqdm import tqdm
 
 _REASONS_SHOWN = 20
 """Lines about slices that could not be used, in a run; beyond them they are only counted."""
@@ -19,56 +17,51 @@ class Progress:
     """Counters of a run; written to its state.
 
     epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
-    far (`litemed.train.loop` says what is scored), in which epoch. skipped: slices that could not be used, in
-    this epoch. losses: this epoch's images, and sums over them of the total loss and of its parts; empty
-    before the first step. seconds, waited_s: wall time of this epoch, and how much of it the step waited for
-    the loader. history: one row for each epoch done, see `litemed.train.history`.
+    far (`litemed.train.loop` says what is scored), in which epoch. totals: sums over this epoch's steps and
+    all processes, see `litemed.train.loop.Trainer`; empty before the first step. history: one row for each
+    epoch done, see `litemed.train.run_files`.
     """
 
     epoch: int = 0
     step: int = 0
     best: float | None = None
     best_epoch: int | None = None
-    skipped: int = 0
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    waited_s: float = 0.0
+    totals: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def is_new(self) -> bool:
-        """Whether nothing has been done yet."""
-        return not (self.epoch or self.step or self.history)
+    def start_dsc(self) -> float | None:
+        """The validation DSC of the weights that the run started from, if it was measured."""
+        return self.history[0]["dsc"] if self.history and not self.history[0]["epoch"] else None
 
-    def next_epoch(self) -> None:
-        """Count the epoch as done and clear what is counted within one."""
-        self.epoch += 1
-        self.step, self.seconds = 0, 0.0
-        self.clear_counts()
 
-    def clear_counts(self) -> None:
-        """Clear what processes count for themselves and the first one keeps the sum of."""
-        self.losses, self.skipped, self.waited_s = [], 0, 0.0
+def summary(row: Mapping[str, Any], epochs: int, parts: Sequence[str], is_best: bool) -> str:
+    """Return the line that is printed at the end of an epoch. parts: names of those of the loss."""
+    dsc = f" DSC {row['dsc']:.4f}" if row.get("dsc") is not None else ""
+    skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
+    losses = " ".join(f"{name} {row[name]:.4f}" for name in parts)
+    return (
+        f"epoch {row['epoch']}/{epochs} loss {row['loss']:.4f} ({losses}){dsc}{' best' if is_best else ''} "
+        f"lr {row['lr']:.2g} {row['samples_per_second']:.1f} samples/s, "
+        f"waited {row['wait_share']:.0%}{skipped}"
+    )
 
 
 class Reporter:
-    """Prints what a run does: a line that is overwritten on a terminal, now and then a line elsewhere.
+    """Prints what a run does: lines that stay, and bars on a terminal.
 
     stream: None prints nothing.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._live = stream is not None and stream.isatty()
-        self._width = 0
         self._reasons_left = _REASONS_SHOWN
-        self._next = time.monotonic() + (0 if self._live else _IN_LOG_S)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
         if self._stream is not None:
-            self._clear()
-            print(text, file=self._stream, flush=True)
+            tqdm.write(text, file=self._stream)
+            self._stream.flush()
 
     def skipped(self, reasons: Sequence[str]) -> None:
         """Warn of slices that could not be used, of the first of them in a run."""
@@ -76,23 +69,7 @@ class Reporter:
             self.line(f"warning: skipped {reason}")
         self._reasons_left -= min(self._reasons_left, len(reasons))
 
-    def is_due(self) -> bool:
-        """Whether it is time for `status`; asking costs nothing, computing what to say may."""
-        return self._stream is not None and time.monotonic() >= self._next
-
-    def status(self, text: str) -> None:
-        """Say how far the run is."""
-        if self._stream is None:
-            return
-        self._next = time.monotonic() + (_ON_TERMINAL_S if self._live else _IN_LOG_S)
-        if self._live:
-            self._clear()
-            self._width = len(text)
-            print(text, end="", file=self._stream, flush=True)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def _clear(self) -> None:
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=self._stream)
-            self._width = 0
+    def bar(self, title: str, steps: int, done: int = 0) -> tqdm[Any]:
+        """Return a bar of `steps`, of which some are done; it shows on a terminal only."""
+        hidden = self._stream is None or not self._stream.isatty()
+        return tqdm(desc=title, total=steps, initial=done, file=self._stream, disable=hidden, leave=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import threading
 import time
@@ -11,41 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from litemed.models.adapter import decoder_path
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
-from litemed.models.weight_files import weights_digest
-from litemed.runtime.errors import InputError, LitemedError, UsageError
-from litemed.runtime.files import (
-    FolderLock,
-    make_folder,
-    refuse_odd_target,
-    remove_leftovers,
-    sha256_of_file,
-)
-from litemed.train import report, state
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
 from litemed.train.config import COSINE, Config
 from litemed.train.dataset import Data
-from litemed.train.distributed import Processes, joined
-from litemed.train.history import CURVE, EVENTS, LOG
-from litemed.train.loop import BEST, LAST, Trainer
+from litemed.train.distributed import joined
+from litemed.train.loop import Session, Trainer
 from litemed.train.network import check_base
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
-from litemed.train.tables import differences, updated
+from litemed.train.run_files import STATE, Inputs, clean, read_state
+from litemed.train.toml_settings import Changes, differences, updated
 
 # A run that is resumed may differ in these: they say when and how well it is watched, not what is learnt.
-_MAY_CHANGE = (
-    "run.epochs",
-    "run.state_every_steps",
-    "validation.every_epochs",
-    "validation.slices_per_modality",
-)
-
-
-OUTPUTS = (LOG, CURVE, BEST, decoder_path(Path(BEST)).name, LAST, decoder_path(Path(LAST)).name)
-"""What a run leaves besides its report, its state and TensorBoard's folder."""
+_MAY_CHANGE = ("run.epochs", "validation.every_epochs", "validation.slices_per_modality")
 
 
 @dataclass(frozen=True)
@@ -53,16 +33,15 @@ class Request:
     """What to train, from what, and where to.
 
     data: a folder that `litemed-prepare` made. folder: for everything that is written. base: the weights to
-    start from, in any layout that `litemed-export` reads. changes: settings that
-    differ from the defaults (from those of the run, when resumed), as pairs of tables and what they are
-    called in errors. resume: go on with the run in `folder`. overwrite: start over though there is one.
-    stop_after_s: stop after so many seconds, to be resumed.
+    start from, in any layout that `litemed-export` reads. changes: settings that differ from the defaults
+    (from those of the run, when resumed). resume: go on with the run in `folder`. overwrite: start over
+    though there is one. stop_after_s: stop after so many seconds, to be resumed.
     """
 
     data: Path
     folder: Path
     base: Path
-    changes: Sequence[tuple[Mapping[str, Any], str]] = ()
+    changes: Sequence[Changes] = ()
     resume: bool = False
     overwrite: bool = False
     stop_after_s: float | None = None
@@ -79,15 +58,18 @@ def train(request: Request, reporter: Reporter) -> bool:
         KeyboardInterrupt: after a signal.
     """
     check_request(request)
-    stored = state.read_state(request.folder) if request.resume else None
-    config = updated(Config(), stored.config, str(request.folder / state.FILE)) if stored else Config()
-    for tables, source in request.changes:
-        config = updated(config, tables, source)
+    stored = read_state(request.folder) if request.resume else None
+    before = updated(Config(), stored.config, str(request.folder / STATE)) if stored else Config()
+    config = before
+    for change in request.changes:
+        config = updated(config, *change)
     base = read_checkpoint(request.base)
     check_base(base, config.run.tune)  # before the folder is made, or an earlier run in it gives way
     data = open_data(request.data)
+    inputs = {"base": base_record(base), "data": data_record(request.data)}
     if stored is not None:
-        check_same(stored, config, base, data)
+        check_settings(before, config)
+        check_inputs(stored.inputs, inputs, {"base": "--base", "data": "DATA"})
     elif not request.overwrite:
         refuse_run(request.folder)
     with joined(config.hardware.device) as processes, contextlib.ExitStack() as stack:
@@ -100,10 +82,11 @@ def train(request: Request, reporter: Reporter) -> bool:
             reporter = Reporter(None)
         processes.wait()
         stop = stack.enter_context(stop_signal(request.stop_after_s))
-        trainer = Trainer(config, base, data, request.folder, processes, reporter, stop.is_set)
+        session = Session(request.folder, inputs, processes, reporter, stop.is_set)
+        trainer = Trainer(config, base, data, session)
         if stored is not None:
             trainer.resume(stored)
-        finished = run_reported(trainer, request.folder, request.data, base, data, processes)
+        finished = trainer.run()
         # Until all is written. Gloo's threads let go of their last tensors meanwhile: else they may wait for
         # the interpreter, which waits for them as it frees their group.
         processes.wait()
@@ -122,53 +105,55 @@ def check_request(request: Request) -> None:
 
 def refuse_run(folder: Path) -> None:
     """Raise UsageError where a folder holds a run already."""
-    if (folder / state.FILE).exists():
+    if (folder / STATE).exists():
         raise UsageError(
             f"{folder}: holds a run already; go on with --resume, or start over with --overwrite"
         )
 
 
-def clean(folder: Path, overwrite: bool) -> None:
-    """Remove what killed processes left; to start over also what the earlier run wrote, its state first.
+def open_data(folder: Path) -> Data:
+    """Return what `litemed-prepare` wrote to a folder. Raises InputError without training slices."""
+    training = Slices.open(folder, split="train")
+    if not len(training):
+        raise InputError(f'{folder}: no training slices; prepare data of the split "train"')
+    return Data(training, Slices.open(folder, split="val"))
 
-    Otherwise a run that is killed before its first state would be resumed as the earlier one.
+
+def base_record(base: Checkpoint) -> dict[str, str]:
+    """Return what the records of a run say about the weights that it starts from."""
+    return {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder}
+
+
+def data_record(folder: Path) -> dict[str, str]:
+    """Return what the records of a run say about prepared data: their manifest has hashes of everything."""
+    return {"folder": str(folder), "sha256": sha256_of_file(folder / MANIFEST)}
+
+
+def check_settings(before: Config, config: Config, where: str = "") -> None:
+    """Raise UsageError unless a run that had the settings `before` can go on with `config`."""
+    changed = [where + name for name in differences(before, config) if name not in _MAY_CHANGE]
+    if before.run.epochs != config.run.epochs and config.schedule.kind == COSINE:
+        changed.append(f"{where}run.epochs (over which the cosine falls)")
+    if changed:
+        raise UsageError(
+            f"a resumed run keeps its settings, but {', '.join(changed)} differ: start a run of its own"
+        )
+
+
+def check_inputs(before: Inputs, inputs: Inputs, options: Mapping[str, str]) -> None:
+    """Raise UsageError unless a run that had the inputs `before` goes on with the same ones.
+
+    options: what a command calls each of them.
     """
-    for name in (state.FILE, report.FILE, *OUTPUTS):
-        remove_leftovers(folder / name)
-        if overwrite:
-            refuse_odd_target(folder / name)
-            (folder / name).unlink(missing_ok=True)
-    if overwrite:
-        shutil.rmtree(folder / EVENTS, ignore_errors=True)
-
-
-def run_reported(
-    trainer: Trainer, folder: Path, prepared: Path, base: Checkpoint, data: Data, processes: Processes
-) -> bool:
-    """Run a trainer and say in the report of `folder` how that went; returns what `Trainer.run` does."""
-
-    def write(status: str) -> None:
-        if processes.is_first:
-            report.write_report(
-                folder,
-                status,
-                trainer.config,
-                base,
-                prepared,
-                data.digest,
-                processes,
-                trainer.progress,
-                OUTPUTS,
+    for name, option in options.items():
+        if name in before and name not in inputs:
+            raise UsageError(f"the run was started with {option}: name the same one to resume it")
+        if name in inputs and name not in before:
+            raise UsageError(f"the run was started without {option}: leave it out to resume it")
+        if name in inputs and before[name]["sha256"] != inputs[name]["sha256"]:
+            raise UsageError(
+                f"{option} is not what the run was started on: name the same one, or start a run of its own"
             )
-
-    write("running")
-    try:
-        finished = trainer.run()
-    except LitemedError:
-        write("failed")
-        raise
-    write("finished" if finished else "stopped")
-    return finished
 
 
 class Stop:
@@ -205,29 +190,3 @@ def stop_signal(after_s: float | None) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def open_data(folder: Path) -> Data:
-    """Return what `litemed-prepare` wrote to a folder. Raises InputError without training slices."""
-    training = Slices.open(folder, split="train")
-    if not len(training):
-        raise InputError(f'{folder}: no training slices; prepare data of the split "train"')
-    return Data(training, Slices.open(folder, split="val"), sha256_of_file(folder / MANIFEST))
-
-
-def check_same(stored: state.State, config: Config, base: Checkpoint, data: Data) -> None:
-    """Raise UsageError unless a run can go on with these settings, weights and data."""
-    before = updated(type(config)(), stored.config, state.FILE)
-    changed = [name for name in differences(before, config) if name not in _MAY_CHANGE]
-    if before.run.epochs != config.run.epochs and config.schedule.kind == COSINE:
-        changed.append("run.epochs (over which the cosine falls)")
-    if changed:
-        raise UsageError(
-            f"a resumed run keeps its settings, but {', '.join(changed)} differ: start a run of its own"
-        )
-    if stored.base != weights_digest(base.state):
-        raise UsageError("these are not the weights that the run started from: name the same --base")
-    if stored.data != data.digest:
-        raise UsageError(
-            "these are not the data that the run was started on: name the same DATA, or start over"
-        )

@@ -6,41 +6,32 @@ epoch it is therefore enough to know how many batches are done, and several proc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import UsageError
-from litemed.train.config import Sampling
+from litemed.runtime.modalities import MODALITIES
+from litemed.train.config import Config, Sampling
+from litemed.train.dataset import SliceSource
 
 _EPOCH_STREAM = 1
 """Keeps the sampler's random numbers apart from those of the samples, which have streams of their own."""
 
 
-@dataclass(frozen=True)
-class ModalityShares:
-    """By modality, the probability that a sample comes from it; all above 0, sum 1.
+def modality_shares(table: Sampling, present: Collection[str]) -> tuple[dict[str, float], list[str]]:
+    """Return by modality the probability that a sample comes from it (all above 0, sum 1), and warnings.
 
-    absent: modalities that the table wants and the data do not have. undrawn: the other way round.
-    """
-
-    shares: Mapping[str, float]
-    absent: tuple[str, ...]
-    undrawn: tuple[str, ...]
-
-
-def modality_shares(table: Sampling, known: tuple[str, ...], present: tuple[str, ...]) -> ModalityShares:
-    """Return what each modality's share is when only those in `present` have slices.
-
-    known: all modalities there are; those without a row in the table share `table.others` equally, whether
-    present or not. What falls to absent ones is spread over the others in proportion to their weights.
+    present: the modalities that have slices. Those without a row in the table share `table.others` equally,
+    present or not; what falls to absent ones is spread over the others in proportion to their weights.
+    Warned of are modalities that the table wants and the data do not have, and the other way round.
 
     Raises UsageError when the table gives all weight to absent modalities.
     """
-    unnamed = [name for name in known if name not in table.weights]
-    weights = {n: table.weights[n] if n in table.weights else table.others / len(unnamed) for n in known}
+    unnamed = [name for name in MODALITIES if name not in table.weights]
+    weights = {n: table.weights[n] if n in table.weights else table.others / len(unnamed) for n in MODALITIES}
     wanted = {name: weight for name, weight in weights.items() if weight > 0}
     drawn = {name: weight for name, weight in wanted.items() if name in present}
     if not drawn:
@@ -48,12 +39,14 @@ def modality_shares(table: Sampling, known: tuple[str, ...], present: tuple[str,
             f"the sampling table draws only {', '.join(wanted)}, the training slices are of "
             f"{', '.join(present) or 'no modality'}: change [sampling] or prepare other data"
         )
-    total = sum(drawn.values())
-    return ModalityShares(
-        shares={name: weight / total for name, weight in drawn.items()},
-        absent=tuple(name for name in wanted if name not in present),
-        undrawn=tuple(name for name in present if name not in wanted),
-    )
+    shares = {name: weight / sum(drawn.values()) for name, weight in drawn.items()}
+    warnings = []
+    if absent := [name for name in wanted if name not in present]:
+        instead = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        warnings.append(f"no training slices of {', '.join(absent)}; drawn instead: {instead}")
+    if undrawn := [name for name in present if name not in wanted]:
+        warnings.append(f"{', '.join(undrawn)} weigh 0 in the table and are not drawn")
+    return shares, warnings
 
 
 @dataclass(frozen=True)
@@ -134,6 +127,24 @@ class Batches:
             yield slices[start + self._rank : start + self._batch_size : self._world].tolist()
 
 
-def whole_batches(samples: int, batch_size: int) -> int:
-    """Return `samples` rounded up to whole batches."""
-    return -(-samples // batch_size) * batch_size
+def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:
+    """Return the sampler of a run, and warnings of what the data lack or the table leaves out.
+
+    An epoch is `run.samples_per_epoch`, or as many samples as there are slices, rounded up to whole batches.
+    Raises UsageError when the table gives all weight to modalities without slices.
+    """
+    run, found = config.run, source.indices_by_modality()
+    shares, warnings = modality_shares(config.sampling, found)
+    samples = run.samples_per_epoch or sum(len(indices) for indices in found.values())
+    parts = {
+        name: by_source(source, indices) if config.sampling.balance_sources else [indices]
+        for name, indices in found.items()
+    }
+    whole = -(-samples // run.batch_size) * run.batch_size
+    return ModalitySampler(parts, shares, whole, run.seed), warnings
+
+
+def by_source(source: SliceSource, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the slices `indices` (n,) of each source that they come from, in the order of the names."""
+    names = np.array([source.info(i).source for i in indices.tolist()])
+    return [indices[names == name] for name in np.unique(names)]

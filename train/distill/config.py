@@ -11,17 +11,17 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from litemed.runtime.errors import UsageError
-from litemed.train.config import COSINE, TUNE_ALL, Config, between
-from litemed.train.tables import updated
+from litemed.train.config import COSINE, TUNE_ALL, Config, Table, setting
+from litemed.train.toml_settings import Changes, updated
 
 STAGES: Final = ("stage1", "stage2")
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Table):
     """How a student is shown what its teacher says.
 
     views: how many augmented images are kept with the teacher's embeddings. fresh: share of each batch that
@@ -29,16 +29,10 @@ class Distillation:
     masks: whether the mask losses are learnt beside the embedding, by the mask decoder too.
     """
 
-    views: int = 20_000
-    fresh: float = 0.25
-    unlabelled: float = 0.0
-    masks: bool = False
-
-    def __post_init__(self) -> None:
-        between("distillation.views", self.views, 1)
-        between("distillation.unlabelled", self.unlabelled, 0, 1)
-        if not 0 < self.fresh <= 1:
-            raise UsageError(f"distillation.fresh = {self.fresh}: must be above 0 and at most 1")
+    views: int = setting(20_000, low=1)
+    fresh: float = setting(0.25, low=1e-6, high=1)
+    unlabelled: float = setting(0.0, high=1)
+    masks: bool = setting(False)
 
 
 @dataclass(frozen=True)
@@ -70,21 +64,19 @@ def recipe_text() -> str:
     return importlib.resources.files("litemed.train").joinpath("recipes/light.toml").read_text("utf-8")
 
 
-def stage_configs(changes: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, DistillConfig]:
-    """Return the settings of each stage.
+def stage_configs(changes: Sequence[Changes]) -> dict[str, DistillConfig]:
+    """Return the settings of each stage, given what differs from the recipe.
 
-    changes: what differs from the recipe, as pairs of tables and what they are called in errors.
     Raises UsageError for unknown tables and keys, wrong types and values out of range.
     """
-    start = DistillConfig()
-    configs = dict.fromkeys(STAGES, start)
+    configs = dict.fromkeys(STAGES, DistillConfig())
     for tables, source in [(tomllib.loads(recipe_text()), "light.toml"), *changes]:
-        common = {name: table for name, table in tables.items() if name not in STAGES}
         for stage, config in configs.items():
             own = tables.get(stage, {})
             if not isinstance(own, Mapping):
                 raise UsageError(f"{source}: {stage} is a table of tables: write [{stage}.run] and the like")
-            configs[stage] = updated(updated(config, common, source), own, f"{source}: {stage}")
+            common = updated(config, tables, source, others=STAGES)
+            configs[stage] = updated(common, own, f"{source}: {stage}")
     for stage, config in configs.items():
         config.check(stage)
     return configs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import UsageError
+from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.readers import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, decode_image, read_bytes
 from litemed.train.dataset import SliceSource
 from litemed.train.prepare.store import SliceInfo
@@ -21,25 +22,47 @@ _UNLABELLED_STREAM = 3
 """Keeps these random numbers apart from the sampler's and the examples'."""
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the PNG, JPEG and TIFF files in a folder and below it, in the order of their names.
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images without labels, all of which can be read.
 
-    Raises UsageError where there is none.
+    paths: in the order of their names. sha256: of the names and contents of all of them. unreadable: a line
+    for each file that was left out.
     """
+
+    paths: tuple[Path, ...] = ()
+    sha256: str = ""
+    unreadable: tuple[str, ...] = ()
+
+
+def find_images(folder: Path) -> Unlabelled:
+    """Read the PNG, JPEG and TIFF files in a folder and below it once. Raises UsageError without any."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of unlabelled images")
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
         raise UsageError(f"{folder}: no {', '.join(IMAGE_SUFFIXES)} file in it or below it")
-    return images
+    digest, paths, unreadable = hashlib.sha256(), [], []
+    with ThreadPoolExecutor() as pool:
+        for path, (content, problem) in zip(files, pool.map(_try_to_read, files), strict=True):
+            if problem is not None:
+                unreadable.append(problem)
+                continue
+            paths.append(path)
+            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    if not paths:
+        raise UsageError(f"{folder}: none of its {len(files)} images can be read, such as {unreadable[0]}")
+    return Unlabelled(tuple(paths), digest.hexdigest(), tuple(unreadable))
 
 
-def digest_of(labelled: str, images: Sequence[Path]) -> str:
-    """Return the digest of the training data: that of the labelled ones, names and sizes of the others."""
-    if not images:
-        return labelled
-    lines = "".join(f"{path.name} {path.stat().st_size}\n" for path in images)
-    return hashlib.sha256((labelled + lines).encode()).hexdigest()
+def _try_to_read(path: Path) -> tuple[str, str | None]:
+    """Return the sha256 of an image file, and why it cannot be used."""
+    try:
+        data = read_bytes(path, MAX_IMAGE_BYTES)
+        decode_image(data, str(path))
+    except InputError as error:
+        return "", str(error)
+    return hashlib.sha256(data).hexdigest(), None
 
 
 class MixedSource:

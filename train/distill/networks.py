@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
 from litemed.models.encoders import LIGHT, TINY_VIT
@@ -17,7 +17,7 @@ from litemed.models.light_encoder import LightEncoder
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.tiny_vit import TinyViT
 from litemed.runtime.errors import UsageError
-from litemed.runtime.files import atomic_write
+from litemed.train.run_files import write_bytes
 
 FORMAT = "litemed-distilled-1"
 
@@ -47,21 +47,13 @@ def build_student(teacher: Checkpoint, seed: int) -> Checkpoint:
     return Checkpoint(state, LIGHT, "untrained", f"student of {teacher.file}, seed {seed}", "")
 
 
-class EmbeddingLoss(nn.Module):
-    """A student's encoder and how far its embedding is from the teacher's."""
+def embedding_error(embedding: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of embeddings, both (B, 256, S/4, S/4).
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embedding of images (B, 3, S, S), and its mean squared error from `target`.
-
-        The error is divided by the variance of `target`, (B, 256, S/4, S/4): 1 for a constant.
-        """
-        embedding = self.encoder(image)
-        wanted = target.float()
-        return embedding, (embedding.float() - wanted).square().mean() / wanted.var()
+    Divided by the variance of `target`: 1 for a constant.
+    """
+    wanted = target.float()
+    return (embedding.float() - wanted).square().mean() / wanted.var()
 
 
 def write_student(path: Path, student: LiteMedSAM, teacher: str) -> None:
@@ -72,5 +64,4 @@ def write_student(path: Path, student: LiteMedSAM, teacher: str) -> None:
     """
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     about = json.dumps({"format": FORMAT, "teacher": teacher}, sort_keys=True)
-    with atomic_write(path) as stream:
-        stream.write(save(state, metadata={"litemed": about}))
+    write_bytes(path, save(state, metadata={"litemed": about}))

@@ -25,11 +25,6 @@ class Views(NamedTuple):
     embedding: Tensor
 
 
-def bytes_of_view(size: int) -> int:
-    """Return the memory that one view takes for a network input of side `size`."""
-    return size * size * (3 + 2) + (size // STRIDE) ** 2 * CHANNELS * 2 + 16
-
-
 class Ring:
     """The last `capacity` views; a new one takes the place of the oldest.
 
@@ -46,15 +41,18 @@ class Ring:
         self._capacity = capacity
         self._added = 0
         side = size // STRIDE
+        self.gigabytes = capacity * (size * size * (3 + 2) + side * side * CHANNELS * 2 + 16) / 1e9
+        shapes = ((size, size, 3), (size, size), (2,), (side, side, CHANNELS))
+        dtypes = (torch.uint8, torch.int16, torch.int64, torch.bfloat16)
         try:
-            self._image = torch.empty(capacity, size, size, 3, dtype=torch.uint8, device=device)
-            self._labels = torch.empty(capacity, size, size, dtype=torch.int16, device=device)
-            self._extent = torch.empty(capacity, 2, dtype=torch.int64, device=device)
-            self._embedding = torch.empty(capacity, side, side, CHANNELS, dtype=torch.bfloat16, device=device)
+            self._kept = [
+                torch.empty(capacity, *shape, dtype=dtype, device=device)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
         except (RuntimeError, MemoryError) as error:  # as PyTorch says it on a GPU and on a CPU
-            needed = capacity * bytes_of_view(size) / 1e9
             raise UsageError(
-                f"distillation.views = {capacity}: {needed:.1f} GB are more than {device} has; keep fewer"
+                f"distillation.views = {capacity}: {self.gigabytes:.1f} GB are more than {device} has; "
+                "keep fewer"
             ) from error
 
     def __len__(self) -> int:
@@ -66,22 +64,17 @@ class Ring:
 
     def add(self, views: Views) -> None:
         """Keep some more views, at most `capacity` at once."""
-        first, count = self._added % self._capacity, len(views.image)
-        here = min(count, self._capacity - first)
-        for part, start in ((slice(0, here), first), (slice(here, count), 0)):
-            end = start + part.stop - part.start
-            self._image[start:end] = views.image[part].permute(0, 2, 3, 1)
-            self._labels[start:end] = views.labels[part].to(torch.int16)  # wraps; unwrapped by `draw`
-            self._extent[start:end] = views.extent[part]
-            self._embedding[start:end] = views.embedding[part].permute(0, 2, 3, 1)
+        count = len(views.image)
+        places = torch.arange(self._added, self._added + count, device=views.image.device) % self._capacity
+        image, embedding = views.image.permute(0, 2, 3, 1), views.embedding.permute(0, 2, 3, 1)
+        labels = views.labels.to(torch.int16)  # wraps; unwrapped by `draw`
+        for kept, part in zip(self._kept, (image, labels, views.extent, embedding), strict=True):
+            kept.index_copy_(0, places, part.to(kept.dtype))
         self._added += count
 
     def draw(self, count: int, generator: torch.Generator) -> Views:
         """Return `count` of the views, drawn at random with repetition."""
-        chosen = torch.randint(len(self), (count,), generator=generator, device=self._image.device)
-        return Views(
-            self._image.index_select(0, chosen).permute(0, 3, 1, 2),
-            self._labels.index_select(0, chosen).to(torch.int32) & 0xFFFF,
-            self._extent.index_select(0, chosen),
-            self._embedding.index_select(0, chosen).permute(0, 3, 1, 2),
-        )
+        chosen = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        image, labels, extent, embedding = (kept.index_select(0, chosen) for kept in self._kept)
+        labels = labels.to(torch.int32) & 0xFFFF
+        return Views(image.permute(0, 3, 1, 2), labels, extent, embedding.permute(0, 3, 1, 2))

@@ -1,6 +1,6 @@
 """One distillation from files to files: what `litemed-distill` does, for scripts.
 
-RUN/settings.json        of both stages
+RUN/settings.json        settings of both stages, and what was read
 RUN/stage1, RUN/stage2   what `litemed-train` leaves of a run: log, weights, state, report
 RUN/light.safetensors    the student, once both stages are done
 """
@@ -13,41 +13,34 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from litemed.models.adapter import fold_adapter
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
-from litemed.runtime.files import (
-    FolderLock,
-    atomic_write,
-    make_folder,
-    refuse_odd_target,
-    remove_leftovers,
-)
-from litemed.train import state
-from litemed.train.dataset import Data
+from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
 from litemed.train.distill.config import STAGES, DistillConfig, stage_configs
-from litemed.train.distill.images import digest_of, list_images
+from litemed.train.distill.images import Unlabelled, find_images
 from litemed.train.distill.networks import build_student, check_teacher, write_student
 from litemed.train.distill.trainer import Distiller
-from litemed.train.distributed import Processes, joined
+from litemed.train.distributed import joined
 from litemed.train.errors import TrainingError
-from litemed.train.loop import LAST
+from litemed.train.loop import Session
 from litemed.train.progress import Reporter
 from litemed.train.run import (
     Request,
-    Stop,
+    base_record,
+    check_inputs,
     check_request,
-    check_same,
-    clean,
+    check_settings,
+    data_record,
     open_data,
     refuse_run,
-    run_reported,
     stop_signal,
 )
-from litemed.train.tables import as_tables
+from litemed.train.run_files import LAST, STATE, Inputs, clean, read_state, write_json
+from litemed.train.toml_settings import as_tables
 
 WEIGHTS: Final = "light.safetensors"
 SETTINGS: Final = "settings.json"
@@ -77,32 +70,57 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     check_request(request)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("litemed-distill is one process: start it without torchrun")
-    configs = _configs(request)
+    stored = _read_settings(request.folder) if request.resume else {}
+    start = [(stored["stages"], str(request.folder / SETTINGS))] if stored else []
+    configs = stage_configs([*start, *request.changes])
     teacher = read_checkpoint(request.base)
     check_teacher(teacher)
+    data, images = open_data(request.data), Unlabelled()
+    inputs: Inputs = {"base": base_record(teacher), "data": data_record(request.data)}
     if request.adapter is not None:
         teacher = fold_adapter(teacher, request.adapter)
-    images = [] if request.unlabelled is None else list_images(request.unlabelled)
-    data = open_data(request.data)
-    data = dataclasses.replace(data, digest=digest_of(data.digest, images))
-    stored = {}
-    for stage, config in configs.items():
-        folder = request.folder / stage
-        if request.resume and (folder / state.FILE).exists():
-            stored[stage] = state.read_state(folder)
-            check_same(stored[stage], config, teacher, data)
-        elif not request.overwrite:
-            refuse_run(folder)
+        inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256_of_file(request.adapter)}
+    if request.unlabelled is not None:
+        images = find_images(request.unlabelled)
+        folder = str(request.unlabelled)
+        inputs["unlabelled"] = {"folder": folder, "images": len(images.paths), "sha256": images.sha256}
+    if stored:
+        for stage, before in stage_configs(start).items():
+            check_settings(before, configs[stage], f"{stage}.")
+        names = {"base": "BASE", "data": "DATA", "adapter": "--adapter", "unlabelled": "--unlabelled"}
+        check_inputs(stored["inputs"], inputs, names)
+    elif not request.overwrite:
+        for stage in STAGES:
+            refuse_run(request.folder / stage)
     _refuse_foreign(request)
+    for problem in images.unreadable:
+        reporter.line(f"warning: left out {problem}")
     with joined(configs[STAGES[0]].hardware.device) as processes, contextlib.ExitStack() as stack:
         make_folder(request.folder)
         stack.enter_context(FolderLock(request.folder))
-        _clean(request)
-        make_folder(request.folder / STAGES[0])  # by which the settings are known to be a run's
-        _write_settings(request.folder, configs)
+        clean(request.folder, request.overwrite, (SETTINGS, WEIGHTS))
+        for stage in STAGES:  # the first is there from the beginning: by it the settings are known as a run's
+            make_folder(request.folder / stage)
+            clean(request.folder / stage, request.overwrite)
+        tables = {stage: as_tables(config) for stage, config in configs.items()}
+        write_json(request.folder / SETTINGS, {"inputs": inputs, "stages": tables})
         stop = stack.enter_context(stop_signal(request.stop_after_s))
-        run = _Distillation(request, teacher, data, images, processes, reporter, stop)
-        finished = all(run.stage(name, config, stored.get(name)) for name, config in configs.items())
+        session = Session(request.folder, inputs, processes, reporter, stop.is_set)
+
+        def run_stage(stage: str, config: DistillConfig) -> bool:
+            folder = request.folder / stage
+            state = read_state(folder) if (folder / STATE).exists() else None
+            if state is not None and state.progress["epoch"] == config.run.epochs:
+                return True
+            reporter.line(f"{stage}: {config.run.epochs} epochs of {config.run.samples_per_epoch} views")
+            student = _student(request.folder, stage, teacher, config)
+            here = dataclasses.replace(session, folder=folder)
+            trainer = Distiller(config, teacher, student, data, images.paths, here)
+            if state is not None:
+                trainer.resume(state)
+            return trainer.run()
+
+        finished = all(run_stage(stage, config) for stage, config in configs.items())
         if finished:
             student = read_checkpoint(request.folder / STAGES[-1] / LAST).model()
             write_student(request.folder / WEIGHTS, student, weights_digest(teacher.state))
@@ -111,45 +129,11 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     return finished
 
 
-@dataclass(frozen=True)
-class _Distillation:
-    """What both stages share."""
-
-    request: DistillRequest
-    teacher: Checkpoint
-    data: Data
-    images: list[Path]
-    processes: Processes
-    reporter: Reporter
-    stop: Stop
-
-    def stage(self, name: str, config: DistillConfig, stored: state.State | None) -> bool:
-        """Carry out what is left of a stage; returns whether it reached its end."""
-        if stored is not None and stored.progress["epoch"] == config.run.epochs:
-            return True
-        folder = self.request.folder / name
-        make_folder(folder)
-        self.reporter.line(f"{name}: {config.run.epochs} epochs of {config.run.samples_per_epoch} views")
-        trainer = Distiller(
-            config,
-            self.teacher,
-            self._start(name, config),
-            self.data,
-            self.images,
-            folder,
-            self.processes,
-            self.reporter,
-            self.stop.is_set,
-        )
-        if stored is not None:
-            trainer.resume(stored)
-        return run_reported(trainer, folder, self.request.data, self.teacher, self.data, self.processes)
-
-    def _start(self, name: str, config: DistillConfig) -> Checkpoint:
-        """Return the student that a stage starts from."""
-        if name == STAGES[0]:
-            return build_student(self.teacher, config.run.seed)
-        return read_checkpoint(self.request.folder / STAGES[0] / LAST)
+def _student(folder: Path, stage: str, teacher: Checkpoint, config: DistillConfig) -> Checkpoint:
+    """Return the student that a stage starts from."""
+    if stage == STAGES[0]:
+        return build_student(teacher, config.run.seed)
+    return read_checkpoint(folder / STAGES[0] / LAST)
 
 
 def _refuse_foreign(request: DistillRequest) -> None:
@@ -164,35 +148,13 @@ def _refuse_foreign(request: DistillRequest) -> None:
             raise UsageError(f"{path}: exists, and no earlier run wrote it; choose another folder")
 
 
-def _configs(request: DistillRequest) -> dict[str, DistillConfig]:
-    """Return the settings of each stage; those of a resumed run are what it was started with."""
-    path = request.folder / SETTINGS
-    if not request.resume:
-        return stage_configs(request.changes)
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings and inputs of the run in a folder. Raises TrainingError when there are none."""
+    path = folder / SETTINGS
     if not path.is_file():
         raise TrainingError(f"{path}: no such file, so that there is no run to resume; leave --resume out")
     try:
         stored = json.loads(path.read_bytes())
-        if not isinstance(stored, dict):
-            raise ValueError("no table")
-    except (OSError, ValueError, RecursionError) as error:
+        return {"inputs": dict(stored["inputs"]), "stages": dict(stored["stages"])}
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
         raise TrainingError(f"{path}: damaged, start over with --overwrite ({error})") from error
-    return stage_configs([(stored, str(path)), *request.changes])
-
-
-def _write_settings(folder: Path, configs: dict[str, DistillConfig]) -> None:
-    document = {stage: as_tables(config) for stage, config in configs.items()}
-    with atomic_write(folder / SETTINGS) as stream:
-        stream.write((json.dumps(document, indent=2) + "\n").encode())
-
-
-def _clean(request: DistillRequest) -> None:
-    """Remove what killed processes left; to start over also what the earlier run wrote."""
-    for stage in STAGES:
-        if (request.folder / stage).is_dir():
-            clean(request.folder / stage, request.overwrite)
-    for name in (SETTINGS, WEIGHTS):
-        remove_leftovers(request.folder / name)
-        if request.overwrite:
-            refuse_odd_target(request.folder / name)
-            (request.folder / name).unlink(missing_ok=True)

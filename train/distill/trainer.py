@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.weight_files import weights_digest
-from litemed.train.augment import augment
-from litemed.train.dataset import Batch, Data, TrainingSet
+from litemed.train import losses
+from litemed.train.augment import CHANCES, augment
+from litemed.train.dataset import Batch, Data
 from litemed.train.distill.config import DistillConfig
 from litemed.train.distill.images import MixedSampler, MixedSource
-from litemed.train.distill.networks import EmbeddingLoss
-from litemed.train.distill.ring import Ring, Views, bytes_of_view
-from litemed.train.distributed import Processes
-from litemed.train.examples import draw_boxes, generator_of
-from litemed.train.history import EMBEDDING, LOSSES
-from litemed.train.loader import training_loader, training_sampler
-from litemed.train.loop import Trainer
-from litemed.train.losses import summed_losses
-from litemed.train.network import compile_blocks, decode_boxes, is_compiled, uses_bfloat16
-from litemed.train.progress import Reporter
-from litemed.train.sampler import Batches
+from litemed.train.distill.networks import embedding_error
+from litemed.train.distill.ring import Ring, Views
+from litemed.train.loader import training_loader
+from litemed.train.loop import Session, Trainer
+from litemed.train.network import autocast, compile_blocks, decode_boxes
+from litemed.train.prompts import draw_prompts
+from litemed.train.sampler import Batches, training_sampler
+
+EMBEDDING = "embedding"
+"""The name that the log gives the error of the embedding."""
 
 
 class Distiller(Trainer):
@@ -40,7 +39,7 @@ class Distiller(Trainer):
         student: the weights that the stage starts from.
         data: as for training; the labelled slices.
         images: unlabelled images; they teach the embedding only.
-        others: as for `Trainer`.
+        session: as for `Trainer`.
 
     Raises:
         UsageError: settings that do not fit the data, the networks or the memory.
@@ -54,18 +53,13 @@ class Distiller(Trainer):
         teacher: Checkpoint,
         student: Checkpoint,
         data: Data,
-        images: list[Path],
-        folder: Path,
-        processes: Processes,
-        reporter: Reporter,
-        stop: Callable[[], bool] = lambda: False,
+        images: Sequence[Path],
+        session: Session,
     ) -> None:
-        self.parts = (EMBEDDING, *LOSSES) if config.distillation.masks else (EMBEDDING,)
-        source = MixedSource(data.training, images)
-        super().__init__(config, student, data, folder, processes, reporter, stop)
-        self._base_digest = weights_digest(teacher.state)
+        self.parts = (EMBEDDING, *losses.PARTS) if config.distillation.masks else (EMBEDDING,)
+        super().__init__(config, student, data, session)
         self.network.model.prompt_encoder.requires_grad_(False)
-        device, run = processes.device, config.run
+        device, run = session.processes.device, config.run
         # A step's share of the loader's slices; as many steps as a run of whole batches has.
         fresh = dataclasses.replace(
             run, samples_per_epoch=self.batches.per_epoch * config.fresh, batch_size=config.fresh
@@ -78,16 +72,14 @@ class Distiller(Trainer):
             share=config.distillation.unlabelled,
         )
         self.batches = Batches(mixed, config.fresh)
-        everything = TrainingSet(source, run.size, min_object_pixels=0)  # for the embedding needs no object
-        self.loader = training_loader(everything, self.batches, run, self._workers, device)
-        self._teacher = teacher.model(run.size).image_encoder.to(device)
-        self._teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._learn = EmbeddingLoss(self.network.model.image_encoder)
-        if is_compiled(config.hardware, device):
-            compile_blocks(self._teacher)
+        everything = MixedSource(data.training, images)
+        self.loader = training_loader(everything, 0, self.batches, run, self._workers, device)
+        self._teacher = teacher.model(run.size).image_encoder
+        self._teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        compile_blocks(self._teacher, config.hardware, device)
         views = config.distillation.views
         self._ring = Ring(views, run.size, device)
-        reporter.line(f"keeping {views} views, {views * bytes_of_view(run.size) / 1e9:.1f} GB on {device}")
+        session.reporter.line(f"keeping {views} views, {self._ring.gigabytes:.1f} GB on {device}")
 
     def run(self) -> bool:
         """Train to the end, or until told to stop, as `Trainer` does.
@@ -97,43 +89,32 @@ class Distiller(Trainer):
         self._refill()
         return super().run()
 
-    def step(self, batch: Batch) -> None:
-        """Take one optimizer step: on what is drawn from the ring, once `batch` is in it."""
-        progress, config = self.progress, self.config
-        self._rate.before_step(progress.epoch * self.batches.per_epoch + progress.step)
-        generator = self._generator(progress.epoch, progress.step)
-        self._ring.add(self._views(batch, generator))
+    def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return what `Trainer.losses` does, of what is drawn from the ring once `batch` is in it."""
+        config, device = self.config, self.session.processes.device
         images = config.run.batch_size
+        self._ring.add(self._views(batch, generator))
         views = self._ring.draw(images, generator)
-        with self._autocast():
-            embedding, error = self._learn(_as_image(views.image), views.embedding)
+        with autocast(config.hardware, device):
+            embedding = self.network.model.image_encoder(_as_image(views.image))
+            error = embedding_error(embedding, views.embedding)
         means = torch.stack([error, error])
         if config.distillation.masks:
-            prompts = draw_boxes(views.labels, views.extent, config.prompts, generator)
-            with self._autocast():
+            prompts = draw_prompts(views.labels, views.extent, config.prompts, generator)
+            with autocast(config.hardware, device):
                 logits, iou = decode_boxes(self.network.model, embedding, prompts.boxes, prompts.image_of_box)
-            summed = summed_losses(logits, iou, prompts, images, config.loss)
+            summed = losses.summed_losses(logits, iou, prompts, images, config.loss)
             total, *parts = summed / prompts.weights.sum().clamp(min=1)
             means = torch.stack([error + total, error, *parts])
-        self._descend(images * means, torch.full_like(error, images))
-
-    def _autocast(self) -> torch.autocast:
-        device = self._processes.device
-        return torch.autocast(
-            device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.hardware, device)
-        )
-
-    def _generator(self, epoch: int, step: int) -> torch.Generator:
-        return generator_of(self.config.run.seed, epoch, step, 0, self._processes.device)
+        return images * torch.cat([torch.ones_like(means[:1]), means])
 
     @torch.no_grad()
     def _views(self, batch: Batch, generator: torch.Generator) -> Views:
         """Augment a batch and have the teacher encode it."""
-        image, labels, extent = augment(
-            batch.image, batch.labels, batch.extent, self.config.augmentation, generator
-        )
+        chances = CHANCES[self.config.augmentation.kind]
+        image, labels, extent = augment(*batch[:3], chances, generator)
         kept = (image * 255).round().to(torch.uint8)
-        with self._autocast():
+        with autocast(self.config.hardware, image.device):
             embedding = self._teacher(_as_image(kept.contiguous(memory_format=torch.channels_last)))
         return Views(kept, labels, extent, embedding)
 
@@ -142,10 +123,11 @@ class Distiller(Trainer):
         done = self.progress.epoch * self.batches.per_epoch + self.progress.step
         first = max(0, done - -(-self.config.distillation.views // self.config.fresh))
         self._ring.start_at(first * self.config.fresh)
-        for epoch, step, batch in self._again(first, done):
-            self._ring.add(self._views(batch.to(self._processes.device), self._generator(epoch, step)))
-            if self._reporter.is_due():
-                self._reporter.status(f"encoding again what was kept: {len(self._ring)} views")
+        with self.session.reporter.bar("encoding again what was kept", done - first) as bar:
+            for epoch, step, batch in self._again(first, done):
+                moved = batch.to(self.session.processes.device)
+                self._ring.add(self._views(moved, self.generator(epoch, step)))
+                bar.update()
 
     def _again(self, first: int, end: int) -> Iterator[tuple[int, int, Batch]]:
         """Yield the batches of the run's steps from `first` to before `end`, with epoch and step."""

@@ -1,4 +1,4 @@
-"""Settings as plain tables: read from TOML and the command line, made a Config, written back, compared."""
+"""Settings from TOML and the command line: read, made a Config, written back, compared."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from litemed.runtime.errors import UsageError
 from litemed.train.config import Config
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
+Changes = tuple[Mapping[str, Any], str]
+"""Tables of settings, {table: {key: value}}, and what errors call the place they come from."""
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -31,10 +35,8 @@ def parse_setting(text: str) -> dict[str, Any]:
 
     Raises UsageError for anything else.
     """
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not key or not value:
-        raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
-    for candidate in (value, f'"{value}"'):
+    key, _, value = (part.strip() for part in text.partition("="))
+    for candidate in (value, f'"{value}"') if key and value else ():
         try:
             return tomllib.loads(f"{key} = {candidate}")
         except tomllib.TOMLDecodeError:
@@ -42,19 +44,23 @@ def parse_setting(text: str) -> dict[str, Any]:
     raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
 
 
-def updated(config: AnyConfig, tables: Mapping[str, Any], source: str) -> AnyConfig:
-    """Return `config` with the keys in `tables` replaced.
+def updated(
+    config: AnyConfig, tables: Mapping[str, Any], source: str, others: tuple[str, ...] = ()
+) -> AnyConfig:
+    """Return `config` with the settings in `tables` replaced.
 
-    tables: {table: {key: value}} as TOML reads them. source: what an error names.
+    tables, source: see `Changes`. others: names of tables that are read elsewhere.
     Raises UsageError for unknown tables and keys, wrong types and values out of range.
     """
-    _known(tables, type(config), source, "table")
+    _known(tables, [*_names(config), *others], source, "table")
     parts: dict[str, Any] = {}
     for table, values in tables.items():
+        if table in others:
+            continue
         if not isinstance(values, Mapping):
             raise UsageError(f"{source}: {table} is a table: write {table}.KEY or [{table}]")
         current = getattr(config, table)
-        _known(values, type(current), source, f"key in [{table}]")
+        _known(values, _names(current), source, f"key in [{table}]")
         kinds = typing.get_type_hints(type(current))
         converted = {k: _convert(v, kinds[k], f"{source}: {table}.{k}") for k, v in values.items()}
         try:
@@ -66,17 +72,7 @@ def updated(config: AnyConfig, tables: Mapping[str, Any], source: str) -> AnyCon
 
 def as_tables(config: Config) -> dict[str, dict[str, Any]]:
     """Return `config` as plain containers: {table: {key: value}}; `updated` reads them back."""
-    return {
-        table.name: {
-            key: list(value)
-            if isinstance(value, tuple)
-            else dict(value)
-            if isinstance(value, Mapping)
-            else value
-            for key, value in vars(getattr(config, table.name)).items()
-        }
-        for table in dataclasses.fields(config)
-    }
+    return dataclasses.asdict(config)
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -90,8 +86,11 @@ def differences(a: Config, b: Config) -> list[str]:
     ]
 
 
-def _known(given: Mapping[str, Any], kind: type, source: str, what: str) -> None:
-    names = [item.name for item in dataclasses.fields(kind)]
+def _names(table: Any) -> list[str]:
+    return [item.name for item in dataclasses.fields(table)]
+
+
+def _known(given: Mapping[str, Any], names: list[str], source: str, what: str) -> None:
     for name in given:
         if name not in names:
             raise UsageError(f"{source}: unknown {what} {name!r}; known: {', '.join(names)}")
@@ -99,20 +98,12 @@ def _known(given: Mapping[str, Any], kind: type, source: str, what: str) -> None
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
     """Return `value` as the field's type; integers serve as floats, nothing else is converted."""
-    origin = typing.get_origin(kind)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(item, typing.get_args(kind)[0], name) for item in value)
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {k: _convert(v, typing.get_args(kind)[1], f"{name}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind not in _KINDS:  # the one mapping, of numbers
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} = {value!r}: must be a table of numbers")
+        return {key: _convert(one, float, f"{name}.{key}") for key, one in value.items()}
+    if kind is float and type(value) is int:
         return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    wanted = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        tuple: "a list of text",
-    }
-    raise UsageError(f"{name} = {value!r}: must be {wanted.get(origin or kind, 'a table of numbers')}")
+    if type(value) is not kind:
+        raise UsageError(f"{name} = {value!r}: must be {_KINDS[kind]}")
+    return value

@@ -1,0 +1,187 @@
+"""What a run leaves in its folder, each file written whole or not at all.
+
+    log.csv                                              a row for each epoch, see `write_log`
+    run.json                                             what it was told, what it ran on, how it ended
+    state.pt                                             what it goes on from
+    best.safetensors, last.safetensors                   adapters only (under 1 MB at rank 4), or all weights
+    best.decoder.safetensors, last.decoder.safetensors   the mask decoder trained with the adapters
+
+Adapters name the digest of their base and of their decoder; they go to `litemed-export BASE --adapter`. With
+`--tune decoder` or `all` the files hold the whole network in the published layout instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save
+
+from litemed.models.adapter import Adapter, adapter_bytes, decoder_path, decoder_tensors
+from litemed.models.lora import LoRAConfig
+from litemed.models.weight_files import weights_digest
+from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
+from litemed.train.config import TUNE_LORA_DECODER, Config
+from litemed.train.distributed import Processes
+from litemed.train.errors import TrainingError
+from litemed.train.network import WITH_LORA, TrainedNetwork
+from litemed.train.progress import Progress
+from litemed.train.toml_settings import as_tables
+
+LOG, REPORT, STATE = "log.csv", "run.json", "state.pt"
+BEST, LAST = "best.safetensors", "last.safetensors"
+FORMAT: Final = "litemed-state-5"
+Inputs = dict[str, dict[str, Any]]
+"""What a run reads: base, data and the like, by name; each with its `sha256`."""
+
+_RESULTS = (LOG, *(name for one in (BEST, LAST) for name in (one, decoder_path(Path(one)).name)))
+_FIRST = ("epoch", "samples", "lr", "loss")
+_PACKAGES: Final = ("litemed", "numpy", "opencv-python-headless", "safetensors", "scipy", "torch")
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a run needs to go on.
+
+    config: the settings as tables (`litemed.train.toml_settings.as_tables`). inputs: what it reads. model,
+    optimizer, schedule: their state dicts. average: that of the moving average of the weights, None without
+    one. progress: see `litemed.train.progress.Progress`.
+
+    No random numbers: what is drawn follows from the seed and the step (see `litemed.train.examples`).
+    """
+
+    config: dict[str, Any]
+    inputs: Inputs
+    model: dict[str, Any]
+    average: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Replace the state in a run's folder. Raises OutputError when it cannot be written."""
+    with atomic_write(folder / STATE) as stream:
+        torch.save({"format": FORMAT, **vars(state)}, stream)
+
+
+def read_state(folder: Path) -> State:
+    """Return the state in a run's folder, on the CPU. Raises TrainingError when there is none to use.
+
+    Nothing but tensors and plain containers is unpickled.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file, so that there is no run to resume; leave --resume out")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make the restricted unpickler raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TrainingError(f"{path}: damaged, start over with --overwrite ({reason})") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise TrainingError(f"{path}: not the state of a run of this version; start over with --overwrite")
+    try:
+        return State(**content)
+    except TypeError as error:
+        raise TrainingError(f"{path}: incomplete, start over with --overwrite ({error})") from error
+
+
+def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the log: CSV with a column for every key of `rows`, empty where a row does not have it.
+
+    A row, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images that
+    counted), `lr`, the mean losses `loss` and its parts, `skipped` slices, `seconds`, `samples_per_second`,
+    `wait_share` (of the time, spent waiting for the loader), `dsc` (the macro mean on the validation slices)
+    and `dsc_MODALITY`. Raises OutputError when it cannot be written.
+    """
+    names = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_bytes(folder / LOG, text.getvalue().encode())
+
+
+def write_report(
+    folder: Path, status: str, config: Config, inputs: Inputs, processes: Processes, progress: Progress
+) -> None:
+    """Replace the report of a run. Raises OutputError when it cannot be written.
+
+    status: "running", "stopped" (to be resumed), "finished" or "failed".
+    """
+    device = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    if processes.device.type == "cuda":
+        device = torch.cuda.get_device_name(processes.device)
+    files = [folder / name for name in _RESULTS if (folder / name).is_file()]
+    document = {
+        "status": status,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": as_tables(config),
+        "inputs": inputs,
+        "device": device,
+        "processes": processes.world,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "epochs_done": progress.epoch,
+        "dsc_before": progress.start_dsc,
+        "best": progress.best,
+        "best_epoch": progress.best_epoch,
+        "skipped_slices": sum(row["skipped"] for row in progress.history),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in files
+        },
+    }
+    write_json(folder / REPORT, document)
+
+
+def write_weights(path: Path, network: TrainedNetwork, rank: int, base_digest: str) -> None:
+    """Replace the weights at `path`, and the mask decoder beside it where it was tuned with adapters.
+
+    rank: of the adapters. base_digest: `weights_digest` of the weights that they were trained on.
+    Raises OutputError when a file cannot be written.
+    """
+    model = network.model
+    if network.tune not in WITH_LORA:
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        write_bytes(path, save(state))
+        return
+    digest = None
+    if network.tune == TUNE_LORA_DECODER:
+        decoder = decoder_tensors(model.state_dict())
+        digest = weights_digest(decoder)
+        # First: an adapter whose decoder is not there yet is refused, so a kill in between does no harm.
+        write_bytes(decoder_path(path), save(decoder))
+    write_bytes(path, adapter_bytes(model, Adapter(LoRAConfig(rank, float(rank)), base_digest, digest)))
+
+
+def clean(folder: Path, overwrite: bool, names: Sequence[str] = (STATE, REPORT, *_RESULTS)) -> None:
+    """Remove what killed processes left; to start over also what the earlier run wrote, its state first.
+
+    Otherwise a run that is killed before its first state would be resumed as the earlier one.
+    """
+    for name in names:
+        remove_leftovers(folder / name)
+        if overwrite:
+            refuse_odd_target(folder / name)
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a JSON file."""
+    write_bytes(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file."""
+    with atomic_write(path) as stream:
+        stream.write(content)
