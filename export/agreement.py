@@ -23,13 +23,7 @@ from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.npz import NpzReader
-from litemed.runtime.precision import (
-    ENGINES,
-    REFERENCE,
-    Agreement,
-    EngineAgreement,
-    ModalityAgreement,
-)
+from litemed.runtime.precision import ENGINES, REFERENCE, Agreement, EngineAgreement, ModalityAgreement
 from litemed.runtime.readers import list_cases, read_case
 from litemed.runtime.segmenter import Segmenter
 
@@ -113,18 +107,23 @@ def measure_agreement(
         run = [name for name in precisions if engine in bundle.manifest.precisions[name].runs_on]
         if not run:
             continue
-        reference = _segmenter(bundle, engine, REFERENCE)
-        others = {name: _segmenter(bundle, engine, name) for name in run}
+        segmenters = {
+            name: Segmenter(bundle, open_engine(engine, bundle, precision=name)) for name in (REFERENCE, *run)
+        }
         measured: dict[str, list[CaseAgreement]] = {name: [] for name in run}
         for done, one in enumerate(cases):
             if done % 10 == 0:
                 progress(f"measuring {' and '.join(run)} on {engine}: {done} of {len(cases)} cases")
             case = read_case(one.path)
             truth = None if one.truth is None else _read_truth(one.truth, case)
-            expected = reference.run(case).labels
-            for name, segmenter in others.items():
-                labels = segmenter.run(case).labels
-                measured[name].append(_compare(one.modality, labels, expected, len(case.boxes), truth))
+            labels = {name: segmenter.run(case).labels for name, segmenter in segmenters.items()}
+            expected = labels[REFERENCE]
+            for name in run:
+                dice, change = mean_dice(labels[name], expected, len(case.boxes)), None
+                if truth is not None:
+                    count = int(truth.max())
+                    change = mean_dice(truth, labels[name], count) - mean_dice(truth, expected, count)
+                measured[name].append(CaseAgreement(one.modality, dice, change))
         for name in run:
             found[name][engine] = summarise(measured[name])
     return {name: Agreement(len(cases), engines) for name, engines in found.items()}
@@ -153,20 +152,6 @@ def mean_dice(first: Labels, second: Labels, count: int) -> float:
     """
     dice = dice_by_label(first, second, count)
     return 1.0 if np.isnan(dice).all() else float(np.nanmean(dice))
-
-
-def _compare(
-    modality: str, labels: Labels, expected: Labels, boxes: int, truth: Labels | None
-) -> CaseAgreement:
-    change = None
-    if truth is not None:
-        classes = int(truth.max())
-        change = mean_dice(truth, labels, classes) - mean_dice(truth, expected, classes)
-    return CaseAgreement(modality, mean_dice(labels, expected, boxes), change)
-
-
-def _segmenter(bundle: Bundle, engine: str, precision: str) -> Segmenter:
-    return Segmenter(bundle, open_engine(engine, bundle, precision=precision))
 
 
 def _read_truth(path: pathlib.Path, case: Case) -> Labels:

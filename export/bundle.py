@@ -9,18 +9,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import onnx
-
 from litemed.export.agreement import measure_agreement
-from litemed.export.graphs import GraphSpec, check, graph_specs, simplify, to_onnx
-from litemed.export.manifest import FILE, manifest_bytes
-from litemed.export.precisions import FLOAT32, Plan, PrecisionOptions, plan
+from litemed.export.graphs import check, graph_specs, simplify, to_onnx
+from litemed.export.manifest import FLOAT32, Contents
+from litemed.export.precisions import Plan, PrecisionOptions, plan
 from litemed.export.quantise import KEY, KEY_BF16, quantise
-from litemed.export.storage import with_half_weights
 from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references, sample_images
 from litemed.models.checkpoint import Checkpoint
+from litemed.runtime.bundle import MANIFEST
 from litemed.runtime.errors import OutputError
 from litemed.runtime.precision import Agreement, Precision
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class ExportOptions:
 
     Attributes:
         name: of the bundle; None takes the folder's.
-        trained: False marks weights drawn at random.
         overwrite: replace a bundle that lies at the target.
-        images: folder of images to verify on; None generates some.
         size: side of the network's input in pixels, a multiple of 64; 256 as published.
         box_counts: numbers of boxes to verify.
         precisions: what to offer beside float32.
@@ -39,29 +37,10 @@ class ExportOptions:
     """
 
     name: str | None = None
-    trained: bool = True
     overwrite: bool = False
-    images: pathlib.Path | None = None
     size: int = 256
     box_counts: Sequence[int] = BOX_COUNTS
     precisions: PrecisionOptions = field(default_factory=PrecisionOptions)
-    compact: bool = False
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What goes into a bundle: what its manifest says, and its graphs with their interfaces.
-
-    `graphs` are in full; `compact` says how their weights are written.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    trained: bool
-    specs: Sequence[GraphSpec]
-    graphs: Mapping[str, onnx.ModelProto]
-    parity: Sequence[Parity] = ()
-    precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
     compact: bool = False
 
 
@@ -69,9 +48,12 @@ def write_bundle(
     checkpoint: Checkpoint,
     out: str | pathlib.Path,
     options: ExportOptions | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> list[Parity]:
     """Export a checkpoint to a bundle folder that appears whole or not at all.
+
+    Whoever exports the model that ships (`runtime/model`) puts the sha256 of its new manifest beside
+    `litemed.runtime.bundle.DEFAULT`.
 
     Args:
         checkpoint: complete weights, adapters folded.
@@ -80,7 +62,7 @@ def write_bundle(
         progress: is told each step.
 
     Returns:
-        all comparisons with PyTorch, before and after simplification.
+        all comparisons with PyTorch, before and after simplification and as stored.
 
     Raises:
         ExportError: a graph could not be written, simplified, quantised or checked.
@@ -96,7 +78,6 @@ def write_bundle(
     planned = plan(options.precisions)
     model = checkpoint.model(options.size)
     specs = graph_specs(model)
-    name = options.name or out.resolve().name
     with _staging(out) as staging:
         progress("writing the graphs")
         exported = {spec.name: to_onnx(spec) for spec in specs}
@@ -106,41 +87,43 @@ def write_bundle(
             check(exported[spec.name], spec)
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
-        expected = list(references(model, sample_images(options.images), max(options.box_counts)))
-        contents = _Contents(name, checkpoint, options.trained, specs, simplified)
+        expected = list(references(model, sample_images(), max(options.box_counts)))
+        name = options.name or out.resolve().name
+        contents = Contents(name, checkpoint, options.size, specs, simplified, compact=options.compact)
+        stages = {
+            "exported": replace(contents, graphs=exported, compact=False),
+            "simplified": replace(contents, compact=False),
+        } | ({COMPACT: contents} if options.compact else {})
         parity: list[Parity] = []
-        for stage, graphs in (("exported", exported), ("simplified", simplified)):
-            _write(staging / stage, replace(contents, graphs=graphs))
-            parity += measure(staging / stage, stage, expected, options.box_counts, progress=progress)
-        judge(parity)
-        if options.compact:
-            contents = replace(contents, compact=True)
-            _write(staging / COMPACT, contents)
-            parity += measure(staging / COMPACT, COMPACT, expected, options.box_counts, progress=progress)
-            judge(parity)
+        for stage, some in stages.items():
+            some.write(staging / stage)
+            parity += measure(staging / stage, stage, expected, options.box_counts, progress)
+            if stage != "exported":
+                judge(parity)
         contents = replace(contents, parity=parity)
         if planned.attempts:
-            contents = _with_precisions(contents, planned, options.size, staging / "candidate", progress)
-        _write(staging / "finished", contents)
+            contents = _with_precisions(contents, planned, staging / "candidate", progress)
+        contents.write(staging / "finished")
         _move(staging / "finished", out, options.overwrite)
     return parity
 
 
 def _with_precisions(
-    contents: _Contents, planned: Plan, size: int, candidate: pathlib.Path, progress: Callable[[str], None]
-) -> _Contents:
+    contents: Contents, planned: Plan, candidate: pathlib.Path, progress: Progress
+) -> Contents:
     """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
     encoder, decoder = contents.specs
     graphs, specs = dict(contents.graphs), [encoder, decoder]
     if planned.images:
         wanted = {one.encoder for attempts in planned.attempts.values() for one in attempts}
         keys = [key for key in (KEY, KEY_BF16) if key in wanted]
-        for key, graph in quantise(graphs[encoder.name], planned.images, size, progress, keys).items():
+        made = quantise(graphs[encoder.name], planned.images, contents.size, progress, keys)
+        for key, graph in made.items():
             specs.append(replace(encoder, name=key))
             graphs[key] = graph
             check(graph, specs[-1])
 
-    def offering(precisions: Mapping[str, Precision]) -> _Contents:
+    def offering(precisions: Mapping[str, Precision]) -> Contents:
         used = {key for one in precisions.values() for key in (one.encoder, one.decoder)}
         return replace(
             contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=precisions
@@ -148,42 +131,21 @@ def _with_precisions(
 
     def measure_them(precisions: Mapping[str, Precision]) -> Mapping[str, Agreement]:
         shutil.rmtree(candidate, ignore_errors=True)
-        _write(candidate, offering(FLOAT32 | dict(precisions)))
+        offering(FLOAT32 | dict(precisions)).write(candidate)
         return measure_agreement(candidate, list(precisions), planned.cases, progress)
 
     return offering(planned.passing(measure_them, progress))
-
-
-def _write(folder: pathlib.Path, contents: _Contents) -> None:
-    folder.mkdir(exist_ok=True)
-    specs = contents.specs
-    stored = with_half_weights if contents.compact else lambda graph: graph
-    data = {
-        spec.name: stored(contents.graphs[spec.name]).SerializeToString(deterministic=True) for spec in specs
-    }
-    for spec in specs:
-        (folder / spec.file).write_bytes(data[spec.name])
-    manifest = manifest_bytes(
-        contents.name,
-        contents.checkpoint,
-        contents.trained,
-        specs,
-        data,
-        contents.parity,
-        contents.precisions,
-    )
-    (folder / FILE).write_bytes(manifest)
 
 
 def _check_target(out: pathlib.Path, overwrite: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: exists and is not a folder")
     if out.is_dir() and any(out.iterdir()):
-        if not (out / FILE).is_file():
+        if not (out / MANIFEST).is_file():
             raise OutputError(f"{out}: is a folder with other files in it; name a new one")
         if not overwrite:
             raise OutputError(f"{out}: a bundle lies here already; pass --overwrite to replace it")
-        others = sorted(path.name for path in out.iterdir() if path.name != FILE and path.suffix != ".onnx")
+        others = sorted(p.name for p in out.iterdir() if p.name != MANIFEST and p.suffix != ".onnx")
         if others:
             raise OutputError(f"{out}: beside a bundle holds {', '.join(others[:5])}, which would be lost")
 
@@ -193,27 +155,24 @@ def _staging(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder beside the target, removed at the end whatever happens."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
+        ) as folder:
+            yield pathlib.Path(folder)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(folder: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
     """Put a finished folder in the target's place; an older bundle gives way only then."""
     _check_target(out, overwrite)  # again, for what has come to lie there meanwhile
-    if out.exists():
-        old = folder.with_name("old")
-        out.rename(old)
-        try:
-            folder.rename(out)
-        except BaseException:
-            old.rename(out)
-            raise
-    else:
+    if not out.exists():
         folder.rename(out)
+        return
+    old = folder.with_name("old")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise

@@ -1,10 +1,8 @@
 """The images that a quantised encoder is calibrated on: which of a folder, and of a volume which slices.
 
-The choice is fixed by the names of the files alone. A folder's files are sorted by name within each modality
-(the beginning of the name, as in the challenge; all others count as one more), and every modality gets an
-equal share of `MAX_IMAGES`: files at even distances in that order, and where there are fewer files than the
-share, several slices of each volume. Slices are at even distances among those that a box covers, or among all
-where the file has no boxes.
+The names of the files alone decide. Every modality (the beginning of the name; all others count as one
+more) gets an equal share of `MAX_IMAGES`: files at even distances by name, and where there are fewer than the
+share, several slices of each volume, at even distances among those that a box covers (all, without boxes).
 """
 
 from __future__ import annotations

@@ -24,26 +24,17 @@ Examples:
 Exit codes: 0 done, 1 the checkpoint or the export failed, 2 wrong use, 130 interrupted.
 """
 
+_PATH = click.Path(path_type=pathlib.Path)
 _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 
 
 @click.command(epilog=EPILOG)
-@click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
-@click.option("-o", "--output", type=click.Path(path_type=pathlib.Path), help="Bundle folder to create.")
-@click.option(
-    "--adapter", type=click.Path(path_type=pathlib.Path), help="LoRA adapter to fold in (safetensors)."
-)
-@click.option(
-    "--inspect", type=click.Path(path_type=pathlib.Path), help="Verify and describe a bundle instead."
-)
+@click.argument("checkpoint", required=False, type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="Bundle folder to create.")
+@click.option("--adapter", type=_PATH, help="LoRA adapter to fold in (safetensors).")
+@click.option("--inspect", type=_PATH, help="Verify and describe a bundle instead.")
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
-@click.option("--seed", default=0, show_default=True, help="Seed of --untrained.")
 @click.option("--name", help="Name of the bundle; the folder's name by default.")
-@click.option(
-    "--images",
-    type=_FOLDER,
-    help="Folder of images to verify on, instead of generated ones.",
-)
 @click.option(
     "--size",
     default=256,
@@ -109,9 +100,7 @@ def _run(
     adapter: pathlib.Path | None,
     inspect: pathlib.Path | None,
     untrained: bool,
-    seed: int,
     name: str | None,
-    images: pathlib.Path | None,
     size: int,
     verify: str,
     loralib_alpha: float,
@@ -147,7 +136,7 @@ def _run(
     from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 
     if checkpoint is None:
-        weights = untrained_checkpoint(seed)
+        weights = untrained_checkpoint()
         click.echo("warning: untrained weights; the masks mean nothing", err=True)
     else:
         weights = read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
@@ -161,9 +150,7 @@ def _run(
         )
     settings = ExportOptions(
         name=name,
-        trained=not untrained,
         overwrite=overwrite,
-        images=images,
         size=size,
         box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
         precisions=PrecisionOptions(int8, calibration, agreement, ground_truth),

@@ -1,23 +1,21 @@
 """The prompt encoder and mask decoder for boxes, rewritten for speed, equal up to rounding.
 
-What `litemed.models.litemedsam.LiteMedSAM.decode` gives, its single-mask output: embedding
-(1, 256, s, s) and boxes (N, 4) in input pixels to logits (N, 4s, 4s) and predicted IoU (N,). N boxes,
-T = 7 tokens per box, H = 8 heads, L = s * s image tokens.
-
-What is computed differently, and why it is the same:
+What `litemed.models.litemedsam.LiteMedSAM.decode` gives, its single-mask output: embedding (1, 256, s, s) and
+boxes (N, 4) in input pixels to logits (N, 4s, 4s) and predicted IoU (N,). N boxes, T = 7 tokens per box,
+H = 8 heads, L = s * s image tokens. What is computed differently, and why it is the same:
 
 - The first block sees the same image tokens for every box: its keys and values are computed once.
-- There are only T H = 56 rows per box against 128 projected channels. Where image tokens differ
-  between boxes, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and
-  context = (A_h X) W_v,h^T, and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
-- What is the same for all keys of a softmax cancels in it: key biases. What is the same for all
-  values passes through it, since its rows sum to one: value and output biases.
-- Heads are not split: one row per head and token, zero outside the head's channels (`PerHead`),
-  makes every product a plain matrix product.
-- Only mask token 0 and the IoU token are used at the end: the last attention asks for these two,
-  and one hypernetwork and one column of the IoU head remain.
-- The transposed convolutions have stride = kernel = 2, hence are matrix products on tokens; the
-  pixels are put in their places once, on the single-channel logits.
+- There are only T H = 56 rows per box against 128 projected channels. Where image tokens differ between
+  boxes, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and context = (A_h X) W_v,h^T,
+  and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
+- What is the same for all keys of a softmax cancels in it: key biases. What is the same for all values passes
+  through it, since its rows sum to one: value and output biases.
+- Heads are not split: one row per head and token, zero outside the head's channels (`PerHead`), makes every
+  product a plain matrix product.
+- Only mask token 0 and the IoU token are used at the end: the last attention asks for these two, and one
+  hypernetwork and one column of the IoU head remain.
+- The transposed convolutions have stride = kernel = 2, hence are matrix products on tokens; the pixels are
+  put in their places once, on the single-channel logits.
 """
 
 from __future__ import annotations
@@ -39,13 +37,19 @@ USED = 2  # of them after the last attention: IoU and mask 0
 INNER = DIM // 2  # width of the projections between tokens and image
 
 
+def scaled_queries(attention: Attention) -> nn.Linear:
+    """The projection of the queries with the scale of the scores in it."""
+    layer = attention.q_proj
+    scale = (layer.out_features // HEADS) ** -0.5
+    return linear(layer.weight * scale, layer.bias * scale)
+
+
 class SelfAttention(nn.Module):
     """Attention among the tokens of one box: q (N, T, 256) and v (N, T, 256) to (N, T, 256)."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        scale = (DIM // HEADS) ** -0.5
-        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.q = scaled_queries(attention)
         self.k = linear(attention.k_proj.weight)
         self.v = attention.v_proj
         self.out = attention.out_proj
@@ -78,21 +82,16 @@ class PerHead(nn.Module):
 
 
 class TokensToImage(nn.Module):
-    """Attention from the tokens of each box to that box's image tokens, projections absorbed.
+    """Attention from t `tokens` of each box to that box's image tokens, projections absorbed.
 
     q (N, t, 256), keys and values (N, L, 256) to (N, t, 256).
-
-    Args:
-        attention: the published layer.
-        tokens: t.
     """
 
     def __init__(self, attention: Attention, tokens: int) -> None:
         super().__init__()
-        scale = (INNER // HEADS) ** -0.5
         self.tokens = tokens
         self.per_head = PerHead()
-        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.q = scaled_queries(attention)
         self.k = linear(attention.k_proj.weight.T)
         self.v = linear(attention.v_proj.weight)
         out = attention.out_proj
@@ -107,18 +106,14 @@ class TokensToImage(nn.Module):
 class TokensToSharedImage(nn.Module):
     """Attention from the tokens of all boxes to one image's tokens, which are projected once.
 
-    Args:
-        attention: the published layer.
-        offset: what is added to the image tokens, (256,).
-        positions: what is added to the keys besides, (256, L).
+    `offset` (256,) is added to the image tokens, `positions` (256, L) to the keys besides.
     """
 
     key_offset: Tensor
 
     def __init__(self, attention: Attention, offset: Tensor, positions: Tensor) -> None:
         super().__init__()
-        scale = (INNER // HEADS) ** -0.5
-        self.q = linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.q = scaled_queries(attention)
         self.key_weight = nn.Parameter(attention.k_proj.weight.detach().clone(), requires_grad=False)
         self.value_weight = nn.Parameter(attention.v_proj.weight.detach().clone(), requires_grad=False)
         offset_key = attention.k_proj.weight @ (positions + offset[:, None])
@@ -191,11 +186,7 @@ def _unrolled(convolution: nn.ConvTranspose2d) -> nn.Linear:
 
 
 class FastDecoderGraph(nn.Module):
-    """Boxes and an image embedding to logits and predicted IoU, see the module.
-
-    Args:
-        model: the published network; its tensors are not changed.
-    """
+    """Boxes and an image embedding to logits and predicted IoU of a network, which is not changed."""
 
     gaussian: Tensor
     offset: Tensor

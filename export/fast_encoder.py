@@ -1,24 +1,18 @@
 """TinyViT rewritten for speed, equal up to rounding.
 
-Same input and output as `litemed.models.tiny_vit.TinyViT` for one image. What is computed
-differently, and why it is the same:
+Same input and output as `litemed.models.tiny_vit.TinyViT` for one image. What is computed differently, and
+why it is the same:
 
-- From the first window attention on, tokens stay in the order (H, W, C): linear layers need no
-  transposition, a window partition moves whole rows of a window, and engines read the depthwise
-  convolutions in that order in place.
-- Batch norms are folded into the convolutions before them, scale and shift of layer norms into the
-  linear layers behind them, the scale of the queries into their projection.
-- The published partition pads with zeros before the norm, which makes a padded token the norm's
-  shift. With that shift folded away it is zero after the norm, so that the normalised tokens are
-  padded with zeros instead; queries, keys and values of padded tokens come out the same.
-- What is the same for all keys of a softmax cancels in it: key biases. Rows of a softmax sum to
-  one, so that value biases pass into the bias of the output projection.
+- From the first window attention on, tokens stay in the order (H, W, C): linear layers need no transposition,
+  a window partition moves whole rows of a window, and engines read the depthwise convolutions in place.
+- Batch norms are folded into the convolutions before them, scale and shift of layer norms into the linear
+  layers behind them, the scale of the queries into their projection.
+- The published partition pads with zeros before the norm, which makes a padded token the norm's shift. With
+  that shift folded away it is zero after the norm, so that normalised tokens are padded with zeros.
+- What is the same for all keys of a softmax cancels in it: key biases. Rows of a softmax sum to one, so that
+  value biases pass into the bias of the output projection.
 - Padded tokens are dropped before the output projection instead of behind it.
 - q, k and v are three products, each from heads in order: no split of an interleaved tensor.
-
-Tried and left out, for they gained nothing on either engine (2 cores of an AMD EPYC 7003): the
-256² stage in strips with a halo, its pointwise convolutions as matrix products, one product for
-q, k and v, a partition of q, k and v instead of their input.
 """
 
 from __future__ import annotations
@@ -45,12 +39,7 @@ class Norm(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Norm, partition, attention and its reverse: tokens (1, H W, C) of a square to the same.
-
-    Args:
-        attention: the published layer.
-        side: H = W.
-    """
+    """Norm, partition, attention and its reverse: tokens (1, H W, C) of a square of that side to the same."""
 
     bias: Tensor
 
@@ -104,7 +93,7 @@ class Block(nn.Module):
         super().__init__()
         self.side = side
         self.attention = WindowAttention(block.attn, side)
-        self.convolution = convolution(block.local_conv)
+        self.convolution = convolution(block.local_conv.c, block.local_conv.bn)
         mlp = block.mlp
         self.norm = Norm(mlp.norm)
         self.fc1 = linear(*after_norm(mlp.norm, mlp.fc1.weight, mlp.fc1.bias))
@@ -122,7 +111,7 @@ class PatchMerging(nn.Module):
     def __init__(self, merging: tiny_vit.PatchMerging) -> None:
         super().__init__()
         self.conv1, self.conv3 = pointwise(merging.conv1), pointwise(merging.conv3)
-        self.conv2 = convolution(merging.conv2)
+        self.conv2 = convolution(merging.conv2.c, merging.conv2.bn)
 
     def forward(self, x: Tensor) -> Tensor:
         x = channels_first(F.gelu(self.conv1(x)))
@@ -139,7 +128,9 @@ class FirstStage(nn.Module):
         super().__init__()
         first, _, second = cast(Any, encoder.patch_embed.seq)
         stage = cast(tiny_vit.Stage, encoder.layers[0])
-        self.embed = nn.Sequential(convolution(first), nn.GELU(), convolution(second))
+        self.embed = nn.Sequential(
+            convolution(first.c, first.bn), nn.GELU(), convolution(second.c, second.bn)
+        )
         self.blocks = nn.ModuleList(_bottleneck(block) for block in stage.blocks)
         self.merging = _bottleneck(stage.downsample)
 
@@ -151,11 +142,7 @@ class FirstStage(nn.Module):
 
 
 class FastEncoderGraph(nn.Module):
-    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4), see the module.
-
-    Args:
-        model: the published network; its tensors are not changed.
-    """
+    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4) of a network, which is not changed."""
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
@@ -200,7 +187,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 def _bottleneck(block: Any) -> nn.Sequential:
     """Three convolutions with GELU between them, of an `MBConv` or a `PatchMerging`."""
-    first, second, third = (convolution(block.get_submodule(f"conv{i}")) for i in (1, 2, 3))
+    first, second, third = (
+        convolution(layer.c, layer.bn) for layer in (block.conv1, block.conv2, block.conv3)
+    )
     return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
 
 

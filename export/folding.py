@@ -18,28 +18,18 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return _filled(layer, weight, bias)
 
 
-def convolution(layer: ConvNorm) -> nn.Conv2d:
-    """Return a convolution that does what a convolution and the batch norm behind it do in inference."""
-    return convolution_and_norm(layer.c, layer.bn)
-
-
-def convolution_and_norm(conv: Any, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def convolution(conv: Any, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return one convolution for one without bias and the batch norm behind it."""
     scale, shift = norm_scale_and_shift(norm)
     folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        groups=conv.groups,
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
     )
     return _filled(folded, conv.weight.double() * scale[:, None, None, None], shift)
 
 
 def pointwise(layer: ConvNorm) -> nn.Linear:
     """Return a 1 x 1 convolution and its batch norm as a layer on the last axis."""
-    folded = convolution(layer)
+    folded = convolution(layer.c, layer.bn)
     return linear(folded.weight[:, :, 0, 0], folded.bias)
 
 

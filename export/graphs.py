@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from litemed.export.errors import ExportError
 from litemed.export.fast_decoder import FastDecoderGraph
@@ -21,9 +21,9 @@ from litemed.export.fast_encoder import FastEncoderGraph
 from litemed.export.light_graph import LightEncoderGraph
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.manifest import BOXES_AXIS
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
-BOXES_AXIS = "N"
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
 
@@ -47,11 +47,6 @@ class GraphSpec:
         """The graph's file name within a bundle."""
         return f"{self.name}.onnx"
 
-    def example(self, boxes: int = 2) -> tuple[Tensor, ...]:
-        """Return inputs of the right shapes, with `boxes` on the dynamic axis."""
-        shapes = [[boxes if isinstance(d, str) else d for d in shape] for shape in self.inputs.values()]
-        return tuple(torch.rand(shape) for shape in shapes)
-
 
 def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     """Return the encoder and the decoder of a model."""
@@ -72,7 +67,7 @@ def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     return encoder, decoder
 
 
-def to_onnx(spec: GraphSpec, opset: int = OPSET) -> onnx.ModelProto:
+def to_onnx(spec: GraphSpec) -> onnx.ModelProto:
     """Write one graph as ONNX, with exactly the specified inputs, outputs and shapes.
 
     Raises:
@@ -88,9 +83,9 @@ def to_onnx(spec: GraphSpec, opset: int = OPSET) -> onnx.ModelProto:
             warnings.simplefilter("ignore")  # on the deprecated tracer, and on shapes that are constant here
             torch.onnx.export(
                 spec.module.eval(),
-                spec.example(),
+                tuple(torch.rand([2 if d == BOXES_AXIS else d for d in s]) for s in spec.inputs.values()),
                 buffer,  # type: ignore[arg-type]  # the tracer does take a buffer
-                opset_version=opset,
+                opset_version=OPSET,
                 dynamo=False,
                 input_names=list(spec.inputs),
                 output_names=list(spec.outputs),

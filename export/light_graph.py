@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from litemed.export.fast_encoder import channels_first, channels_last
-from litemed.export.folding import convolution_and_norm, norm_scale_and_shift
+from litemed.export.folding import convolution, norm_scale_and_shift
 from litemed.models import light_encoder
 from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON, ConvNorm, upsample
 from litemed.models.litemedsam import LiteMedSAM
@@ -46,11 +46,7 @@ class Attention(nn.Module):
 
 
 class LightEncoderGraph(nn.Module):
-    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4), see the module.
-
-    Args:
-        model: a network with the light encoder; its tensors are not changed.
-    """
+    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4) of a network, which is not changed."""
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
@@ -93,7 +89,7 @@ def _folded(module: nn.Module) -> nn.Module:
     """A part of the encoder with every batch norm folded, as new modules."""
     if isinstance(module, ConvNorm):
         conv, norm, *activation = cast(Any, module)
-        return nn.Sequential(convolution_and_norm(conv, norm), *(nn.ReLU() for _ in activation))
+        return nn.Sequential(convolution(conv, norm), *(nn.ReLU() for _ in activation))
     if isinstance(module, light_encoder.Attention):
         return Attention(module)
     if isinstance(module, light_encoder.MixBlock):

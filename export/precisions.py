@@ -1,7 +1,6 @@
 """The precisions beside float32 that a bundle is to offer: what they need, and which of them are kept.
 
-A precision is written into a bundle only with its measured agreement, and only if it passes on one engine at
-least. It need not pass on all: the runtime judges each engine by itself.
+One is kept if it passes on one engine at least: the runtime judges each engine by itself.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from dataclasses import dataclass, replace
 
 from litemed.export.agreement import MeasuredCase, find_measured_cases
 from litemed.export.calibration import Image, calibration_images
+from litemed.export.manifest import FLOAT32
 from litemed.export.quantise import KEY, KEY_BF16
 from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.errors import UsageError
-from litemed.runtime.precision import REFERENCE, ROLES, Agreement, EngineAgreement, Precision
-
-FLOAT32 = {REFERENCE: Precision(*ROLES)}
+from litemed.runtime.precision import ROLES, Agreement, EngineAgreement, Precision
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,22 @@ class Plan:
     def passing(self, measure: Measure, progress: Callable[[str], None]) -> dict[str, Precision]:
         """Return float32 and, of each name, the first attempt that passes on an engine; tell about each."""
         kept = dict(FLOAT32)
-        pending = {name: list(attempts) for name, attempts in self.attempts.items()}
-        while pending:
-            nothing = Agreement(len(self.cases), {})
-            tried = {name: replace(attempts.pop(0), agreement=nothing) for name, attempts in pending.items()}
-            measured = measure(tried)
-            for name, one in tried.items():
-                precision = replace(one, agreement=measured[name])
-                shown = name + (f" in {' and '.join(one.bf16)}" if one.bf16 else "")
-                for engine, found in measured[name].engines.items():
+        nothing = Agreement(len(self.cases), {})
+        for turn in range(max(map(len, self.attempts.values()))):
+            tried = {
+                name: replace(attempts[turn], agreement=nothing)
+                for name, attempts in self.attempts.items()
+                if name not in kept and turn < len(attempts)
+            }
+            for name, agreement in (measure(tried) if tried else {}).items():
+                precision = replace(tried[name], agreement=agreement)
+                shown = name + (f" in {' and '.join(precision.bf16)}" if precision.bf16 else "")
+                for engine, found in agreement.engines.items():
                     progress(f"{shown} on {engine}: {_outcome(found)}")
-                if any(precision.passes(engine) for engine in measured[name].engines):
+                if any(precision.passes(engine) for engine in agreement.engines):
                     kept[name] = precision
-                elif not pending[name]:
+                elif turn == len(self.attempts[name]) - 1:
                     progress(f"{name} is left out of the bundle: it passes on no engine")
-            pending = {name: rest for name, rest in pending.items() if rest and name not in kept}
         return kept
 
 
@@ -109,11 +108,10 @@ def plan(options: PrecisionOptions) -> Plan:
 
 
 def _outcome(found: EngineAgreement) -> str:
-    changes = {name: m.dsc_change for name, m in found.modalities.items() if m.dsc_change is not None}
-    text = (
-        f"masks agree with float32's to {found.modalities[found.lowest].dice:.4f} in {found.lowest} at worst"
-    )
+    lowest = found.modalities[found.lowest]
+    text = f"masks agree with float32's to {lowest.dice:.4f} in {found.lowest} at worst"
+    changes = [(m.dsc_change, name) for name, m in found.modalities.items() if m.dsc_change is not None]
     if changes:
-        worst = min(changes, key=lambda name: changes[name])
-        text += f", DSC changes by {changes[worst]:+.4f} in {worst}"
+        change, modality = min(changes)
+        text += f", DSC changes by {change:+.4f} in {modality}"
     return f"{text}: {found.shortcoming() or 'passes'}"

@@ -15,6 +15,8 @@ can overflow; with 7 the result is the same on all CPUs, so that what was measur
 
 from __future__ import annotations
 
+import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,9 +32,6 @@ KEY, KEY_BF16 = "encoder_int8", "encoder_int8_bf16"
 
 LINEAR = ("Gemm", "MatMul")
 CONVOLUTION = "Conv"
-
-Float = NDArray[np.float32]
-Range = tuple[float, float]
 
 
 def quantise(
@@ -56,47 +55,65 @@ def quantise(
     Raises:
         ExportError: there is nothing to quantise in it, or ONNX Runtime fails.
     """
-    silence_onnxruntime()
-    graph = onnx.shape_inference.infer_shapes(encoder)
-    nodes = quantised_nodes(graph)
-    ranges = measure_ranges(graph, _tensors(nodes), images, size, progress)
-    limits = {name: tuple(np.array([end], np.float32) for end in ends) for name, ends in ranges.items()}
-    return {key: _quantised(graph, nodes, limits, outputs=key == KEY) for key in keys}
+    nodes = [node.name for node in quantised_nodes(encoder)]
+    # A mark that the graph is simplified, without which ONNX Runtime's quantiser advises that.
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(encoder)
+    onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    found = {}
+    for key in keys:
+        inputs = _Inputs(encoder.graph.input[0].name, images, size, progress)
+        try:
+            found[key] = _quantised(prepared, nodes, inputs, outputs=key == KEY)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ExportError(f"encoder: ONNX Runtime cannot quantise it: {error}") from error
+    return found
 
 
 def _quantised(
-    graph: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    limits: dict[str, tuple[NDArray[np.float32], ...]],
-    *,
-    outputs: bool,
+    graph: onnx.ModelProto, nodes: list[str], inputs: _Inputs, *, outputs: bool
 ) -> onnx.ModelProto:
-    """Return a graph with nodes quantised, given the limits of tensors; `outputs`: convolutions' as well."""
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    """Return a graph with nodes quantised; `outputs`: convolutions' as well."""
+    silence_onnxruntime()
+    from onnxruntime.quantization import QuantType, quantize_static
 
-    copied = onnx.ModelProto()
-    copied.CopyFrom(graph)
-    quantizer = QDQQuantizer(
-        copied,
-        per_channel=True,
-        reduce_range=True,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
-        nodes_to_quantize=[node.name for node in nodes],
-        nodes_to_exclude=[],
-        op_types_to_quantize=[*LINEAR, CONVOLUTION],
-        extra_options={
-            "WeightSymmetric": True,
-            "OpTypesToExcludeOutputQuantization": [*LINEAR, *[CONVOLUTION] * (not outputs)],
-        },
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()  # it appends what it adds
-    quantised: onnx.ModelProto = quantizer.model.model
-    return quantised
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (pathlib.Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
+        source.write_bytes(graph.SerializeToString())
+        quantize_static(
+            source,
+            target,
+            inputs,
+            op_types_to_quantize=[*LINEAR, CONVOLUTION],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            extra_options={
+                "CalibMovingAverage": True,  # by which it means the mean over the images
+                "OpTypesToExcludeOutputQuantization": [*LINEAR, *[CONVOLUTION] * (not outputs)],
+            },
+        )
+        return onnx.load(target)
+
+
+class _Inputs:
+    """The network's input for one image after the other, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(
+        self, name: str, images: Sequence[NDArray[np.uint8]], size: int, progress: Callable[[str], None]
+    ) -> None:
+        self.name, self.images, self.size, self.progress = name, images, size, progress
+        self.done = 0
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        if self.done == len(self.images):
+            return None
+        if self.done % 10 == 0:
+            self.progress(f"calibrating int8: {self.done} of {len(self.images)} images")
+        self.done += 1
+        return {self.name: preprocess(self.images[self.done - 1], self.size)[0]}
 
 
 def quantised_nodes(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -120,53 +137,3 @@ def quantised_nodes(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
     if nameless := [node for node in nodes if not node.name or names.count(node.name) > 1]:
         raise ExportError(f"encoder: {len(nameless)} of its layers have no name of their own")
     return nodes
-
-
-def measure_ranges(
-    graph: onnx.ModelProto,
-    tensors: Sequence[str],
-    images: Sequence[NDArray[np.uint8]],
-    size: int,
-    progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Range]:
-    """Return the range of some of a graph's tensors: the means over images of their minimum and maximum.
-
-    The mean instead of the extremes of all images keeps outliers of single ones from coarsening the scale.
-    Raises ExportError if ONNX Runtime does not run the graph.
-    """
-    import onnxruntime
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph)
-    given = {value.name for value in graph.graph.output}
-    probe.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in tensors
-        if name not in given
-    )
-    options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    least: dict[str, list[float]] = {name: [] for name in tensors}
-    greatest: dict[str, list[float]] = {name: [] for name in tensors}
-    try:
-        session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        for done, image in enumerate(images):
-            if done % 10 == 0:
-                progress(f"calibrating int8: {done} of {len(images)} images")
-            inputs = {graph.graph.input[0].name: preprocess(image, size)[0]}
-            for name, values in zip(tensors, session.run(list(tensors), inputs), strict=True):
-                least[name].append(float(values.min()))
-                greatest[name].append(float(values.max()))
-    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        raise ExportError(f"encoder: ONNX Runtime cannot calibrate it: {error}") from error
-    return {name: (float(np.mean(least[name])), float(np.mean(greatest[name]))) for name in tensors}
-
-
-def _tensors(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Return what is to be quantised of the nodes' activations, each once."""
-    found = [node.input[0] for node in nodes]
-    found += [node.output[0] for node in nodes if node.op_type == CONVOLUTION]
-    return list(dict.fromkeys(found))

@@ -49,9 +49,7 @@ def pip(command, *arguments, python=sys.executable):
 @pytest.mark.slow
 def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
     listing = subprocess.run(
-        [base_environment / "python", "-m", "pip", "list", "--format=json"],
-        capture_output=True,
-        check=True,
+        [base_environment / "python", "-m", "pip", "list", "--format=json"], capture_output=True, check=True
     )
     names = {entry["name"].lower() for entry in json.loads(listing.stdout)}
     assert {"litemed", "numpy", "onnxruntime"} <= names
@@ -92,10 +90,7 @@ def test_the_base_install_segments_with_the_model_that_ships(base_environment, t
     np.savez_compressed(cases / "2DBox_US_a.npz", imgs=phantom.image, boxes=phantom.boxes)
     folders = [cases, "-o", tmp_path / "segs", "--overlay", tmp_path / "png"]
     done = subprocess.run(
-        [base_environment / "litemed-run", *folders],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+        [base_environment / "litemed-run", *folders], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "segs" / "2DBox_US_a.npz") as output:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +30,7 @@ from litemed.export.cli import main
 from litemed.export.errors import ExportError
 from litemed.export.inspection import describe
 from litemed.export.precisions import Plan, PrecisionOptions
-from litemed.export.quantise import KEY, KEY_BF16, measure_ranges, quantise, quantised_nodes
+from litemed.export.quantise import KEY, KEY_BF16, quantise, quantised_nodes
 from litemed.models.checkpoint import untrained_checkpoint
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
@@ -48,7 +46,7 @@ SIZE = 64
 MODALITIES = ("US", "MR", "X-Ray")
 
 
-def save(folder: pathlib.Path, name: str, phantom: Phantom) -> None:
+def save(folder, name, phantom: Phantom):
     """Write a case to folder/cases and its ground truth to folder/gts."""
     for part, arrays in {
         "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
@@ -59,7 +57,7 @@ def save(folder: pathlib.Path, name: str, phantom: Phantom) -> None:
 
 
 @pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def calibration(tmp_path_factory):
     """A folder of enough images, three modalities."""
     folder = tmp_path_factory.mktemp("calibration")
     for i in range(MIN_IMAGES):
@@ -68,7 +66,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def measured(tmp_path_factory):
     """A folder of cases, a volume among them, and of the ground truth of all but those of one modality."""
     folder = tmp_path_factory.mktemp("measured")
     for i in range(9):
@@ -80,9 +78,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    calibration: pathlib.Path, measured: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def bundle(calibration, measured, tmp_path_factory):
     """A small bundle with int8; its weights mean nothing, so the gate is held open."""
     path = tmp_path_factory.mktemp("int8") / "bundle"
     options = PrecisionOptions(True, calibration, measured / "cases", measured / "gts")
@@ -96,23 +92,23 @@ def bundle(
 
 
 @pytest.fixture(scope="module")
-def encoder(bundle: pathlib.Path) -> onnx.ModelProto:
+def encoder(bundle):
     return onnx.load(bundle / "encoder.onnx")
 
 
 @pytest.fixture(scope="module")
-def int8(bundle: pathlib.Path) -> onnx.ModelProto:
+def int8(bundle):
     return onnx.load(bundle / "encoder_int8.onnx")
 
 
-def manifest(path: pathlib.Path) -> Any:
+def manifest(path):
     return json.loads((path / "manifest.json").read_text())
 
 
 # Calibration images
 
 
-def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_path: pathlib.Path) -> None:
+def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_path):
     for i in range(40):
         np.savez(tmp_path / f"2DBox_US_{i:02d}.npz", imgs=np.full((5, 5), i, np.uint8))
     for i in range(2):
@@ -130,7 +126,7 @@ def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_
     assert images == [int(image.flat[0]) for image in calibration_images(tmp_path)]
 
 
-def test_images_without_boxes_and_of_unknown_modality_serve_as_well(tmp_path: pathlib.Path) -> None:
+def test_images_without_boxes_and_of_unknown_modality_serve_as_well(tmp_path):
     for i in range(MIN_IMAGES - 1):
         cv2.imwrite(str(tmp_path / f"scan{i}.png"), np.full((4, 6, 3), i, np.uint8))
     np.savez(tmp_path / "colour.npz", imgs=np.full((4, 6, 3), 99, np.uint8))
@@ -139,25 +135,23 @@ def test_images_without_boxes_and_of_unknown_modality_serve_as_well(tmp_path: pa
     assert all(image.shape == (4, 6, 3) for image in images)
 
 
-def test_too_few_images_are_refused(tmp_path: pathlib.Path) -> None:
+def test_too_few_images_and_what_is_none_are_refused(tmp_path):
     for i in range(MIN_IMAGES - 1):
         np.savez(tmp_path / f"{i}.npz", imgs=np.zeros((4, 4), np.uint8))
     with pytest.raises(UsageError, match=rf"{MIN_IMAGES - 1} images .* at least {MIN_IMAGES}"):
         calibration_images(tmp_path)
-
-
-@pytest.mark.parametrize("content", [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8)])
-def test_what_is_no_image_is_named(tmp_path: pathlib.Path, content: Any) -> None:
-    np.savez(tmp_path / "odd.npz", imgs=content)
-    with pytest.raises(InputError, match=r"odd\.npz"):
-        calibration_images(tmp_path)
+    for content in (np.zeros((4, 4), np.float32), np.zeros(4, np.uint8)):
+        np.savez(tmp_path / "odd.npz", imgs=content)
+        with pytest.raises(InputError, match=r"odd\.npz"):
+            calibration_images(tmp_path)
 
 
 # Quantisation
 
 
-def test_ranges_are_the_means_of_the_extremes() -> None:
-    weight = np.array([[[[2.0]]], [[[-3.0]]]], np.float32)  # on the first channel of two
+def test_ranges_are_the_means_of_the_extremes():
+    """Of the second convolution's output: -3 to 2, and 0 to 0 for a constant image."""
+    weight = np.array([[[[2.0]]], [[[-3.0]]]], np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["image", "first"], ["grey"], name="first"),
@@ -173,15 +167,14 @@ def test_ranges_are_the_means_of_the_extremes() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     assert [node.name for node in quantised_nodes(model)] == ["second"]
-    images = [np.full((8, 8, 3), 7, np.uint8), np.array([[0, 255], [40, 80]], np.uint8)]  # constant: zeros
-    ranges = measure_ranges(model, ["grey", "out"], images, SIZE)
-    assert ranges["grey"] == pytest.approx((0, 0.5))
-    assert ranges["out"] == pytest.approx((-1.5, 1.0))
+    images = [np.full((8, 8, 3), 7, np.uint8), np.array([[0, 255], [40, 80]], np.uint8)]
+    found = quantise(model, images, SIZE)[KEY].graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.initializer}
+    assert stored["grey_scale"] == pytest.approx(0.5 / 255)
+    assert stored["out_scale"] == pytest.approx(2.5 / 255)
 
 
-def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(
-    encoder: onnx.ModelProto, int8: onnx.ModelProto
-) -> None:
+def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(encoder, int8):
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     makes = {name: node for node in int8.graph.node for name in node.output}
     names = {node.name for node in quantised_nodes(encoder)}
@@ -203,7 +196,7 @@ def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_the_embedding_is_near_that_of_float32(name: str, bundle: pathlib.Path) -> None:
+def test_the_embedding_is_near_that_of_float32(name, bundle):
     opened = Bundle.open(bundle)
     image, _ = preprocess(draw_image(200, 180, 4, seed=77).image, SIZE)
     exact = open_engine(name, opened, 1).encode(image)
@@ -212,9 +205,7 @@ def test_the_embedding_is_near_that_of_float32(name: str, bundle: pathlib.Path) 
     assert 1e-4 < error < 0.2
 
 
-def test_the_same_images_give_the_same_bytes(
-    encoder: onnx.ModelProto, int8: onnx.ModelProto, calibration: pathlib.Path
-) -> None:
+def test_the_same_images_give_the_same_bytes(encoder, int8, calibration):
     before = encoder.SerializeToString(deterministic=True)
     again = quantise(encoder, calibration_images(calibration), SIZE)[KEY]
     assert again.SerializeToString(deterministic=True) == int8.SerializeToString(deterministic=True)
@@ -223,7 +214,7 @@ def test_the_same_images_give_the_same_bytes(
     assert other.SerializeToString(deterministic=True) != int8.SerializeToString(deterministic=True)
 
 
-def test_a_graph_without_layers_is_refused(box_bundle: pathlib.Path) -> None:
+def test_a_graph_without_layers_is_refused(box_bundle):
     graph = onnx.load(box_bundle / "encoder.onnx")
     del graph.graph.node[1:]
     with pytest.raises(ExportError, match="no layer"):
@@ -233,14 +224,14 @@ def test_a_graph_without_layers_is_refused(box_bundle: pathlib.Path) -> None:
 # Agreement
 
 
-def label_maps(size: int = 6) -> st.SearchStrategy[Any]:
+def label_maps(size: int = 6):
     return st.lists(st.integers(0, 4), min_size=size, max_size=size).map(
         lambda values: np.array(values, np.uint8).reshape(2, -1)
     )
 
 
 @given(label_maps(), label_maps(), st.integers(1, 5))
-def test_dice_is_the_mean_over_the_labels_that_either_map_has(first: Any, second: Any, count: int) -> None:
+def test_dice_is_the_mean_over_the_labels_that_either_map_has(first, second, count):
     each = dice_by_label(first, second, count)
     wanted = np.nanmean(each) if not np.isnan(each).all() else 1.0
     assert mean_dice(first, second, count) == pytest.approx(wanted)
@@ -248,7 +239,7 @@ def test_dice_is_the_mean_over_the_labels_that_either_map_has(first: Any, second
     assert volume == pytest.approx(wanted)
 
 
-def test_means_are_taken_over_the_cases_of_a_modality() -> None:
+def test_means_are_taken_over_the_cases_of_a_modality():
     found = summarise(
         [
             CaseAgreement("US", 0.9, -0.1),
@@ -263,9 +254,7 @@ def test_means_are_taken_over_the_cases_of_a_modality() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_manifest_says_what_the_runtime_gives(
-    engine: str, bundle: pathlib.Path, measured: pathlib.Path
-) -> None:
+def test_the_manifest_says_what_the_runtime_gives(engine, bundle, measured):
     found = Bundle.open(bundle).manifest.precisions["int8"].agreement
     assert found is not None
     assert found.images == 10
@@ -295,7 +284,7 @@ def test_the_manifest_says_what_the_runtime_gives(
     assert min(min(values) for values in dices.values()) < 1  # or nothing was compared
 
 
-def test_cases_that_say_too_little_are_refused(tmp_path: pathlib.Path, measured: pathlib.Path) -> None:
+def test_cases_that_say_too_little_are_refused(tmp_path, measured):
     cases = pathlib.Path(shutil.copytree(measured / "cases", tmp_path / "cases"))
     with pytest.raises(UsageError, match="ground truth of none"):
         find_measured_cases(cases, tmp_path)
@@ -310,9 +299,7 @@ def test_cases_that_say_too_little_are_refused(tmp_path: pathlib.Path, measured:
 @pytest.mark.parametrize(
     "labels", [np.zeros((64, 64), np.uint8), np.ones((3, 3), np.uint8), np.ones((64, 64), np.float32)]
 )
-def test_ground_truth_that_does_not_fit_is_named(
-    labels: Any, tmp_path: pathlib.Path, measured: pathlib.Path, bundle: pathlib.Path
-) -> None:
+def test_ground_truth_that_does_not_fit_is_named(labels, tmp_path, measured, bundle):
     np.savez(tmp_path / "2DBox_US_0.npz", gts=labels)
     found = find_measured_cases(measured / "cases", tmp_path)
     with pytest.raises(InputError, match=r"2DBox_US_0\.npz: gts"):
@@ -322,7 +309,7 @@ def test_ground_truth_that_does_not_fit_is_named(
 # What is offered
 
 
-def test_the_bundle_offers_int8(bundle: pathlib.Path) -> None:
+def test_the_bundle_offers_int8(bundle):
     assert sorted(p.name for p in bundle.iterdir()) == [
         "decoder.onnx",
         "encoder.onnx",
@@ -339,12 +326,7 @@ def test_the_bundle_offers_int8(bundle: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_precision_that_does_not_agree_is_left_out(
-    tmp_path: pathlib.Path,
-    calibration: pathlib.Path,
-    measured: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_precision_that_does_not_agree_is_left_out(tmp_path, calibration, measured, monkeypatch):
     monkeypatch.setattr(precision, "MIN_DICE", 1.01)
     told: list[str] = []
     options = PrecisionOptions(True, calibration, measured / "cases")
@@ -367,11 +349,11 @@ def test_a_precision_that_does_not_agree_is_left_out(
     assert any(line.startswith("int8 on openvino: ") and "under 1.01" in line for line in told)
 
 
-def test_one_engine_that_agrees_is_enough() -> None:
+def test_one_engine_that_agrees_is_enough():
     good, bad = (EngineAgreement({"US": ModalityAgreement(10, dice, None)}) for dice in (0.995, 0.9))
     planned = Plan({"int8": [Precision("encoder_int8", "decoder")]}, [], [])
 
-    def kept(**engines: EngineAgreement) -> Any:
+    def kept(**engines):
         return planned.passing(lambda tried: {"int8": Agreement(10, engines)}, lambda line: None)
 
     assert set(kept(openvino=bad, onnxruntime=good)) == {"float32", "int8"}
@@ -379,15 +361,15 @@ def test_one_engine_that_agrees_is_enough() -> None:
     assert set(kept(openvino=bad, onnxruntime=bad)) == {"float32"}
 
 
-def test_bf16_is_tried_in_both_graphs_and_then_in_the_encoder_alone() -> None:
+def test_bf16_is_tried_in_both_graphs_and_then_in_the_encoder_alone():
     attempts = [Precision("encoder", "decoder", bf16=roles) for roles in (ROLES, ROLES[:1])]
     planned = Plan({"bf16": attempts, "int8": [Precision("encoder_int8", "decoder")]}, [], [])
     tries: list[dict[str, tuple[str, ...]]] = []
 
-    def kept(*dice: float) -> Any:
+    def kept(*dice):
         tries.clear()
 
-        def measure(tried: Mapping[str, Precision]) -> dict[str, Agreement]:
+        def measure(tried):
             tries.append({name: one.bf16 for name, one in tried.items()})
             one = dice[len(tries) - 1]
             found = EngineAgreement({"US": ModalityAgreement(10, one, None)})
@@ -405,12 +387,10 @@ def test_bf16_is_tried_in_both_graphs_and_then_in_the_encoder_alone() -> None:
     assert set(kept(0.98, 0.97)) == {"float32"}
 
 
-def test_convolutions_keep_float_outputs_in_the_graph_for_openvino_alone(
-    encoder: onnx.ModelProto, calibration: pathlib.Path
-) -> None:
+def test_convolutions_keep_float_outputs_in_the_graph_for_openvino_alone(encoder, calibration):
     graphs = quantise(encoder, calibration_images(calibration)[:4], SIZE, keys=(KEY, KEY_BF16))
 
-    def quantised_outputs(graph: onnx.ModelProto) -> int:
+    def quantised_outputs(graph):
         outputs = {node.output[0] for node in graph.graph.node if node.op_type == "Conv"}
         return sum(n.op_type == "QuantizeLinear" and n.input[0] in outputs for n in graph.graph.node)
 
@@ -419,7 +399,7 @@ def test_convolutions_keep_float_outputs_in_the_graph_for_openvino_alone(
     assert quantised_outputs(graphs[KEY_BF16]) < quantised_outputs(graphs[KEY]) / 2
 
 
-def test_the_agreement_is_shown(bundle: pathlib.Path) -> None:
+def test_the_agreement_is_shown(bundle):
     shown = describe(bundle)
     agreement = manifest(bundle)["precisions"]["int8"]["agreement"]
     assert "int8        encoder_int8 + decoder" in shown
@@ -430,7 +410,7 @@ def test_the_agreement_is_shown(bundle: pathlib.Path) -> None:
             assert any(line.split()[0] == modality and dice in line for line in shown.splitlines())
 
 
-def test_bf16_is_measured_where_the_cpu_has_it(bundle: pathlib.Path, measured: pathlib.Path) -> None:
+def test_bf16_is_measured_where_the_cpu_has_it(bundle, measured):
     if not computes_bf16():
         assert "bf16" not in manifest(bundle)["precisions"]
         pytest.skip("this CPU computes no bf16")
@@ -443,9 +423,7 @@ def test_bf16_is_measured_where_the_cpu_has_it(bundle: pathlib.Path, measured: p
     assert set(both["agreement"]["engines"]) == {"openvino"}
 
 
-def test_bf16_rounds_just_the_graphs_that_the_manifest_names(
-    bundle: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_bf16_rounds_just_the_graphs_that_the_manifest_names(bundle, tmp_path):
     if not computes_bf16():
         pytest.skip("this CPU computes no bf16")
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
@@ -475,13 +453,7 @@ def test_bf16_rounds_just_the_graphs_that_the_manifest_names(
         (["--int8", "--calibration", "cases", "--agreement", "cases"], "16"),
     ],
 )
-def test_the_command_refuses_int8_without_what_it_needs(
-    arguments: list[str],
-    named: str,
-    tmp_path: pathlib.Path,
-    measured: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command_refuses_int8_without_what_it_needs(arguments, named, tmp_path, measured, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
     (tmp_path / "empty").mkdir()
@@ -494,9 +466,7 @@ def test_the_command_refuses_int8_without_what_it_needs(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_agreement_without_anything_to_measure_is_refused(
-    tmp_path: pathlib.Path, measured: pathlib.Path
-) -> None:
+def test_agreement_without_anything_to_measure_is_refused(tmp_path, measured):
     if computes_bf16():
         pytest.skip("this CPU computes bf16")
     result = CliRunner().invoke(
