@@ -83,7 +83,10 @@ def to_onnx(spec: GraphSpec) -> onnx.ModelProto:
             warnings.simplefilter("ignore")  # on the deprecated tracer, and on shapes that are constant here
             torch.onnx.export(
                 spec.module.eval(),
-                tuple(torch.rand([2 if d == BOXES_AXIS else d for d in s]) for s in spec.inputs.values()),
+                tuple(
+                    torch.rand([2 if isinstance(d, str) else d for d in shape])
+                    for shape in spec.inputs.values()
+                ),
                 buffer,  # type: ignore[arg-type]  # the tracer does take a buffer
                 opset_version=OPSET,
                 dynamo=False,

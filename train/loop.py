@@ -32,12 +32,8 @@ from litemed.train.sampler import Batches, training_sampler
 from litemed.train.toml_settings import as_tables
 from litemed.train.validation import validate
 
-STATE_EVERY = 500
-"""Steps after which the state to resume from is written within an epoch."""
-
-_AGREE_EVERY = 10
-"""Steps after which several processes ask one another whether to stop; asking waits for the GPU."""
-
+STATE_EVERY = 500  # steps after which the state to resume from is written within an epoch
+_AGREE_EVERY = 10  # steps after which processes ask one another whether to stop, which waits for the GPU
 _COUNTS = ("skipped", "seconds", "waited", "samples", "loss")
 
 
@@ -72,8 +68,7 @@ class Trainer:
         UsageError: settings that do not fit the data, the base or the processes.
     """
 
-    parts: tuple[str, ...] = losses.PARTS
-    """Of what the loss is the sum, by the names that the log gives them."""
+    parts: tuple[str, ...] = losses.PARTS  # of which the loss is the sum, as the log names them
 
     def __init__(self, config: Config, base: Checkpoint, data: Data, session: Session) -> None:
         self.config = config
@@ -274,9 +269,8 @@ class Trainer:
 
     def _stops(self) -> bool:
         """Whether any process was told to stop; all of them come to the same answer at the same step."""
-        if self.session.processes.world > 1 and self.progress.step % _AGREE_EVERY:
-            return False
-        return self.session.processes.any(self.session.stop())
+        later = self.session.processes.world > 1 and self.progress.step % _AGREE_EVERY
+        return not later and self.session.processes.any(self.session.stop())
 
     def _loss_now(self) -> str:
         images, total = self._sums[:2].tolist()
