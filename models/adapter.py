@@ -109,7 +109,9 @@ def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
         decoder = about["decoder"]
         return Adapter(config, str(about["base"]), None if decoder is None else str(decoder)), tensors
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a litemed adapter file ({error})") from error
+        raise CheckpointError(
+            f"{path}: is not an adapter; give the best.safetensors that litemed-train wrote"
+        ) from error
 
 
 def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:

@@ -23,8 +23,8 @@ MODULE_LINES = 300
 # Longer still; to be taken out one by one.
 LONG = {"litemed.train.prepare.sources"}
 # What there is, to be lowered as it shrinks: to 12,500 and 10,000.
-SOURCE_LINES = 19_000
-TEST_LINES = 14_900
+SOURCE_LINES = 17_800
+TEST_LINES = 14_300
 
 
 def source_of(package: str) -> list[pathlib.Path]:

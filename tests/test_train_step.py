@@ -99,7 +99,7 @@ def test_bfloat16_is_for_gpus_unless_told_otherwise(precision, device, expected)
 )
 def test_networks_are_compiled_for_gpus_unless_told_otherwise(wanted, device, expected):
     config = updated(Config(), {"hardware": {"compile": wanted}}, "test")
-    network = PatchEmbed(3, 8)
+    network = PatchEmbed()
     compile_blocks(network, config.hardware, torch.device(device))
     assert (network._compiled_call_impl is not None) is expected
 
