@@ -310,8 +310,9 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, base, tmp_path):
-    """To the whole group of processes, as a terminal sends it, loader processes included."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_can_be_resumed(data, base, tmp_path, sent):
+    """To the whole group of processes, as a terminal and `timeout` send it, loader processes included."""
     config = tmp_path / "tiny.toml"
     config.write_text(
         "run = {size = 64, epochs = 1, batch_size = 1, samples_per_epoch = 300}\nhardware = {workers = 1}\n"
@@ -325,7 +326,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, base, tmp_path):
     assert process.stderr is not None
     while "before training" not in process.stderr.readline():
         assert time.monotonic() < deadline
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted: go on from the last state with --resume"

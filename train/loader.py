@@ -52,6 +52,9 @@ def training_loader(
 
 
 def _start_worker(_: int) -> None:
-    """Let a loader process leave Ctrl-C to the process that trains, and end when it is told to."""
+    """Let a loader process leave Ctrl-C, and a SIGTERM to the whole group, to the process that trains.
+
+    A second SIGTERM ends it: that process sends one to those that it waited for in vain.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
