@@ -18,7 +18,7 @@ from litemed.runtime.overlay import Picture, colours, montage
 from litemed.runtime.readers import read_case
 
 # Terms under which a picture may be shown in a repository of any licence, with the name of its maker.
-_FREE = re.compile(r"(CC0|CC BY(?!-)|MIT)\b")
+_FREE = re.compile(r"(CC0|CC BY(?!-)|MIT|Apache-2)\b")
 _STATUS = ("stated", "known")
 _SIDE = 224
 _TINT = 0.5
