@@ -9,7 +9,8 @@ import pytest
 
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.modalities import MODALITIES, find_modality, modality_of_name, parse_modality
-from litemed.train.prepare.sources import Pair, SourceOptions, find_pairs, select
+from litemed.train.prepare.selection import select
+from litemed.train.prepare.sources import Pair, SourceOptions, find_pairs
 
 
 def touch(*paths: Path) -> None:

@@ -141,8 +141,9 @@ def _run(
     from litemed.runtime.modalities import MODALITIES, find_modality
     from litemed.train.prepare.intensity import parse_window
     from litemed.train.prepare.pipeline import Summary, prepare_cases, prepare_slices
+    from litemed.train.prepare.selection import select
     from litemed.train.prepare.settings import CaseSettings
-    from litemed.train.prepare.sources import SourceOptions, find_pairs, select
+    from litemed.train.prepare.sources import SourceOptions, find_pairs
 
     if modality is not None and find_modality(modality) is None:
         raise UsageError(f"--modality {modality}: unknown; use one of {', '.join(MODALITIES)}")
