@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from litemed.runtime.errors import printable
-from litemed.runtime.pipeline import RunObserver
+from litemed.runtime.folder import RunObserver
 from litemed.runtime.report import CaseReport
 
 # Steps of the bar per case; slices move it within.
@@ -85,4 +85,4 @@ def _summary(report: CaseReport) -> str:
     """Return a finished case in one line."""
     if report.status == "skipped" or report.seconds is None:
         return f"{report.case}: skipped, its result is up to date"
-    return f"{report.case}: {report.boxes} boxes on {report.slices} slices in {report.seconds.total:.2f} s"
+    return f"{report.case}: {report.boxes} boxes on {report.slices} slices in {report.seconds['total']:.2f} s"

@@ -5,32 +5,47 @@ it and the hashes of its input files, of the settings (the bundle's among them) 
 otherwise it is run, and its result replaced. What no run of litemed wrote is not replaced unless asked.
 Several processes may work on one folder: they share the cases.
 
-The cases overlap (see `litemed.runtime.pipeline`); the seconds reported of a case are those of its own steps,
-not those for which it waited while another case was at work.
+A result is written while the network is at the next case; the seconds reported of a case are those of its own
+steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litemed.runtime.errors import OutputError
-from litemed.runtime.files import make_folder
-from litemed.runtime.jobs import plan_jobs
+from litemed.runtime.files import FolderLock, LockedError, make_folder
+from litemed.runtime.jobs import Job, plan_jobs
 from litemed.runtime.nesting import merge_rule
-from litemed.runtime.pipeline import Pipeline, RunObserver
 from litemed.runtime.readers import list_cases
-from litemed.runtime.report import CaseReport, Environment, Settings, litemed_version
+from litemed.runtime.report import CaseReport, Settings, describe_environment, litemed_version
 from litemed.runtime.report_files import ReportFile
-from litemed.runtime.steps import CaseSteps
+from litemed.runtime.steps import Begun, CaseSteps
 
 if TYPE_CHECKING:
-    from litemed.runtime.segmenter import Segmenter
+    from litemed.runtime.segmenter import Result, Segmenter
 
-__all__ = ["RunObserver", "run_cases"]
+
+class RunObserver:
+    """Is told how a run goes on, in the thread that runs it; override what is of interest.
+
+    Cases are begun and finished in the same order, but one may have slices done before the last is finished.
+    """
+
+    def case_started(self, case: str, number: int, total: int) -> None:
+        """A case is begun, the ``number``-th of ``total``, counted from 1."""
+
+    def slices_done(self, done: int, total: int) -> None:
+        """Slices of the case that was begun last have been segmented."""
+
+    def case_finished(self, report: CaseReport, error: Exception | None) -> None:
+        """A case is done, skipped or failed; ``error`` is what it failed of."""
 
 
 def run_cases(
@@ -87,14 +102,80 @@ def run_cases(
         crop_masks=crop_masks,
         merge=rule,
     )
-    report = ReportFile(output, settings, Environment.current(segmenter.engine), overwrite)
-    steps = CaseSteps(segmenter, settings, report, overwrite)
+    report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
+    run = _Run(output, CaseSteps(segmenter, settings, report, overwrite), observer or RunObserver())
     try:
-        with Pipeline(output, steps, observer or RunObserver()) as pipeline:
-            outcomes = pipeline.run(jobs)
+        with run.writer:
+            outcomes = run.do(jobs)
     except BaseException:
         with contextlib.suppress(OutputError):  # the log has it all, and the first error is the one to tell
             report.summarise()
         raise
     report.summarise()
     return outcomes
+
+
+class _Run:
+    """Takes cases through their steps; a thread of its own writes results, one behind.
+
+    So an interrupt (Ctrl-C) does not reach it: what is being written then is written to the end and reported,
+    the case that the network is at is reported as interrupted.
+    """
+
+    def __init__(self, folder: Path, steps: CaseSteps, observer: RunObserver) -> None:
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="litemed-write")
+        self._folder = folder
+        self._steps = steps
+        self._observer = observer
+        self._started = 0
+        self._outcomes: dict[Job, CaseReport] = {}
+        self._writing: tuple[Job, Future[tuple[CaseReport, Exception | None]]] | None = None
+
+    def do(self, jobs: list[Job]) -> tuple[CaseReport, ...]:
+        """Do all cases and return what became of each: first those that no other process is at."""
+        for wait in (False, True):
+            left = [job for job in jobs if job not in self._outcomes]
+            for job in left:
+                lock = FolderLock(self._folder, job.name, wait=wait)
+                with contextlib.suppress(LockedError):
+                    self._process(job, lock, len(jobs), last=job is left[-1])
+            self._settle()
+        return tuple(self._outcomes[job] for job in jobs)
+
+    def _process(self, job: Job, lock: FolderLock, total: int, last: bool) -> None:
+        """Lock, read and segment a case, and begin to write its result, after which the lock goes."""
+        begun, result = None, None
+        try:
+            lock.__enter__()
+            self._started += 1
+            self._observer.case_started(job.name, self._started, total)
+            begun = self._steps.begin(job, lock.abandoned)
+            if begun.case is not None:
+                result = self._steps.segment(begun.case, self._observer.slices_done, last)
+                lock.mark()
+            self._settle()
+        except BaseException as error:
+            if begun is not None and isinstance(error, KeyboardInterrupt):
+                self.writer.submit(self._finish, begun, error, lock)
+            else:
+                lock.__exit__(None, None, None)
+            raise
+        if job.picture is None:
+            begun = dataclasses.replace(begun, case=None)  # not to be held while it is written
+        self._writing = job, self.writer.submit(self._finish, begun, result, lock)
+
+    def _finish(
+        self, begun: Begun, result: Result | BaseException | None, lock: FolderLock
+    ) -> tuple[CaseReport, Exception | None]:
+        try:
+            return self._steps.finish(begun, result)
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _settle(self) -> None:
+        """Wait until the last result is written, and tell the observer."""
+        if self._writing is not None:
+            job, finishing = self._writing
+            self._writing = None
+            self._outcomes[job], error = finishing.result()
+            self._observer.case_finished(self._outcomes[job], error)

@@ -40,19 +40,6 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Wall-clock seconds of one case; `read` includes hashing the input, `write` the picture if any."""
-
-    read: float
-    preprocess: float
-    encode: float
-    decode: float
-    merge: float
-    write: float
-    total: float
-
-
-@dataclass(frozen=True)
 class CaseReport:
     """What became of one case.
 
@@ -61,7 +48,8 @@ class CaseReport:
         status: done; skipped: an earlier run's result still holds, the other fields are that run's; failed.
         error: one line, if it failed.
         warnings: one line each, such as boxes that were clipped.
-        seconds: None if it failed.
+        seconds: wall-clock, of read (with hashing the input), preprocess, encode, decode, merge, write (with
+            the picture, if any) and total; None if it failed.
         slices: slices encoded.
         boxes: boxes decoded, each slice's counted.
         inputs: the npz, or the image and its sidecar.
@@ -74,13 +62,34 @@ class CaseReport:
     status: Status
     error: str | None = None
     warnings: tuple[str, ...] = ()
-    seconds: Seconds | None = None
+    seconds: dict[str, float] | None = None
     slices: int = 0
     boxes: int = 0
     inputs: tuple[FileRecord, ...] = ()
     settings_sha256: str = ""
     output: FileRecord | None = None
     overlay: FileRecord | None = None
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> CaseReport:
+        """Make an entry from its JSON; raises one of `MALFORMED` if it is none."""
+        if entry["status"] not in get_args(Status):
+            raise ValueError(f"status {entry['status']!r}")
+        seconds, output, overlay = entry["seconds"], entry["output"], entry["overlay"]
+        made = cls(
+            **entry
+            | {
+                "case": str(entry["case"]),
+                "warnings": tuple(map(str, entry["warnings"])),
+                "seconds": seconds and {part: float(value) for part, value in seconds.items()},
+                "inputs": tuple(FileRecord(**record) for record in entry["inputs"]),
+                "output": output and FileRecord(**output),
+                "overlay": overlay and FileRecord(**overlay),
+            }
+        )
+        if made.seconds and "total" not in made.seconds:
+            raise ValueError("seconds without a total")
+        return made
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Settings:
         propagate: whether volumes were segmented slice by slice from the middle.
         crop_masks: whether masks ended at their boxes.
         merge: the rule by which boxes were merged, nested or argmax (see `litemed.runtime.nesting`); null
-            with `propagate`. A report without it is of a time when there was argmax only.
+            with `propagate`.
     """
 
     litemed: str
@@ -105,8 +114,8 @@ class Settings:
     engine: str
     precision: str
     propagate: bool
-    crop_masks: bool = False
-    merge: str | None = "argmax"
+    crop_masks: bool
+    merge: str | None
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -114,104 +123,41 @@ class Settings:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Environment:
-    """Where a run took place; versions as the packages give them.
-
-    ``choice`` says why this engine and precision were chosen, empty if they were asked for by name.
-    """
-
-    engine_version: str
-    choice: str
-    threads: int
-    python: str
-    numpy: str
-    opencv: str
-    platform: str
-    cpu: str
-
-    @classmethod
-    def current(cls, engine: Engine) -> Environment:
-        """Describe this process and machine, and the engine it computes with."""
-        return cls(
-            engine_version=engine.version,
-            choice=engine.choice,
-            threads=engine.threads,
-            python=platform.python_version(),
-            numpy=np.__version__,
-            opencv=cv2.__version__,
-            platform=platform.platform(),
-            cpu=_proc_field("cpuinfo", "model name") or platform.processor() or platform.machine(),
-        )
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """The content of `report.json`: of the run that wrote last, and every case that any run left.
-
-    Attributes:
-        schema: version of the layout.
-        updated: when it was written, ISO 8601 in UTC.
-        settings: of that run.
-        environment: of that run.
-        peak_memory_mib: most memory that its process had held, in MiB; 0 if the system does not say.
-        cases: by name.
-    """
-
-    schema: int
-    updated: str
-    settings: Settings
-    environment: Environment
-    peak_memory_mib: float
-    cases: tuple[CaseReport, ...]
-
-
-def load_report(path: Path) -> RunReport:
-    """Read a `report.json`.
+def load_report(path: Path) -> tuple[CaseReport, ...]:
+    """Return the cases of a `report.json`.
 
     Raises:
         OutputError: it cannot be read or is none.
     """
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_REPORT_BYTES)
-        content = json.loads(text)
+            content = json.loads(file.read(MAX_REPORT_BYTES))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
-        return RunReport(
-            schema=SCHEMA,
-            updated=str(content["updated"]),
-            settings=Settings(**content["settings"]),
-            environment=Environment(**content["environment"]),
-            peak_memory_mib=float(content["peak_memory_mib"]),
-            cases=tuple(case_report(entry) for entry in content["cases"]),
-        )
+        return tuple(map(CaseReport.of, content["cases"]))
     except (OSError, *MALFORMED) as error:
         raise OutputError(f"{path}: {NOT_OURS}") from error
 
 
-def case_report(entry: dict[str, Any]) -> CaseReport:
-    """Make an entry from its JSON; raises KeyError, TypeError or ValueError if it is none."""
-    if entry["status"] not in get_args(Status):
-        raise ValueError(f"status {entry['status']!r}")
-    seconds, output, overlay = entry["seconds"], entry["output"], entry["overlay"]
-    return CaseReport(
-        case=str(entry["case"]),
-        status=entry["status"],
-        error=None if entry["error"] is None else str(entry["error"]),
-        warnings=tuple(map(str, entry["warnings"])),
-        seconds=seconds and Seconds(**{part: float(value) for part, value in seconds.items()}),
-        slices=int(entry["slices"]),
-        boxes=int(entry["boxes"]),
-        inputs=tuple(FileRecord(**record) for record in entry["inputs"]),
-        settings_sha256=str(entry["settings_sha256"]),
-        output=output and FileRecord(**output),
-        overlay=overlay and FileRecord(**overlay),
-    )
+def describe_environment(engine: Engine) -> dict[str, str | int]:
+    """Return what a run is done with: versions as the packages give them, engine, threads, system and CPU.
+
+    `choice` says why this engine and precision were chosen, empty if they were asked for by name.
+    """
+    return {
+        "engine_version": engine.version,
+        "choice": engine.choice,
+        "threads": engine.threads,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "platform": platform.platform(),
+        "cpu": _proc_field("cpuinfo", "model name") or platform.processor() or platform.machine(),
+    }
 
 
 def peak_memory_mib() -> float:
-    """Return the most memory that this process has held.
+    """Return the most memory that this process has held, in MiB; 0 if the system does not say.
 
     Not from getrusage: what a process reports there begins with the peak of the one that started it.
     """

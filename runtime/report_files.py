@@ -26,10 +26,7 @@ from litemed.runtime.report import (
     REPORT,
     SCHEMA,
     CaseReport,
-    Environment,
-    RunReport,
     Settings,
-    case_report,
     load_report,
     peak_memory_mib,
 )
@@ -54,7 +51,7 @@ class ReportFile:
     """
 
     def __init__(
-        self, folder: Path, settings: Settings, environment: Environment, overwrite: bool = False
+        self, folder: Path, settings: Settings, environment: dict[str, str | int], overwrite: bool = False
     ) -> None:
         """Read what earlier runs left."""
         self._folder = folder
@@ -109,20 +106,21 @@ class ReportFile:
             self._catch_up()
             if not self._log_read:
                 return
-            report = RunReport(
-                schema=SCHEMA,
-                updated=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                settings=self._settings,
-                environment=self._environment,
-                peak_memory_mib=peak_memory_mib(),
-                cases=tuple(self._entries[name] for name in sorted(self._entries)),
-            )
+            cases = [self._entries[name] for name in sorted(self._entries)]
+            report = {
+                "schema": SCHEMA,
+                "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "settings": dataclasses.asdict(self._settings),
+                "environment": self._environment,
+                "peak_memory_mib": peak_memory_mib(),
+                "cases": [dataclasses.asdict(case) for case in cases],
+            }
             for name in (REPORT, EFFICIENCY):
                 remove_leftovers(self._folder / name)
             with atomic_write(self._folder / EFFICIENCY, durable=False) as file:
-                file.write(_efficiency(report.cases).encode())
+                file.write(_efficiency(cases).encode())
             with atomic_write(self._folder / REPORT) as file:
-                file.write((json.dumps(dataclasses.asdict(report), indent=1) + "\n").encode())
+                file.write((json.dumps(report, indent=1) + "\n").encode())
             (self._folder / LOG).unlink(missing_ok=True)
 
     def _lock(self) -> FolderLock:
@@ -135,7 +133,7 @@ class ReportFile:
         # Each summary is a new file, so this tells; a new log begins with it.
         summarised = _stamp(path)
         if summarised != self._summarised:
-            self._entries = {entry.case: entry for entry in load_report(path).cases} if summarised else {}
+            self._entries = {entry.case: entry for entry in load_report(path)} if summarised else {}
             self._summarised, self._log_read = summarised, 0
         found, self._log_read = _read_log(self._folder / LOG, self._log_read)
         self._entries |= {entry.case: entry for entry in found}
@@ -163,7 +161,7 @@ def _read_log(path: Path, start: int) -> tuple[list[CaseReport], int]:
         torn = text[len(whole) :]  # by a kill or a full disk
         if torn[: len(_LINE)] != _LINE[: len(torn)]:
             raise ValueError("a line of other origin")
-        return [case_report(json.loads(line)) for line in whole.splitlines()], start + len(whole)
+        return [CaseReport.of(json.loads(line)) for line in whole.splitlines()], start + len(whole)
     except FileNotFoundError:
         return [], 0
     except (OSError, *MALFORMED) as error:
@@ -175,5 +173,5 @@ def _efficiency(cases: Iterable[CaseReport]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["case", "seconds"])
-    table.writerows([entry.case, f"{entry.seconds.total:.4f}"] for entry in cases if entry.seconds)
+    table.writerows([entry.case, f"{entry.seconds['total']:.4f}"] for entry in cases if entry.seconds)
     return text.getvalue()

@@ -17,7 +17,7 @@ from litemed.runtime.case import Case
 from litemed.runtime.engines import Cache, open_engine
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import InputError
-from litemed.runtime.inference import Inference, Timings
+from litemed.runtime.inference import Inference
 from litemed.runtime.merge import LogitResizer, RunningMerge
 from litemed.runtime.nesting import Nesting, merge_rule
 from litemed.runtime.propagate import propagate as propagate_boxes
@@ -34,13 +34,13 @@ class Result:
     Attributes:
         labels: label map of the image's spatial shape, (H, W) or (D, H, W): i where box i is (1-based), 0 for
             the background; uint8 up to 255 boxes, uint16 above.
-        timings: seconds by stage.
+        seconds: wall-clock seconds by stage: preprocess, encode, decode, merge.
         slices_encoded: how often the encoder ran.
         boxes_decoded: how many boxes were decoded; a box counts once for each of its slices.
     """
 
     labels: Labels
-    timings: Timings
+    seconds: dict[str, float]
     slices_encoded: int
     boxes_decoded: int
 
@@ -157,7 +157,7 @@ class Segmenter:
             if progress:
                 progress(done, total)
         labels = slices.labels.reshape(case.shape)
-        return Result(labels, inference.timings(), inference.slices_encoded, inference.boxes_decoded)
+        return Result(labels, inference.seconds, inference.slices_encoded, inference.boxes_decoded)
 
 
 def _merge_boxes(
@@ -170,7 +170,7 @@ def _merge_boxes(
     for done, position in enumerate(positions, start=1):
         embedding = inference.encode(slices.images[position])
         if last_case and done == len(positions):
-            inference.rest_encoder()
+            inference.engine.rest_encoder()
         merge = RunningMerge(resizer, slices.labels[position], nesting)
         here = np.flatnonzero((first <= position) & (position <= last))
         for chunk in merge.chunks(here, BOXES_PER_CALL):

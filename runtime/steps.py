@@ -17,7 +17,7 @@ from litemed.runtime.jobs import Job
 from litemed.runtime.npz import write_npz
 from litemed.runtime.overlay import draw_case, encode_png
 from litemed.runtime.readers import case_files, read_case
-from litemed.runtime.report import CaseReport, FileRecord, Seconds, Settings
+from litemed.runtime.report import CaseReport, FileRecord, Settings
 from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
@@ -147,16 +147,12 @@ class CaseSteps:
             with atomic_write(job.picture, durable=False) as file:
                 file.write(encode_png(draw_case(begun.case, result.labels)))
         output, overlay = _present(job.target), _present(job.picture)
-        seconds = {
-            "read": begun.seconds,
-            **dataclasses.asdict(result.timings),
-            "write": time.perf_counter() - start,
-        }
+        seconds = {"read": begun.seconds, **result.seconds, "write": time.perf_counter() - start}
         return CaseReport(
             case=job.name,
             status="done",
             warnings=begun.warnings,
-            seconds=Seconds(**seconds, total=sum(seconds.values())),
+            seconds=seconds | {"total": sum(seconds.values())},
             slices=result.slices_encoded,
             boxes=result.boxes_decoded,
             inputs=begun.inputs,

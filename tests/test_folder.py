@@ -27,8 +27,7 @@ from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.files import FolderLock, atomic_write, sha256_of_file
 from litemed.runtime.folder import RunObserver, run_cases
 from litemed.runtime.npz import write_npz
-from litemed.runtime.readers import read_case
-from litemed.runtime.report import REPORT, CaseReport, load_report
+from litemed.runtime.report import REPORT, CaseReport, Settings, load_report
 from litemed.runtime.report_files import EFFICIENCY, LOG
 from litemed.runtime.segmenter import Result, Segmenter
 
@@ -128,14 +127,15 @@ def test_the_report_says_what_was_done_and_with_what(
     cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path
 ) -> None:
     reports = run_cases([cases], out, segmenter)
-    report = load_report(out / REPORT)
-    assert report.cases == tuple(sorted(reports, key=lambda entry: entry.case))
-    assert report.settings.bundle == "boxes"
-    assert report.settings.bundle_sha256 == sha256_of_file(box_bundle / "manifest.json")
-    assert report.settings.engine == "onnxruntime"
-    colour, picture, volume = report.cases
+    entries = load_report(out / REPORT)
+    assert entries == tuple(sorted(reports, key=lambda entry: entry.case))
+    settings = Settings(**json.loads((out / REPORT).read_text())["settings"])
+    digest = sha256_of_file(box_bundle / "manifest.json")
+    assert (settings.bundle, settings.bundle_sha256) == ("boxes", digest)
+    assert (settings.engine, settings.merge) == ("onnxruntime", "nested")
+    colour, picture, volume = entries
     assert (colour.slices, colour.boxes, volume.slices, volume.boxes) == (1, 2, 5, 7)
-    assert colour.settings_sha256 == report.settings.sha256
+    assert colour.settings_sha256 == settings.sha256
     assert [file.sha256 for file in picture.inputs] == [
         sha256_of_file(cases / "picture.png"),
         sha256_of_file(cases / "picture.json"),
@@ -143,9 +143,9 @@ def test_the_report_says_what_was_done_and_with_what(
     assert volume.output is not None
     assert volume.output.path == "volume.npz"
     assert volume.output.sha256 == sha256_of_file(out / "volume.npz")
-    for entry in report.cases:
+    for entry in entries:
         assert entry.seconds is not None
-        parts = dataclasses.asdict(entry.seconds)
+        parts = dict(entry.seconds)
         total = parts.pop("total")
         assert all(part > 0 for part in parts.values())
         assert sum(parts.values()) == pytest.approx(total, rel=0.2)
@@ -279,9 +279,9 @@ def test_an_interrupt_leaves_a_whole_report_and_the_next_run_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         run_cases([cases], out, segmenter, observer=Interrupting())
-    report = load_report(out / REPORT)
-    assert statuses(report.cases) == {"colour": "done", "picture": "done", "volume": "failed"}
-    assert str(report.cases[2].error).endswith("interrupted")
+    entries = load_report(out / REPORT)
+    assert statuses(entries) == {"colour": "done", "picture": "done", "volume": "failed"}
+    assert str(entries[2].error).endswith("interrupted")
     assert {path.name for path in out.iterdir()} == {"colour.npz", "picture.npz", REPORT, EFFICIENCY}
     after = run_cases([cases], out, segmenter)
     assert statuses(after) == {"colour": "skipped", "picture": "skipped", "volume": "done"}
@@ -306,42 +306,6 @@ class Watched:
     def run(self, case: Case, **options: Any) -> Result:
         self._before(case.name)
         return self._segmenter.run(case, **options)
-
-
-class Read:
-    """Takes the place of ``read_case`` and tells which cases were read; others can wait for one."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: list[str] = []
-        self._changed = threading.Condition()
-        monkeypatch.setattr("litemed.runtime.steps.read_case", self)
-
-    def __call__(self, path: Path) -> Case:
-        case = read_case(path)
-        with self._changed:
-            self.names.append(case.name)
-            self._changed.notify_all()
-        return case
-
-    def wait_for(self, name: str) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: name in self.names, timeout=60)
-
-
-def test_one_case_is_read_ahead_and_no_more(
-    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(cases / "colour.npz", cases / "zz.npz")
-    read, at, order = Read(monkeypatch), [], [*ORDER, "zz"]
-
-    def before(name: str) -> None:
-        following = order[order.index(name) + 1 :][:1]
-        assert all(map(read.wait_for, following))  # while this one is not even segmented
-        at.append(list(read.names))
-
-    reports = run_cases([cases], out, Watched(segmenter, before))
-    assert statuses(reports) == dict.fromkeys(order, "done")
-    assert at == [order[:2], order[:3], order, order]
 
 
 class Slow:
@@ -389,38 +353,22 @@ def test_a_late_failure_to_write_is_its_own_case_s(
     assert {path.name for path in out.glob("*.npz")} == {"picture.npz", "volume.npz"}
 
 
-def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_read_ahead(
+def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_after(
     cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, read = Slow(monkeypatch), Read(monkeypatch)
+    slow = Slow(monkeypatch)
 
     def before(name: str) -> None:
         if name == "picture":
-            assert read.wait_for("volume")
             threading.Timer(0.3, slow.go_on.set).start()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_cases([cases], out, Watched(segmenter, before))
-    assert statuses(load_report(out / REPORT).cases) == {"colour": "done", "picture": "failed"}
+    assert statuses(load_report(out / REPORT)) == {"colour": "done", "picture": "failed"}
     assert {path.name for path in out.iterdir()} == {"colour.npz", REPORT, EFFICIENCY}
     after = run_cases([cases], out, segmenter)
     assert statuses(after) == {"colour": "skipped", "picture": "done", "volume": "done"}
-
-
-def test_an_interrupt_does_not_forget_who_was_killed_over_the_case_read_ahead(
-    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = Read(monkeypatch)
-    leave_abandoned(out, "picture")
-
-    def before(name: str) -> None:
-        assert read.wait_for("picture")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_cases([cases], out, Watched(segmenter, before))
-    assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"done"}
 
 
 def test_an_engine_that_refuses_the_graphs_ends_the_run_and_fails_no_case(
@@ -451,12 +399,12 @@ def test_a_second_run_skips_everything_and_keeps_its_times(
     before, table = snapshot(out), (out / EFFICIENCY).read_text()
     second = run_cases([cases], out, Broken(segmenter, MemoryError()))
     assert second == tuple(dataclasses.replace(entry, status="skipped") for entry in first)
-    assert load_report(out / REPORT).cases == second
+    assert load_report(out / REPORT) == second
     assert (out / EFFICIENCY).read_text() == table
     # Also if only some of them are asked for, or they lie elsewhere by now.
     cases.rename(tmp_path / "moved")
     assert statuses(run_cases([tmp_path / "moved" / "colour.npz"], out, segmenter)) == {"colour": "skipped"}
-    assert statuses(load_report(out / REPORT).cases) == statuses(second)
+    assert statuses(load_report(out / REPORT)) == statuses(second)
     assert snapshot(out) == before
 
 
@@ -590,7 +538,7 @@ def test_cases_whose_results_would_share_a_name_are_all_refused(
     for report in reports:
         assert f"{report.case}: its result would have the name of" in str(report.error)
     assert not list(out.glob("*.npz"))
-    assert len(load_report(out / REPORT).cases) == 6
+    assert len(load_report(out / REPORT)) == 6
 
 
 def test_a_name_that_no_result_can_have_is_an_error_of_that_case(

@@ -120,11 +120,7 @@ def test_an_image_is_encoded_once_and_its_boxes_merged(
     assert len(engine.encoded) == result.slices_encoded == 1
     assert sum(map(len, engine.decoded)) == result.boxes_decoded == count
     assert max(map(len, engine.decoded)) <= BOXES_PER_CALL
-    assert result.timings.encode > 0
-    assert result.timings.decode > 0
-    assert result.timings.total == pytest.approx(
-        result.timings.preprocess + result.timings.encode + result.timings.decode + result.timings.merge
-    )
+    assert all(seconds > 0 for seconds in result.seconds.values())
 
 
 def volume_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int, int]) -> NDArray[np.int64]:
