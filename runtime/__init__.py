@@ -6,6 +6,8 @@ labels = litemed.runtime.load().segment(image, boxes)
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -45,9 +47,21 @@ def load(
         UsageError: an unknown engine, precision or number of threads, or a cache that others may write into.
         OutputError: the cache cannot be made or read.
     """
+    from litemed.runtime.bundle import Bundle
+    from litemed.runtime.engines import Cache, open_engine
     from litemed.runtime.segmenter import Segmenter
 
-    return Segmenter.load(bundle_path, engine=engine, precision=precision, threads=threads, cache=cache)
+    kept = None if cache is None else Cache(cache)
+    bundle = Bundle.default() if bundle_path is None else Bundle.open(bundle_path)
+    if bundle_path is None:
+        _tell(bundle.name)
+    return Segmenter(bundle, open_engine(engine, bundle, threads, precision=precision, cache=kept))
+
+
+@functools.cache
+def _tell(model: str) -> None:
+    """Name the model that was taken because none was named, once in a process."""
+    logging.getLogger("litemed").warning("model %s, which ships with litemed", model)
 
 
 def __getattr__(name: str) -> str:

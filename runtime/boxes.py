@@ -1,4 +1,4 @@
-"""Bounding-box prompts: checked and clipped once, trusted afterwards."""
+"""Bounding-box prompts: checked and clipped once, trusted afterwards; scaled to the network's input."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
+from litemed.runtime.preprocess import Frame
 
 # Label 65535 is the last that a uint16 label map holds.
 MAX_BOXES = 65_535
@@ -30,8 +32,8 @@ class Boxes:
         clipped: 1-based numbers of the boxes that reached out of the image in x or y and were cut.
     """
 
-    xyxy: npt.NDArray[np.int64]
-    z: npt.NDArray[np.int64] | None
+    xyxy: NDArray[np.int64]
+    z: NDArray[np.int64] | None
     clipped: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -88,6 +90,16 @@ class Boxes:
         return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
 
 
+def scale_boxes(xyxy: NDArray[np.int64], frame: Frame) -> NDArray[np.float32]:
+    """Return boxes in the coordinates of the network's input, float32 (N, 4), x0 y0 x1 y1.
+
+    `xyxy` is int64 (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side
+    and truncated to an integer, as published.
+    """
+    ratio = frame.size / max(frame.height, frame.width)
+    return np.trunc(xyxy * ratio).astype(np.float32)
+
+
 def _extent(shape: tuple[int, ...], source: str) -> tuple[int | None, int, int]:
     """Return depth (None in 2D), height and width of an image's shape."""
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 3):
@@ -120,7 +132,7 @@ def _table(array: npt.ArrayLike, is_volume: bool, source: str) -> np.ndarray:
     return table
 
 
-def _whole_numbers(table: np.ndarray, source: str) -> npt.NDArray[np.int64]:
+def _whole_numbers(table: np.ndarray, source: str) -> NDArray[np.int64]:
     """Return the boxes in int64; refuses what an integer pixel cannot be."""
     if table.dtype.kind == "f":
         _refuse(source, table, ~np.isfinite(table).all(axis=1), "is not finite")
@@ -131,7 +143,7 @@ def _whole_numbers(table: np.ndarray, source: str) -> npt.NDArray[np.int64]:
     return table.astype(np.int64)
 
 
-def _refuse(source: str, table: np.ndarray, bad: npt.NDArray[np.bool_], why: str) -> None:
+def _refuse(source: str, table: np.ndarray, bad: NDArray[np.bool_], why: str) -> None:
     """Raise an InputError if any row is marked as bad."""
     if not bad.any():
         return

@@ -19,12 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import EngineError, InputError
+from litemed.runtime.errors import EngineError
 from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import Frame
-
-MAX_LABELS = 65535
-"""The most boxes that one label map can tell apart."""
 
 BLOCK_ELEMENTS = 1 << 17
 """Elements of a block: 512 KiB of float32. With less, numpy's calls cost more than the caches save
@@ -47,12 +44,7 @@ def crop_of(box: NDArray[np.int64]) -> Crop:
 
 
 def label_dtype(count: int) -> np.dtype[np.unsignedinteger]:
-    """Return the smallest unsigned dtype that holds the labels 0 to `count`.
-
-    Raises InputError above 65535. (numpy 2 wraps 256 to 0 in uint8 without a word: hence the question.)
-    """
-    if count > MAX_LABELS:
-        raise InputError(f"{count} boxes are more than one label map holds ({MAX_LABELS}): split them up")
+    """Return the smallest unsigned dtype that holds the labels 0 to `count`, which is at most `MAX_BOXES`."""
     return np.dtype(np.uint8 if count <= np.iinfo(np.uint8).max else np.uint16)
 
 

@@ -1,7 +1,7 @@
 """From an image to the network's input, exactly as published with LiteMedSAM.
 
 Resize so that the longest side is 256, scale the intensities of the resized
-image to [0, 1], pad with zeros on the right and below; boxes follow the resize.
+image to [0, 1], pad with zeros on the right and below. The boxes follow in `litemed.runtime.boxes`.
 """
 
 from __future__ import annotations
@@ -61,13 +61,3 @@ def preprocess(image: NDArray[np.uint8], size: int = INPUT_SIZE) -> tuple[NDArra
     padded = np.zeros((1, 3, size, size), np.float32)
     padded[0, :, : frame.scaled_height, : frame.scaled_width] = intensity[channels_last].transpose(2, 0, 1)
     return padded, frame
-
-
-def scale_boxes(xyxy: NDArray[np.int64], frame: Frame) -> NDArray[np.float32]:
-    """Return boxes in the coordinates of the network's input, float32 (N, 4), x0 y0 x1 y1.
-
-    `xyxy` is int64 (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side
-    and truncated to an integer, as published.
-    """
-    ratio = frame.size / max(frame.height, frame.width)
-    return np.trunc(xyxy * ratio).astype(np.float32)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +11,6 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
-from litemed.runtime.engines import Cache, open_engine
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference
@@ -45,12 +41,6 @@ class Result:
     boxes_decoded: int
 
 
-@functools.cache
-def _tell(model: str) -> None:
-    """Name the model that was taken because none was named, once in a process."""
-    logging.getLogger("litemed").warning("model %s, which ships with litemed", model)
-
-
 class Segmenter:
     """A bundle and the engine that its graphs are loaded in. It takes one call at a time."""
 
@@ -58,28 +48,6 @@ class Segmenter:
         """Keep a bundle, without its graphs' bytes, and the engine that was opened with it."""
         self.bundle = bundle.released()
         self.engine = engine
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        engine: str = "auto",
-        precision: str = "auto",
-        threads: int | None = None,
-        cache: str | os.PathLike[str] | None = None,
-    ) -> Segmenter:
-        """Open a bundle folder, or the model that ships, and load it.
-
-        See `Bundle.open`, `Bundle.default` and `open_engine` for the errors.
-        """
-        kept = None if cache is None else Cache(cache)
-        if path is None:
-            bundle = Bundle.default()
-            _tell(bundle.name)
-        else:
-            bundle = Bundle.open(path)
-        return cls(bundle, open_engine(engine, bundle, threads, precision=precision, cache=kept))
 
     def segment(
         self,

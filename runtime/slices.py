@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.case import Case
 from litemed.runtime.merge import label_dtype
-from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.preprocess import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +36,7 @@ class Slices:
 
     @classmethod
     def of(cls, case: Case, input_size: int, crop_masks: bool) -> Slices:
-        """Take a case apart; `input_size` is that of the network.
-
-        Raises InputError if there are more boxes than a label map holds.
-        """
+        """Take a case apart; `input_size` is that of the network."""
         boxes, images = case.boxes, case.image if case.is_volume else case.image[np.newaxis]
         frame = Frame.of(images.shape[1], images.shape[2], input_size)
         return cls(

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import litemed.runtime
-from litemed.runtime.preprocess import preprocess, scale_boxes
+from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.preprocess import preprocess
 from litemed.runtime.segmenter import Segmenter
 
 CASES = ("2DBox_Golden_five", "2DBox_Golden_one", "2DBox_Golden_upscaled", "3DBox_Golden_three")

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import litemed.runtime
-from litemed.runtime.boxes import Boxes
+from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import UsageError
 from litemed.runtime.merge import LogitResizer, RunningMerge
 from litemed.runtime.nesting import Nesting, merge_rule
-from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.preprocess import Frame
 from litemed.runtime.segmenter import Segmenter
 
 SIZE = 64  # of the network's input

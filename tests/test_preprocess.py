@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
+from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.preprocess import Frame, preprocess
 
 SIDES = st.integers(1, 700)
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.preprocess import Frame
 from litemed.train.config import Prompts
 from litemed.train.prepare.objects import Objects, boxes_of, keep, number
 from litemed.train.prompts import Prompted, draw_prompts, loosen, tight_boxes

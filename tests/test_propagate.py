@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 import litemed.runtime
 from litemed.runtime import propagate
-from litemed.runtime.boxes import Boxes
+from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.case import Case
 from litemed.runtime.merge import LogitResizer
-from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
+from litemed.runtime.preprocess import Frame, preprocess
 from litemed.runtime.segmenter import Segmenter
 
 Image = NDArray[np.uint8]

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import litemed.runtime
-from litemed.runtime.boxes import Boxes
+from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
 from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Engine, open_engine
 from litemed.runtime.engines.protocol import Float
 from litemed.runtime.errors import EngineError, InputError
 from litemed.runtime.merge import LogitResizer
-from litemed.runtime.preprocess import Frame, scale_boxes
+from litemed.runtime.preprocess import Frame
 from litemed.runtime.segmenter import Segmenter
 
 

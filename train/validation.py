@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError
 from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
 from litemed.runtime.nesting import Nesting
-from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
+from litemed.runtime.preprocess import Frame, preprocess
 from litemed.train.config import Validation
 from litemed.train.dataset import SliceSource, why_skipped
 from litemed.train.distributed import Processes

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from litemed.models.checkpoint import read_checkpoint
+from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.command import run_command
 from litemed.runtime.files import make_folder
 from litemed.runtime.merge import label_dtype
-from litemed.runtime.preprocess import Frame, preprocess, scale_boxes
+from litemed.runtime.preprocess import Frame, preprocess
 from litemed.runtime.readers import list_cases, read_case
 
 if TYPE_CHECKING:
