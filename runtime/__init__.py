@@ -35,9 +35,8 @@ def load(
             float32's (see `litemed.runtime.precision`); "fast": the fastest in the bundle, agree or not;
             or the name of one in the bundle.
         threads: how many to compute with; None takes one for each core that the process has.
-        cache: a folder of the user's own that keeps what was timed of engines and precisions and what
-            OpenVINO compiled, see `litemed.runtime.engines.cache` for what is trusted. Without it nothing is
-            timed or kept, and what is the fastest is presumed.
+        cache: a folder of the user's own that keeps what OpenVINO compiled, see
+            `litemed.runtime.engines.cache` for what is trusted. Without it nothing is kept.
 
     What was chosen stands in the attributes `name`, `precision` and `choice` of the returned one's `engine`.
 

@@ -78,9 +78,8 @@ _PATH = click.Path(path_type=Path)
     metavar="DIR",
     envvar="LITEMED_CACHE",
     show_envvar=True,
-    help="Folder of your own that keeps which engine and precision was timed to be the fastest, and what "
-    "OpenVINO compiled, for a quicker start. What it holds is trusted, so nobody else may be able to write "
-    "into it. Without it nothing is timed or kept.",
+    help="Folder of your own that keeps what OpenVINO compiled, for a quicker start. What it holds is "
+    "trusted, so nobody else may be able to write into it. Without it nothing is kept.",
 )
 @click.option(
     "--merge",

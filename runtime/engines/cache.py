@@ -1,14 +1,11 @@
-"""A folder that keeps what an engine compiled, so that the next process need not.
+"""A folder that keeps what OpenVINO compiled, so that the next process need not.
 
 Nothing is kept unless the user names a folder. What it holds is trusted as the program itself is: a compiled
-graph is run without a look inside. So that nobody but the user (and root, who could replace litemed as well)
-can have put it there, the folder must belong to the user and must not be writable for group or others, the
-same holds for every entry, and no link is followed (on Windows, whose files have no such modes, it is for
-the folder's access list to keep others out). An entry is named by the sha256 of everything it depends on:
-the graph's own verified hash, the engine and its version, its options, the CPU. A changed or swapped graph
-therefore never meets an entry made of another one. An entry begins with a sha256 of its name and content, so
-that one which is damaged, or moved to another's name, is made anew. (OpenVINO's own cache folder does not
-verify what it reads.)
+graph is run without a look inside. So that nobody but the user can have put it there, the folder and every
+entry must belong to the user and must not be writable for group or others, and no link is followed (on
+Windows it is for the folder's access list to keep others out). An entry is named by the sha256 of everything
+it depends on, and begins with a sha256 of its name and content, so that one which is damaged, or moved to
+another's name, is made anew. (OpenVINO's own cache folder does not verify what it reads.)
 """
 
 from __future__ import annotations
@@ -20,11 +17,7 @@ import stat
 from pathlib import Path
 
 from litemed.runtime.errors import OutputError, UsageError
-from litemed.runtime.files import atomic_write, make_folder, remove_leftovers
-from litemed.runtime.plain_file import open_plain
-
-MAX_BYTES = 1 << 31
-"""The most that an entry may take."""
+from litemed.runtime.files import atomic_write, make_folder, open_plain, remove_leftovers
 
 _DIGEST_BYTES = 32
 
@@ -36,58 +29,51 @@ class Cache:
         folder: made, for the user only, if it does not exist.
 
     Raises:
-        UsageError: the folder belongs to somebody else, or others may write into it.
+        UsageError: it is no folder, belongs to somebody else, or others may write into it.
         OutputError: it cannot be made or read.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Check the folder."""
         self._folder = Path(folder)
+        make_folder(self._folder.parent)
         try:
-            if not self._folder.exists():
-                make_folder(self._folder.parent)
+            if not os.path.lexists(self._folder):
                 self._folder.mkdir(mode=0o700, exist_ok=True)
+            status = os.lstat(self._folder)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-        self._check()
+            raise OutputError(f"{folder}: cannot be made or read: {error.strerror or error}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{folder}: is no folder; name a folder of your own for the cache")
+        if _foreign(status):
+            raise UsageError(
+                f"{folder}: is not yours alone to write, so what it holds cannot be trusted; "
+                "chmod go-w it or name another folder for the cache"
+            )
 
     def load(self, *depends_on: str) -> bytes | None:
         """Return the entry that depends on just this; None if there is none that may be used."""
-        self._check()
-        name = _name(depends_on)
+        path = self._path(depends_on)
         try:
-            with open_plain(self._folder / name) as file:
-                status = os.fstat(file.fileno())
-                if _foreign(status) or status.st_size > MAX_BYTES:
-                    return None
+            with open_plain(path) as file:
+                foreign = _foreign(os.fstat(file.fileno()))
                 digest, data = file.read(_DIGEST_BYTES), file.read()
         except OSError:
             return None
-        return data if digest == _digest(name, data) else None
+        return None if foreign or digest != _digest(path, data) else data
 
     def store(self, data: bytes, *depends_on: str) -> None:
         """Keep an entry; replaces what has its name. Raises OutputError if it cannot be written."""
-        self._check()
-        name = _name(depends_on)
-        remove_leftovers(self._folder / name)
-        with atomic_write(self._folder / name, durable=False) as file:
+        path = self._path(depends_on)
+        remove_leftovers(path)
+        with atomic_write(path, durable=False) as file:
             if hasattr(os, "fchmod"):
                 os.fchmod(file.fileno(), 0o600)
-            file.write(_digest(name, data))
+            file.write(_digest(path, data))
             file.write(data)
 
-    def _check(self) -> None:
-        try:
-            status = os.lstat(self._folder)
-        except OSError as error:
-            raise OutputError(f"{self._folder}: cannot be read: {error.strerror or error}") from error
-        if not stat.S_ISDIR(status.st_mode):
-            raise UsageError(f"{self._folder}: is no folder; name a folder of your own for the cache")
-        if _foreign(status):
-            raise UsageError(
-                f"{self._folder}: is not yours alone to write, so what it holds cannot be trusted; "
-                "chmod go-w it or name another folder for the cache"
-            )
+    def _path(self, depends_on: tuple[str, ...]) -> Path:
+        return self._folder / f"{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.bin"
 
 
 def _foreign(status: os.stat_result) -> bool:
@@ -97,11 +83,5 @@ def _foreign(status: os.stat_result) -> bool:
     return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _name(depends_on: tuple[str, ...]) -> str:
-    return f"{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.bin"
-
-
-def _digest(name: str, data: bytes) -> bytes:
-    digest = hashlib.sha256(name.encode())
-    digest.update(data)
-    return digest.digest()
+def _digest(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + data).digest()

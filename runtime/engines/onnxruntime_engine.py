@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.protocol import Engine, Float
+from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.precision import REFERENCE
@@ -52,12 +52,23 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.use_env_allocators", "1")  # see _share_arena
         options.enable_mem_pattern = False
         options.log_severity_level = _FATAL
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # no other that it would guess
         session = onnxruntime.InferenceSession(
             bundle.graph_bytes(key), options, providers=["CPUExecutionProvider"]
         )
         # It would keep the file's bytes, to open it anew with other providers.
         session._model_bytes = None
         return session
+
+    def interface(self, graph: Any) -> Interface:
+        """Return the inputs and the names of the outputs of a session."""
+        inputs = {
+            one.name: tuple(axis if isinstance(axis, int) else None for axis in one.shape)
+            if one.type == "tensor(float)"
+            else None
+            for one in graph.get_inputs()
+        }
+        return inputs, {one.name for one in graph.get_outputs()}
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         """Return a session's outputs."""

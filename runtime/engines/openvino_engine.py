@@ -10,8 +10,8 @@ from typing import Any
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
-from litemed.runtime.engines.cpu import cores_of, cpu_identity, own_cpus
-from litemed.runtime.engines.protocol import Engine, Float, failure
+from litemed.runtime.engines.cpu import cores_of, cpu_instructions, own_cpus
+from litemed.runtime.engines.protocol import Engine, Float, Interface, failure
 from litemed.runtime.errors import EngineError, OutputError
 from litemed.runtime.network import silent_openvino_import
 from litemed.runtime.precision import REFERENCE
@@ -94,8 +94,9 @@ class OpenVinoEngine(Engine):
             "ENABLE_HYPER_THREADING": self.threads > cores_of(own_cpus()),
         }
         graph = bundle.graph_bytes(key)  # verified, whether the cache has it or not
-        depends_on = (bundle.manifest.graphs[key].sha256, self.name, self.version, cpu_identity())
-        return self._compiled(graph, options, (*depends_on, json.dumps(options))).create_infer_request()
+        cpu = (str(self._core.get_property("CPU", "FULL_DEVICE_NAME")), *sorted(cpu_instructions()))
+        depends_on = (bundle.manifest.graphs[key].sha256, self.version, *cpu, json.dumps(options))
+        return self._compiled(graph, options, depends_on).create_infer_request()
 
     def _compiled(self, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]) -> Any:
         """Return a compiled graph, from the cache if that has it; else it is kept there."""
@@ -108,6 +109,16 @@ class OpenVinoEngine(Engine):
             with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
                 self._cache.store(model.export_model().getvalue(), *depends_on)
         return model
+
+    def interface(self, graph: Any) -> Interface:
+        """Return the inputs and the names of the outputs of a request."""
+        inputs = {
+            one.any_name: tuple(axis.get_length() if axis.is_static else None for axis in one.partial_shape)
+            if one.element_type.get_type_name() == "f32"
+            else None
+            for one in graph.model_inputs
+        }
+        return inputs, {one.any_name for one in graph.model_outputs}
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         """Return a request's outputs; inputs are read in place, outputs copied before it writes over them."""

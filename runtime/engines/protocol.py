@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import EngineError, LitemedError
-from litemed.runtime.memory import trim_heap
+from litemed.runtime.manifest import BOXES_AXIS, interface
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -23,6 +24,8 @@ Runtime (with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 3
 """
 
 Float = NDArray[np.float32]
+Interface = tuple[Mapping[str, tuple[int | None, ...] | None], set[str]]
+"""Input shapes by name, None for one that is not float32 and for a dynamic axis, and names of outputs."""
 
 
 class Engine:
@@ -44,13 +47,17 @@ class Engine:
         self.version, self.threads, self.precision, self.choice = version, threads, precision, choice
         graphs = bundle.manifest.precisions[precision]
         pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
-        self._encoder = pool.submit(self._guarded, self.load, bundle, "encoder", graphs.encoder)
-        self._decoder = pool.submit(self._guarded, self.load, bundle, "decoder", graphs.decoder)
+        self._encoder = pool.submit(self._guarded, self._load, bundle, "encoder", graphs.encoder)
+        self._decoder = pool.submit(self._guarded, self._load, bundle, "decoder", graphs.decoder)
         pool.submit(self._tidy)
         pool.shutdown(wait=False)
 
     def load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a graph, ready to run."""
+        raise NotImplementedError
+
+    def interface(self, graph: Any) -> Interface:
+        """Return a graph's inputs and outputs."""
         raise NotImplementedError
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
@@ -60,7 +67,8 @@ class Engine:
     def ready(self) -> None:
         """Return once the graphs are loaded, which goes on behind the scenes until then.
 
-        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs.
+        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs,
+        or they have not the inputs and outputs of the manifest.
         """
         self._encoder.result()
         self._decoder.result()
@@ -83,15 +91,33 @@ class Engine:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
 
         `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input. However many they are, the
-        graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails.
+        graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails, or returns other
+        shapes.
         """
+        count, size = len(boxes), 4 * embedding.shape[-1]
+        logits = iou = np.empty(0, np.float32)
+        for start in range(0, count, BOXES_PER_CALL):
+            some = boxes[start : start + BOXES_PER_CALL]
+            inputs = {"image_embedding": embedding, "boxes": some}
+            found = self._guarded(self.run, self._decoder.result(), ["logits", "iou"], inputs)
+            if (shapes := [one.shape for one in found]) != [(len(some), size, size), (len(some),)]:
+                raise EngineError(f"the decoder returned arrays of {shapes}; export the bundle again")
+            if len(some) == count:
+                return found[0], found[1]
+            if start == 0:
+                logits, iou = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
+            logits[start : start + len(some)], iou[start : start + len(some)] = found
+        return logits, iou
 
-        def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
-            inputs = {"image_embedding": embedding, "boxes": boxes}
-            logits, iou = self._guarded(self.run, self._decoder.result(), ["logits", "iou"], inputs)
-            return logits, iou
-
-        return decode_in_chunks(decode, embedding, boxes)
+    def _load(self, bundle: Bundle, role: str, key: str) -> Any:
+        """Return a graph that has the interface of its role."""
+        graph = self.load(bundle, role, key)
+        inputs, outputs = interface(role, bundle.manifest.input_size)
+        shapes = {one.name: tuple(None if n == BOXES_AXIS else n for n in one.shape) for one in inputs}
+        if (found := self.interface(graph)) != (shapes, {one.name for one in outputs}):
+            file = bundle.path / bundle.manifest.graphs[key].file
+            raise EngineError(f"{file}: is no {role}, but of {str(found)[:300]!a}; export the bundle again")
+        return graph
 
     def _guarded(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do something of the engine's, whose exceptions have no base class of their own."""
@@ -103,34 +129,12 @@ class Engine:
             raise failure(self.title, error) from error
 
     def _tidy(self) -> None:
-        """Once both graphs are loaded, return what loading has used to the system."""
+        """Once both graphs are loaded, let glibc return what loading has used, some 40 MiB, to the system."""
         concurrent.futures.wait((self._encoder, self._decoder))
-        trim_heap()
-
-
-def decode_in_chunks(
-    decode: Callable[[Float, Float], tuple[Float, Float]], embedding: Float, boxes: Float
-) -> tuple[Float, Float]:
-    """Run `decode` on up to `BOXES_PER_CALL` boxes at a time and return all logits and IoUs.
-
-    Raises EngineError if it returns arrays of other shapes than those of a decoder.
-    """
-    count, size = len(boxes), 4 * embedding.shape[-1]
-    logits = iou = np.empty(0, np.float32)
-    for start in range(0, count, BOXES_PER_CALL):
-        chunk = slice(start, min(start + BOXES_PER_CALL, count))
-        some_logits, some_iou = decode(embedding, boxes[chunk])
-        found, wanted = (some_logits.shape, some_iou.shape), ((n := chunk.stop - start, size, size), (n,))
-        if found != wanted:
-            raise EngineError(
-                f"the decoder returned arrays of {found}, not {wanted}; export the bundle again"
-            )
-        if n == count:
-            return some_logits, some_iou
-        if start == 0:
-            logits, iou = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
-        logits[chunk], iou[chunk] = some_logits, some_iou
-    return logits, iou
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError, TypeError):  # another C library; the last as on Windows
+            return
 
 
 def failure(engine: str, error: Exception) -> EngineError:
