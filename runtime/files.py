@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -30,6 +31,24 @@ def sha256_of_file(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file that a stranger may have put there; follows no link and never waits on a pipe.
+
+    Raises:
+        OSError: it is something else or cannot be read; `strerror` says so in words.
+    """
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is not a plain file")
+    # Where the system lacks these flags, what is opened is still compared with what was looked at.
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    if not os.path.samestat(found, os.fstat(descriptor)):
+        os.close(descriptor)
+        raise OSError(0, "was replaced while it was opened")
+    return os.fdopen(descriptor, "rb")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from litemed.runtime.errors import BundleError
-from litemed.runtime.onnx_header import Value
 from litemed.runtime.precision import REFERENCE, ROLES, Precision
 from litemed.runtime.strict_json import Record, parse_json, read, shown
 
@@ -21,7 +20,7 @@ SCHEMA = 4
 """The only one that is read and written."""
 
 MAX_BYTES = 1 << 20
-"""The most that a manifest may take; real ones take 2 to 10 KB."""
+"""The most that a manifest may take."""
 
 MAX_GRAPH_BYTES = 1 << 29
 """The most that a graph may take; the light encoder takes 52 MB in float32."""
@@ -33,9 +32,6 @@ PREPROCESSING = {
     "pad": "zeros right and bottom",
 }
 """What `litemed.runtime.preprocess` does, in the manifest's words; nothing else is accepted."""
-
-OPSETS = range(16, 22)
-"""Versions of ONNX's operator set that every supported version of the engines runs (ONNX Runtime 1.20 on)."""
 
 EMBEDDING_CHANNELS = 256
 BOXES_AXIS = "N"
@@ -61,9 +57,16 @@ class Input(Record):
             raise ValueError(f"size {self.size} is not a multiple of 64 from 64 to 1024")
         for key, ours in PREPROCESSING.items():
             if (found := getattr(self, key)) != ours:
-                raise ValueError(
-                    f"{key} is {shown(found)}; this runtime does {ours!r} only: use a newer litemed"
-                )
+                raise ValueError(f"{key} is {shown(found)}; this runtime does {ours!r} only")
+
+
+@dataclass(frozen=True)
+class Value(Record):
+    """An input or output: its name, dtype (as numpy names it) and shape; a text is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,13 @@ class Graph(Record):
     outputs: tuple[Value, ...]
 
     def check(self) -> None:
-        """Refuse a file that lies elsewhere or is too large, and operators that not every engine has."""
+        """Refuse a file that lies elsewhere or is too large."""
         if not _FILE_NAME.fullmatch(self.file):
             raise ValueError(f"file {shown(self.file)} is not a plain file name ending in .onnx")
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 {shown(self.sha256)} is not 64 hexadecimal digits")
         if not 0 < self.bytes <= MAX_GRAPH_BYTES:
             raise ValueError(f"{self.bytes} bytes are not between 1 and {MAX_GRAPH_BYTES}")
-        if self.opset not in OPSETS:
-            raise ValueError(
-                f"opset {self.opset} is not one of {OPSETS.start} to {OPSETS.stop - 1}; export again"
-            )
 
 
 @dataclass(frozen=True)
@@ -190,14 +189,14 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     """Return the manifest in `data` (UTF-8 JSON); `source` names it in messages.
 
     Raises BundleError for anything that its schema does not allow, and for a model that this runtime cannot
-    run: another preprocessing, another interface, an operator set out of range.
+    run: another preprocessing or interface.
     """
     try:
         content = parse_json(data.decode())
     except ValueError as error:
         raise BundleError(f"{source}: is not sound JSON ({error}); export the bundle again") from None
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
-    if type(schema) is not int or schema != SCHEMA:
+    if schema is True or schema != SCHEMA:
         raise BundleError(
             f"{source}: is of schema {shown(schema)}, not {SCHEMA}; export again, or use the litemed that "
             "wrote it"

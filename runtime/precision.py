@@ -8,10 +8,10 @@ each engine apart. Whether that is good enough is judged here, from those number
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from litemed.runtime.nesting import RULES
-from litemed.runtime.strict_json import REQUIRED, Record
+from litemed.runtime.strict_json import Record
 
 REFERENCE = "float32"
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
@@ -41,26 +41,12 @@ class ModalityAgreement(Record):
     dice: float
     dsc_change: float | None
 
-    def check(self) -> None:
-        """Refuse what no measurement gives."""
-        if self.cases < 1:
-            raise ValueError(f"cases is {self.cases}; nothing was measured")
-        if not 0 <= self.dice <= 1:
-            raise ValueError(f"dice is {self.dice}, not from 0 to 1")
-        if self.dsc_change is not None and not -1 <= self.dsc_change <= 1:
-            raise ValueError(f"dsc_change is {self.dsc_change}, not from -1 to 1")
-
 
 @dataclass(frozen=True)
 class EngineAgreement(Record):
-    """How a precision did on one engine, by modality; there is at least one."""
+    """How a precision did on one engine, by modality."""
 
     modalities: Mapping[str, ModalityAgreement]
-
-    def check(self) -> None:
-        """Refuse that there is none."""
-        if not self.modalities:
-            raise ValueError("there is no modality; measure the agreement again")
 
     @property
     def lowest(self) -> str:
@@ -83,14 +69,7 @@ class Agreement(Record):
 
     images: int
     engines: Mapping[str, EngineAgreement]
-    merge: str = field(default=RULES[0], metadata=REQUIRED)
-
-    def check(self) -> None:
-        """Refuse what was measured on nothing, or on an engine that is not known here."""
-        if self.images < 1:
-            raise ValueError(f"images is {self.images}; nothing was measured")
-        if unknown := self.engines.keys() - set(ENGINES):
-            raise ValueError(f"{min(unknown)!r} is not one of {', '.join(ENGINES)}; use a newer litemed")
+    merge: str = RULES[0]
 
 
 @dataclass(frozen=True)

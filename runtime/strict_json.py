@@ -13,9 +13,12 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from litemed.runtime.errors import BundleError
 
 _MAX_TEXT = 200
-
-REQUIRED = MappingProxyType({"required": True})
-"""Metadata of a field that has a default, but must be there when it is read."""
+_SCALARS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: f"a line of at most {_MAX_TEXT} printable characters",
+}
 
 
 def parse_json(text: str) -> Any:
@@ -46,8 +49,8 @@ def parse_json(text: str) -> Any:
 class Record:
     """A dataclass that `read` makes of a JSON object, whose keys are its fields.
 
-    A field with a default need not be there, unless it is `REQUIRED`. Subclasses that are made with
-    `open=True` may hold further keys, which are not read.
+    A field with a default need not be there. Subclasses that are made with `open=True` may hold further keys,
+    which are not read.
     """
 
     _open = False
@@ -77,44 +80,38 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     def refuse(why: str) -> NoReturn:
         raise BundleError(f"{source}: {place}{': ' if place else ''}{why}")
 
-    def inside(key: str) -> str:
-        return f"{place}.{key}" if place else key
+    def inside(kind: Any, key: str) -> Any:
+        return read(kind, value[key], source, f"{place}.{key}" if place else key)
 
     origin, parts = get_origin(kind), get_args(kind)
     if origin is tuple:
         if not isinstance(value, list):
             refuse(f"is {shown(value)}, not a list")
         return tuple(read(parts[0], item, source, f"{place}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            refuse(f"is {shown(value)}, not an object")
-        names = [read(str, key, source, f"{place}: a key") for key in value]
-        return MappingProxyType({key: read(parts[1], value[key], source, inside(key)) for key in names})
-    if parts:  # of a union the one whose type it has; a None that may be stays one
+    if parts and origin is not Mapping:  # of a union the one whose type it has; a None that may be stays one
         return read(type(value) if type(value) in parts else parts[0], value, source, place)
     if kind is type(None):
         return None
-    if kind is float:
-        if type(value) not in (int, float) or abs(value) > 1e300:
-            refuse(f"is {shown(value)}, not a number")
-        return float(value)
-    if kind is str:
-        if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
-            refuse(f"is {shown(value)}, not a line of at most {_MAX_TEXT} printable characters")
-        return value
-    if kind in (int, bool):
-        if type(value) is not kind:
-            refuse(f"is {shown(value)}, not {'a whole number' if kind is int else 'true or false'}")
-        return value
+    if kind in _SCALARS:
+        sound = type(value) is kind or (kind is float and type(value) is int)
+        if sound and kind is float:
+            sound = abs(value) < 1e300
+        elif sound and kind is str:
+            sound = len(value) <= _MAX_TEXT and value.isprintable()
+        if not sound:
+            refuse(f"is {shown(value)}, not {_SCALARS[kind]}")
+        return kind(value)
     if not isinstance(value, dict):
         refuse(f"is {shown(value)}, not an object")
-    types, known = _fields(kind)
-    if not kind._open and (unknown := value.keys() - known):
+    if origin is Mapping:
+        names = [read(str, key, source, f"{place}: a key") for key in value]
+        return MappingProxyType({key: inside(parts[1], key) for key in names})
+    types, required = _fields(kind)
+    if not kind._open and (unknown := value.keys() - types):
         refuse(f"has a key that is not known here: {shown(min(unknown))}")
-    for key, required in known.items():
-        if required and key not in value:
-            refuse(f"has no {key!r}; export the bundle again")
-    found = kind(**{key: read(types[key], value[key], source, inside(key)) for key in known if key in value})
+    if missing := required - value.keys():
+        refuse(f"has no {min(missing)!r}; export the bundle again")
+    found = kind(**{key: inside(types[key], key) for key in types if key in value})
     try:
         found.check()
     except ValueError as error:
@@ -123,11 +120,11 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
 
 
 @functools.cache
-def _fields(kind: Any) -> tuple[Mapping[str, Any], Mapping[str, bool]]:
-    """Return the types of a dataclass's fields, and whether each must be there."""
-    fields = dataclasses.fields(kind)
-    required = {one.name: "required" in one.metadata or one.default is dataclasses.MISSING for one in fields}
-    return get_type_hints(kind), required
+def _fields(kind: Any) -> tuple[Mapping[str, Any], set[str]]:
+    """Return the types of a dataclass's fields, and the names of those that must be there."""
+    fields, types = dataclasses.fields(kind), get_type_hints(kind)
+    required = {one.name for one in fields if one.default is dataclasses.MISSING}
+    return {one.name: types[one.name] for one in fields}, required
 
 
 def shown(value: Any) -> str:

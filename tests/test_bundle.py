@@ -12,13 +12,16 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from bundle_edits import edit, replace_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.errors import BundleError
 
 Json = dict[str, Any]
@@ -106,49 +109,71 @@ def test_a_changed_graph_is_refused(folder: pathlib.Path, name: str) -> None:
         assert why in refused(folder)
 
 
-def test_encoder_and_decoder_swapped(folder: pathlib.Path) -> None:
-    def swap_files(manifest: Json) -> None:
-        graphs = manifest["graphs"]
-        for key in ("file", "sha256", "bytes"):
-            graphs["encoder"][key], graphs["decoder"][key] = graphs["decoder"][key], graphs["encoder"][key]
+def external(place: str, key: str | None) -> onnx.ModelProto:
+    """A graph with one tensor, in the place that is asked for, that may name another file."""
+    tensor = helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0])
+    if key:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key=key, value="/etc/passwd")
+    attribute = helper.make_attribute("value", tensor)
+    node = helper.make_node("Op", ["x"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", [], []))
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    elif place == "sparse initializer":
+        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, dims=[4]))
+    elif place == "attribute":
+        model.graph.node[0].attribute.append(attribute)
+    elif place == "subgraph":
+        body = helper.make_graph([], "body", [], [], [tensor])
+        model.graph.node[0].attribute.append(helper.make_attribute("body", body))
+    else:
+        node.attribute.append(attribute)
+        model.functions.append(helper.make_function("local", "f", ["x"], ["y"], [node], []))
+    return model
 
-    def swap_roles(manifest: Json) -> None:
-        manifest["precisions"]["float32"] = {"encoder": "decoder", "decoder": "encoder"}
 
-    sound = (folder / "manifest.json").read_text()
-    edit(folder, swap_files)
-    assert "has inputs" in refused(folder)
-    (folder / "manifest.json").write_text(sound)
-    edit(folder, swap_roles)
-    assert "'decoder'" in refused(folder)
+@pytest.mark.parametrize("place", ["initializer", "sparse initializer", "attribute", "subgraph", "function"])
+def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path, place: str) -> None:
+    replace_graph(folder, "decoder", external(place, None))
+    Bundle.open(folder)
+    replace_graph(folder, "decoder", external(place, "location"))
+    assert "decoder.onnx: may keep data in another file" in refused(folder)
 
 
-def axis(value: onnx.ValueInfoProto, index: int) -> Any:
-    return value.type.tensor_type.shape.dim[index]
+@pytest.mark.parametrize("key", ["location", "Location", "loc", None])
+def test_what_the_check_of_external_data_rests_on(
+    key: str | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO reads another file even for a graph in memory, but only one that is named under this key."""
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    monkeypatch.chdir(tmp_path)
+    np.full(4, 7, np.float32).tofile("data")
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy"]
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+    if key:
+        weight.external_data.add(key=key, value="data")
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    graph = helper.make_graph([add], "g", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    core = shared_core()
+    try:
+        core.compile_model(core.read_model(model.SerializeToString()), "CPU")
+        read = True
+    except RuntimeError:
+        read = False
+    assert read == (key == "location")
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "why"),
-    [
-        ("encoder", lambda m: setattr(m.opset_import[0], "version", 19), "opset 19"),
-        ("encoder", lambda m: setattr(axis(m.graph.input[0], 2), "dim_value", 512), "inputs"),
-        ("encoder", lambda m: setattr(axis(m.graph.output[0], 1), "dim_param", "C"), "outputs"),
-        ("encoder", lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 10), "float16"),
-        ("encoder", lambda m: setattr(m.graph.output[0], "name", "features"), "'features'"),
-        ("encoder", lambda m: m.graph.input.append(m.graph.input[0]), "inputs"),
-        ("decoder", lambda m: setattr(axis(m.graph.input[1], 0), "dim_value", 1), "boxes"),
-        ("decoder", lambda m: m.graph.output.pop(), "outputs"),
-        ("decoder", lambda m: setattr(m.graph.initializer[0], "data_location", 1), "another file"),
-        ("decoder", lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "no shape"),
-    ],
+    "data",
+    [b"<net name='g' version='11'></net>", b"\x80\x02pickle", b"version https://git-lfs", b"\x14\0\0\0ORTM"],
 )
-def test_a_graph_that_is_not_what_the_manifest_says(
-    folder: pathlib.Path, name: str, change: Callable[[onnx.ModelProto], object], why: str
-) -> None:
-    model = onnx.load(folder / f"{name}.onnx")
-    change(model)
-    replace_graph(folder, name, model)
-    assert why in refused(folder)
+def test_another_format_is_refused(folder: pathlib.Path, data: bytes) -> None:
+    (folder / "encoder.onnx").write_bytes(data)
+    sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(folder, lambda manifest: manifest["graphs"]["encoder"].update(sums))
+    assert "is not an ONNX file" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +209,7 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> Non
         (lambda m: m.update(graphs={}), "'encoder'"),
         (lambda m: m.update(graphs=[]), "graphs"),
         (lambda m: m["graphs"].pop("decoder"), "'decoder'"),
-        (lambda m: m["graphs"]["encoder"].update(opset=7), "opset 7"),
+        (lambda m: m["precisions"].update(float32={"encoder": "decoder", "decoder": "encoder"}), "'decoder'"),
         (lambda m: m["graphs"].update(third=m["graphs"]["decoder"] | {"file": "third.onnx"}), "'third'"),
         (lambda m: m["graphs"]["decoder"].update(file="ENCODER.onnx"), "share"),
         (lambda m: m["graphs"]["decoder"].update(bytes=0), "0 bytes"),
@@ -255,19 +280,11 @@ def of_ct(int8: Json) -> Json:
         (lambda p: p.update(bf16=["encoder"]), "'bf16'"),
         (lambda p: p.pop("agreement"), "'agreement'"),
         (lambda p: p.update(agreement=None), "agreement"),
-        (lambda p: p["agreement"].pop("merge"), "'merge'"),
-        (lambda p: p["agreement"].update(images=0), "images is 0"),
         (lambda p: p["agreement"].update(images=4.5), "images"),
         (lambda p: p["agreement"].update(passes=True), "'passes'"),
-        (lambda p: p["agreement"]["engines"].update(tensorrt=measured(p)), "'tensorrt'"),
-        (lambda p: measured(p).update(modalities={}), "no modality"),
         (lambda p: measured(p).update(note="x"), "'note'"),
-        (lambda p: of_ct(p).update(cases=0), "cases is 0"),
         (lambda p: of_ct(p).update(cases=True), "cases"),
-        (lambda p: of_ct(p).update(dice=1.5), "dice is 1.5"),
-        (lambda p: of_ct(p).update(dice=-0.1), "dice is -0.1"),
         (lambda p: of_ct(p).update(dice=None), "dice"),
-        (lambda p: of_ct(p).update(dsc_change=-1.5), "dsc_change is -1.5"),
         (lambda p: of_ct(p).update(dsc_change="0"), "dsc_change"),
         (lambda p: of_ct(p).pop("dsc_change"), "'dsc_change'"),
         (lambda p: of_ct(p).update(nsd=1.0), "'nsd'"),
@@ -338,7 +355,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_value_anywhere_opens_or_ends_in_one_line(
     folder: pathlib.Path, data: st.DataObject

@@ -33,7 +33,7 @@ for module in pkgutil.walk_packages(litemed.runtime.__path__, "litemed.runtime."
     if not module.name.endswith("openvino_engine"):  # an extra
         importlib.import_module(module.name)
 try:
-    litemed.runtime.plain_file.open_plain(litemed.runtime.plain_file.Path(sys.argv[4]))
+    litemed.runtime.files.open_plain(litemed.runtime.files.Path(sys.argv[4]))
 except OSError as error:
     assert error.strerror == "is a symbolic link"
 else:
