@@ -24,7 +24,6 @@ class Case:
         image: uint8, C-contiguous: (height, width) grey, (height, width, 3) in the order R G B, or a
             volume (depth, height, width).
         boxes: the prompts, checked against this image.
-        spacing: positive lengths as the file gives them, one per spatial axis, in mm; None if it gives none.
         source: the file it was read from, or None.
 
     Raises:
@@ -34,7 +33,6 @@ class Case:
     name: str
     image: npt.NDArray[np.uint8]
     boxes: Boxes
-    spacing: tuple[float, ...] | None = None
     source: Path | None = None
 
     def __post_init__(self) -> None:
@@ -42,9 +40,8 @@ class Case:
         image, name = self.image, self.source or self.name
         if image.dtype != np.uint8 or not image.flags.c_contiguous:
             raise InputError(f"{name}: the image must be C-contiguous uint8, not {image.dtype}")
-        colour = image.ndim == 3 and image.shape[2] == 3
-        dimensions = image.ndim - colour
-        if dimensions != (3 if self.is_volume else 2) or 0 in image.shape:
+        spatial = image.shape[:2] if image.shape[2:] == (3,) else image.shape
+        if len(spatial) != (3 if self.is_volume else 2) or 0 in image.shape:
             raise InputError(
                 f"{name}: image of shape {image.shape} with boxes of "
                 f"{'a volume' if self.is_volume else 'an image'}; give (height, width), (height, width, 3) "
@@ -52,8 +49,6 @@ class Case:
             )
         if max(self.shape[-2:]) > MAX_SIDE:
             raise InputError(f"{name}: image of shape {image.shape}; the longest side is {MAX_SIDE}")
-        if self.spacing is not None and len(self.spacing) != dimensions:
-            raise InputError(f"{name}: spacing {self.spacing} for {dimensions} axes; give one length each")
 
     @property
     def is_volume(self) -> bool:

@@ -24,11 +24,7 @@ _POLL_SECONDS = 0.005
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal; reads it in pieces.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the sha256 of a file's bytes in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -55,9 +51,8 @@ def open_plain(path: Path) -> BinaryIO:
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that appears as ``path``, whole or not at all, when the block ends.
 
-    Until then it is a hidden temporary file in the same folder. If the block raises anything, be it
-    KeyboardInterrupt, the temporary is removed and ``path`` is what it was before. A process that is killed
-    leaves the temporary behind; `remove_leftovers` takes it away.
+    Until then it is a hidden temporary file beside it, which is removed if the block raises anything. A
+    process that is killed leaves it behind; `remove_leftovers` takes it away.
 
     Args:
         path: the file to make or replace.
@@ -89,10 +84,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files that killed processes left of ``path``.
 
-    Call it only while no other process can be writing ``path``: under its lock.
-
-    Raises:
-        OutputError: a leftover cannot be removed.
+    Call it only under the lock of ``path``. Raises OutputError if one cannot be removed.
     """
     try:
         for leftover in path.parent.glob(f"{_hidden(path.name)}-*{_TEMPORARY}"):
@@ -102,11 +94,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents where they do not exist.
-
-    Raises:
-        OutputError: it cannot be made, or a file has its name.
-    """
+    """Create a folder and its parents where they do not exist. Raises OutputError if that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,15 +159,10 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         """Take the lock."""
         try:
-            while self._descriptor is None:
-                try:
-                    self._descriptor = self._take()
-                except BlockingIOError as error:
-                    if not self._wait:
-                        raise LockedError(
-                            f"{self._what}: another process is working on it; wait for it to end"
-                        ) from error
-                    time.sleep(_POLL_SECONDS)
+            while not self._take():
+                time.sleep(_POLL_SECONDS)
+        except BlockingIOError as error:
+            raise LockedError(f"{self._what}: another process is working on it; wait for its end") from error
         except OSError as error:
             raise OutputError(f"{self._what}: cannot be locked: {error.strerror or error}") from error
         return self
@@ -206,22 +189,23 @@ class FolderLock:
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.write(self._descriptor, b"1")
 
-    def _take(self) -> int | None:
-        """Return the locked descriptor, None if the file went meanwhile; BlockingIOError if it is taken."""
+    def _take(self) -> bool:
+        """Try to take the lock; BlockingIOError if it is another's and not to be waited for."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(descriptor)
             status = os.fstat(descriptor)
             if os.path.samestat(status, self._path.lstat()):
-                self.abandoned = status.st_size > 0
-                return descriptor
+                self.abandoned, self._descriptor = status.st_size > 0, descriptor
         except FileNotFoundError:
             pass  # its last holder removed it before this one locked it
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        return None
+        except BlockingIOError:
+            if not self._wait:
+                raise
+        finally:
+            if self._descriptor is None:
+                os.close(descriptor)
+        return self._descriptor is not None
 
 
 def _lock(descriptor: int) -> None:

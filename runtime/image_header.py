@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from litemed.runtime.errors import InputError
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _EXIF = b"Exif\0\0"
 # Start-of-frame markers: C0 to CF but for the tables C4 (Huffman), C8 (reserved) and CC (arithmetic coding).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
-_END_OF_IMAGE = b"\xff\xd9"
 _TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION, _TAG_SAMPLES = 256, 257, 274, 277
 # TIFF field types that hold one small unsigned number: BYTE, SHORT, LONG, LONG8.
 _FIELD_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -31,16 +27,11 @@ _MAX_FIELDS = 4096
 _TOO_SHORT = (struct.error, IndexError, OverflowError)
 
 
-@dataclass(frozen=True)
-class ImageHeader:
-    """Declared size of an image file.
+class ImageHeader(NamedTuple):
+    """What an image file declares: pixels, values per pixel once decoded, and what must not go unnoticed.
 
-    Attributes:
-        width: pixels.
-        height: pixels.
-        samples: values per pixel, once decoded.
-        orientation: Exif orientation: 2 to 8 turn or mirror the image, anything else leaves it as stored.
-        pages: 1, or 2 if there is more than one.
+    `orientation` is Exif's: 2 to 8 turn or mirror the image, anything else leaves it as stored. `pages` is 1,
+    or 2 if there is more than one.
     """
 
     width: int
@@ -51,24 +42,17 @@ class ImageHeader:
 
 
 def read_image_header(data: bytes, source: str) -> ImageHeader:
-    """Read the header of a whole PNG, JPEG or TIFF file in memory.
+    """Return the header of a whole PNG, JPEG or TIFF file in memory; `source` names it in messages.
 
-    Args:
-        data: the file's bytes.
-        source: names the file in error messages.
-
-    Raises:
-        InputError: another format, or a file that is truncated or damaged as far as its structure shows.
+    Raises InputError for another format, or a file that is cut or damaged as far as its structure shows.
     """
-    for magic, read in ((_PNG, _read_png), (_JPEG, _read_jpeg), (_TIFF, _read_tiff)):
+    for magic, read in _READERS.items():
         if data.startswith(magic):
             try:
                 return read(data)
             except (ValueError, *_TOO_SHORT) as error:
-                why = str(error) if isinstance(error, ValueError) else "it ends too early"
-                raise InputError(
-                    f"{source}: not a readable image ({why}); copy or save the file again"
-                ) from error
+                why = error if isinstance(error, ValueError) else "it ends too early"
+                raise InputError(f"{source}: not a readable image ({why}); copy or save it again") from error
     raise InputError(f"{source}: not a PNG, JPEG or TIFF image; convert it")
 
 
@@ -77,7 +61,7 @@ def _read_png(data: bytes) -> ImageHeader:
     if data[12:16] != b"IHDR":
         raise ValueError("it has no IHDR chunk")
     samples = {0: 1, 2: 3, 3: 3}.get(colour_type, 4)  # grey, RGB, palette; the others have alpha
-    orientation, position, kind = 1, len(_PNG), b""
+    orientation, position, kind = 1, 8, b""
     while kind != b"IEND":
         (length,) = struct.unpack_from(">L", data, position)
         kind = data[position + 4 : position + 8]
@@ -108,25 +92,22 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             size = (width, height, samples)
         elif marker == 0xE1 and data.startswith(_EXIF, body):
             orientation = _orientation(data[body + len(_EXIF) : position])
-    if size is None:
-        raise ValueError("it has no frame header")
-    # Within coded data every FF is followed by 00 or a restart marker, so this is the true end.
-    if data.find(_END_OF_IMAGE, position) < 0:
+    # Within coded data every FF is followed by 00 or a restart marker, so FF D9 is the true end.
+    if size is None or data.find(b"\xff\xd9", position) < 0:
         raise ValueError("it ends too early")
     return ImageHeader(*size, orientation)
 
 
 def _read_tiff(data: bytes) -> ImageHeader:
     fields, following = _directory(data)
-    if _TAG_WIDTH not in fields or _TAG_HEIGHT not in fields:
-        raise ValueError("it declares no size")
-    return ImageHeader(
-        width=fields[_TAG_WIDTH],
-        height=fields[_TAG_HEIGHT],
-        samples=fields.get(_TAG_SAMPLES, 1),
-        orientation=fields.get(_TAG_ORIENTATION, 1),
-        pages=2 if following else 1,
-    )
+    width, height = fields.get(_TAG_WIDTH, 0), fields.get(_TAG_HEIGHT, 0)
+    orientation, samples = fields.get(_TAG_ORIENTATION, 1), fields.get(_TAG_SAMPLES, 1)
+    return ImageHeader(width, height, samples, orientation, pages=2 if following else 1)
+
+
+_READERS = {b"\x89PNG\r\n\x1a\n": _read_png, b"\xff\xd8\xff": _read_jpeg} | dict.fromkeys(
+    (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _read_tiff
+)
 
 
 def _orientation(exif: bytes) -> int:

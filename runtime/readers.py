@@ -3,7 +3,7 @@
 Two kinds of case are read:
 
 ``NAME.npz``, the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
-width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1; optionally ``spacing``.
+width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1.
 
 ``NAME.png``, ``.jpg``, ``.jpeg``, ``.tif`` or ``.tiff`` with a sidecar ``NAME.json`` beside it:
 
@@ -38,10 +38,8 @@ from litemed.runtime.strict_json import parse_json
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 CASE_SUFFIXES = (".npz", *IMAGE_SUFFIXES)
 
-# 65535 boxes of four six-digit numbers with generous white space.
-MAX_SIDECAR_BYTES = 4 * 2**20
-# An uncompressed 16-bit image of the most voxels.
-MAX_IMAGE_BYTES = 2**30
+MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
+MAX_IMAGE_BYTES = 2**30  # an uncompressed 16-bit image of the most voxels
 
 
 def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -54,33 +52,27 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         UsageError: a path does not exist or cannot be read, is of no kind that is read, or there is no case
             at all.
     """
+    suffixes = ", ".join(CASE_SUFFIXES)
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         try:
-            cases = _cases_at(path)
+            path.stat()
+            is_folder = path.is_dir()
+            entries = sorted(path.glob("[!.]*")) if is_folder else [path]
+            cases = [one for one in entries if one.suffix.lower() in CASE_SUFFIXES and one.is_file()]
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such file or folder; check the path") from None
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if not cases:
+            what = "no case in this folder; put" if is_folder else "not a case; give"
+            raise UsageError(f"{path}: {what} {suffixes} files")
         for case in cases:
             # Not the file that it may be a link to: two names are two cases, each with boxes of its own.
             found.setdefault(case.parent.resolve() / case.name, case)
     if not found:
         raise UsageError("no cases given; name files or folders")
     return list(found.values())
-
-
-def _cases_at(path: Path) -> list[Path]:
-    """Return the case that lies at a path, or those in a folder."""
-    if path.is_dir():
-        visible = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-        cases = [entry for entry in visible if entry.suffix.lower() in CASE_SUFFIXES and entry.is_file()]
-        if not cases:
-            raise UsageError(f"{path}: no case in this folder; put {', '.join(CASE_SUFFIXES)} files there")
-        return cases
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder; check the path")
-    if not path.is_file() or path.suffix.lower() not in CASE_SUFFIXES:
-        raise UsageError(f"{path}: not a case; give {', '.join(CASE_SUFFIXES)} files or folders of them")
-    return [path]
 
 
 def case_files(path: Path) -> tuple[Path, ...]:
@@ -97,67 +89,54 @@ def read_case(path: str | os.PathLike[str]) -> Case:
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return _read_npz(path)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _read_image(path)
-    raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
-
-
-def _read_npz(path: Path) -> Case:
-    with NpzReader(path) as archive:
-        missing = {"imgs", "boxes"} - set(archive.names)
-        if missing:
-            raise InputError(
-                f"{path}: no array {' or '.join(sorted(missing))}, only "
-                f"{', '.join(map(repr, archive.names)) or 'nothing'}; a case needs imgs and boxes"
-            )
-        declared = archive.header("imgs")
-        if declared.dtype != np.uint8:
-            raise InputError(f"{path}: imgs is {declared.dtype}; window or stretch it to uint8 first")
-        if len(declared.shape) not in (2, 3) or 0 in declared.shape:
-            raise InputError(
-                f"{path}: imgs has shape {declared.shape}; give (height, width), (height, width, 3) or "
-                "(depth, height, width)"
-            )
-        boxes_shape = archive.header("boxes").shape
-        if math.prod(boxes_shape) > 6 * MAX_BOXES:
-            raise InputError(f"{path}: boxes have shape {boxes_shape}; the most is {MAX_BOXES} boxes")
-        # The boxes first: a case that fails for them is not worth decompressing its image.
-        boxes = Boxes.parse(archive.read("boxes"), declared.shape, source=str(path))
-        spacing = _spacing(archive, 2 if boxes.z is None else 3) if "spacing" in archive.names else None
-        return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
-
-
-def _spacing(archive: NpzReader, dimensions: int) -> tuple[float, ...]:
-    declared = archive.header("spacing")
-    if declared.shape != (dimensions,) or declared.dtype.kind not in "iuf":
-        raise InputError(
-            f"{archive.path}: spacing is {declared.dtype} of shape {declared.shape}; "
-            f"give {dimensions} lengths"
-        )
-    values = archive.read("spacing").astype(np.float64)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise InputError(f"{archive.path}: spacing {values.tolist()} is not positive and finite; correct it")
-    return tuple(values.tolist())
-
-
-def _read_image(path: Path) -> Case:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
     image = decode_image(read_bytes(path, MAX_IMAGE_BYTES), str(path))
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
     boxes = Boxes.parse(_read_sidecar(sidecar), image.shape, source=str(sidecar))
-    return Case(path.stem, image, boxes, None, path)
+    return Case(path.stem, image, boxes, path)
+
+
+def _read_npz(path: Path) -> Case:
+    with NpzReader(path) as archive:
+        if missing := {"imgs", "boxes"} - set(archive.names):
+            raise InputError(
+                f"{path}: no array {' or '.join(sorted(missing))}, only "
+                f"{', '.join(map(repr, archive.names)) or 'nothing'}; a case needs imgs and boxes"
+            )
+        image = archive.header("imgs")
+        if image.dtype != np.uint8:
+            raise InputError(f"{path}: imgs is {image.dtype}; window or stretch it to uint8 first")
+        if math.prod(shape := archive.header("boxes").shape) > 6 * MAX_BOXES:
+            raise InputError(f"{path}: boxes have shape {shape}; the most is {MAX_BOXES} boxes")
+        # The boxes first: a case that fails for them is not worth decompressing its image.
+        boxes = Boxes.parse(archive.read("boxes"), image.shape, source=str(path))
+        return Case(path.stem, archive.read("imgs"), boxes, path)
+
+
+def _read_sidecar(path: Path) -> list[list[int | float]]:
+    """Return the boxes of a sidecar as rows of four numbers."""
+    try:
+        content = parse_json(read_bytes(path, MAX_SIDECAR_BYTES).decode("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from error
+    boxes = content.get("boxes") if isinstance(content, dict) else None
+    if not isinstance(boxes, list):
+        raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
+    for number, row in enumerate(boxes, start=1):
+        # By type, because True is an int to isinstance.
+        if not isinstance(row, list) or [type(one) in (int, float) for one in row] != [True] * 4:
+            raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
+    return boxes
 
 
 def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
     """Decode a PNG, JPEG or TIFF file to uint8 (height, width) or (height, width, 3) in the order R G B.
 
-    Args:
-        data: the file's bytes.
-        source: names the file in error messages.
-
-    Raises:
-        InputError: as `decode_stored`, or values that are neither 8-bit nor 16-bit unsigned.
+    `source` names the file in messages. Raises InputError as `decode_stored`, and for values that are neither
+    8-bit nor 16-bit unsigned.
     """
     decoded = decode_stored(data, source)
     if decoded.dtype not in (np.uint8, np.uint16):
@@ -168,11 +147,9 @@ def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
 
 
 def decode_stored(data: bytes, source: str) -> np.ndarray:
-    """Return the values of an image file as stored: (height, width), or with 3 or 4 channels as B G R A.
+    """Return the values of a PNG, JPEG or TIFF as stored: (height, width), or with 3 or 4 channels B G R A.
 
-    Args:
-        data: the file's bytes, PNG, JPEG or TIFF.
-        source: names the file in error messages.
+    `source` names the file in messages.
 
     Raises:
         InputError: another format, damaged, larger than ``MAX_VOXELS`` values, several pages, an orientation
@@ -193,8 +170,8 @@ def decode_stored(data: bytes, source: str) -> np.ndarray:
         )
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise InputError(f"{source}: not a readable image (OpenCV refuses it); save it again") from error
+    except cv2.error:
+        decoded = None
     if decoded is None or decoded.shape[:2] != (header.height, header.width):
         raise InputError(f"{source}: not a readable image (its data are damaged); copy or save it again")
     if decoded.ndim == 3 and decoded.shape[2] not in (3, 4):
@@ -208,23 +185,6 @@ def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
     table = np.arange(low, high + 1, dtype=np.float64) - low
     levels = np.rint(table * (255 / max(high - low, 1))).astype(np.uint8)
     return levels[image - np.uint16(low)]
-
-
-def _read_sidecar(path: Path) -> list[list[int | float]]:
-    """Return the boxes of a sidecar as rows of four numbers."""
-    data = read_bytes(path, MAX_SIDECAR_BYTES)
-    try:
-        content = parse_json(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from error
-    if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
-        raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
-    for number, row in enumerate(content["boxes"], start=1):
-        # By type, because True is an int to isinstance.
-        numbers = isinstance(row, list) and all(type(value) in (int, float) for value in row)
-        if not numbers or len(row) != 4:
-            raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
-    return content["boxes"]
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

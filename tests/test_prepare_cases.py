@@ -60,8 +60,8 @@ def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(
     with np.load(tmp_path / "out/gts" / name) as archive:
         truth = archive["gts"]
         assert ("spacing" in archive) == volume
+        assert not volume or archive["spacing"].tolist() == [2.5, 0.7, 0.8]
     assert case.boxes.clipped == ()
-    assert case.spacing == ((2.5, 0.7, 0.8) if volume else None)
     assert truth.shape == case.image.shape == labels.shape
     assert len(case.boxes) == truth.max() == len(set(np.unique(labels)) - {0})
     columns = [0, 1, 3, 4] if volume else [0, 1, 2, 3]

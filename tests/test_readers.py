@@ -76,13 +76,12 @@ def test_a_challenge_case_is_read_as_it_stands(name: str, shared: Callable[[str]
     case = read_case(path)
     with np.load(path) as stored:
         np.testing.assert_array_equal(case.image, stored["imgs"])
-        boxes, spacing = stored["boxes"], stored.get("spacing", None)
+        boxes = stored["boxes"]
     assert (case.name, case.source, case.is_volume) == (name, path, name.startswith("3D"))
     if case.is_volume:
         np.testing.assert_array_equal(case.boxes.z, boxes[:, [2, 5]])
         boxes = boxes[:, [0, 1, 3, 4]]
     np.testing.assert_array_equal(case.boxes.xyxy, boxes)
-    assert case.spacing == (tuple(spacing) if case.is_volume else None)
     assert case.shape == (case.image.shape if case.is_volume else case.image.shape[:2])
 
 
@@ -107,9 +106,9 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"image": GREY, "box": BOX2}, "no array boxes or imgs, only 'image', 'box'"),
         ({"imgs": GREY, "gts": GREY}, "no array boxes, only 'imgs', 'gts'"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
-        ({"imgs": GREY[0], "boxes": BOX2}, r"imgs has shape \(40,\)"),
-        ({"imgs": RGB[None], "boxes": BOX2}, r"imgs has shape \(1, 30, 40, 3\)"),
-        ({"imgs": GREY[:0], "boxes": BOX2}, r"imgs has shape \(0, 40\)"),
+        ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
+        ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),
+        ({"imgs": GREY[:0], "boxes": BOX2}, "outside the image of 40 x 0"),
         ({"imgs": RGB, "boxes": BOX3}, r"image needs \(N, 4\)"),
         ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": BOX2}, r"volume needs \(N, 6\)"),
         ({"imgs": GREY, "boxes": [[90, 90, 99, 99]]}, "outside the image"),
@@ -118,10 +117,6 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
         ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); the most"),
         ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
-        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 1.0, 1.0]}, "give 2 lengths"),
-        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, 0.0]}, "not positive"),
-        ({"imgs": GREY, "boxes": BOX2, "spacing": [1.0, np.nan]}, "not positive and finite"),
-        ({"imgs": GREY, "boxes": BOX2, "spacing": ["1", "1"]}, "no plain numbers"),
     ],
 )
 def test_an_npz_that_is_no_case_is_refused_by_name(
@@ -143,7 +138,7 @@ def test_a_lossless_image_is_read_as_it_stands(suffix: str, image: np.ndarray, t
     case = read_case(write_image(tmp_path, f"a{suffix}", image))
     np.testing.assert_array_equal(case.image, image)
     np.testing.assert_array_equal(case.boxes.xyxy, [[1, 2, 20, 25]])
-    assert (case.name, case.spacing, case.is_volume) == ("a", None, False)
+    assert (case.name, case.is_volume) == ("a", False)
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
@@ -249,7 +244,7 @@ def test_another_format_is_refused(data: bytes) -> None:
         decode_image(data, "a.png")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif"]))
 def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
     encoded = bytearray(encode(suffix, GREY))
@@ -325,7 +320,7 @@ def test_a_sidecar_may_carry_other_keys_a_byte_order_mark_and_whole_floats(tmp_p
     np.testing.assert_array_equal(read_case(path).boxes.xyxy, [[1, 2, 3, 4]])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -1,6 +1,6 @@
 """Read one pair of image and labels, whatever its files are, into arrays in one frame.
 
-Volumes come out as (slice, row, column); `litemed.runtime.nifti` says how NIfTI axes are ordered.
+Volumes come out as (slice, row, column); `litemed.train.prepare.nifti` says how NIfTI axes are ordered.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.nifti import read_nifti_pair
 from litemed.runtime.npz import NpzReader
 from litemed.runtime.readers import MAX_IMAGE_BYTES, decode_stored, read_bytes
+from litemed.train.prepare.nifti import read_nifti_pair
 from litemed.train.prepare.sources import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Pair
 
 

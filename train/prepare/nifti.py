@@ -1,9 +1,8 @@
 """Read NIfTI volumes and their labels into slices as radiologists look at them.
 
-Volumes come out as (slice, row, column). The slices are those of the file: its third stored axis, which
-for nearly every converter is the axis that the scanner sliced along, and which is what the challenge's
-own conversion keeps. Within a slice, rows and columns are permuted and
-flipped (never resampled) to the usual view of the nearest plane, from the affine:
+Volumes come out as (slice, row, column). The slices are those of the file: its third stored axis, which is
+what the challenge's own conversion keeps. Within a slice, rows and columns are permuted and flipped (never
+resampled) to the usual view of the nearest plane, from the affine:
 
     axial      rows front to back,  columns right to left of the patient, slices upwards
     coronal    rows downwards,      columns right to left of the patient, slices front to back
@@ -14,11 +13,13 @@ A NIfTI that says nothing about orientation (sform and qform codes both 0) is ta
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from pathlib import Path
 from typing import Any, Final
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,9 +68,8 @@ def read_nifti_pair(
 
 def _open(path: Path) -> Any:
     """Read the header only, and refuse what must not be loaded."""
-    nibabel = _nibabel()
     try:
-        image = nibabel.load(path, mmap=False)
+        image: Any = nibabel.load(path, mmap=False)
         shape, dtype = image.shape, image.get_data_dtype()
         affine = np.asarray(image.affine, np.float64)
         stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
@@ -84,16 +84,6 @@ def _open(path: Path) -> Any:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _SMALLEST_VOXEL_MM3:
         raise InputError(f"{path}: affine is singular or not finite; repair the header")
     return image
-
-
-def _nibabel() -> Any:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise InputError(
-            "nibabel, which reads NIfTI, is not installed; in the checkout: pip install '.[train]'"
-        ) from error
-    return nibabel
 
 
 def _data(image: Any, path: Path) -> NDArray[Any]:
@@ -119,12 +109,8 @@ def _largest_shift_voxels(
     first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]
 ) -> float:
     """Return how far corners of a volume of `shape` lie apart under two affines, in voxels of the first."""
-    corners = np.array(
-        [[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)],
-        np.float64,
-    )
-    moved = corners @ np.linalg.solve(first, second).T
-    return float(np.abs(moved - corners).max())
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, side - 1) for side in shape))])
+    return float(np.abs(corners @ np.linalg.solve(first, second).T - corners).max())
 
 
 def _display_axes(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -132,15 +118,13 @@ def _display_axes(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, b
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
         return (2, 1, 0), (False, False, False)
     # Row a: the world axis (0 right, 1 front, 2 up) nearest to stored axis a, and its sign.
-    world = _nibabel().orientations.io_orientation(image.affine)
+    world = nibabel.orientations.io_orientation(image.affine)
     nearest = [int(axis) for axis in world[:, 0]]
-    slice_axis = 2
     row_axis = max((0, 1), key=lambda axis: nearest[axis])
-    column_axis = 1 - row_axis
-    order = (slice_axis, row_axis, column_axis)
+    order = (2, row_axis, 1 - row_axis)
     # Columns run to the patient's left or back, rows to the back or down: against the world axes.
     # Slices run up, back or left.
-    along_world = (nearest[slice_axis] == 2, False, False)
+    along_world = (nearest[2] == 2, False, False)
     flips = tuple((world[axis, 1] > 0) != wanted for axis, wanted in zip(order, along_world, strict=True))
     return order, (bool(flips[0]), bool(flips[1]), bool(flips[2]))
 
