@@ -21,9 +21,9 @@ from litemed.export.fast_encoder import FastEncoderGraph
 from litemed.export.light_graph import LightEncoderGraph
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.runtime.manifest import BOXES_AXIS
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
+BOXES_AXIS = "N"
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
 

@@ -27,8 +27,6 @@ def describe(folder: str | pathlib.Path) -> str:
         lines.append(f"  LoRA        rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
     for name, graph in manifest.graphs.items():
         lines.append(f"  {name:<10}  {graph.file}  {graph.bytes / 1e6:.1f} MB  opset {graph.opset}")
-        for arrow, values in (("<-", graph.inputs), ("->", graph.outputs)):
-            lines += [f"              {arrow} {v.name} {v.dtype} {v.shape}" for v in values]
     for name, precision in manifest.precisions.items():
         lines += _precision(name, precision)
     for p in manifest.parity:

@@ -18,7 +18,7 @@ from pathlib import Path
 from litemed.runtime import manifest as manifests
 from litemed.runtime.errors import BundleError
 from litemed.runtime.files import open_plain
-from litemed.runtime.manifest import Manifest, parse_manifest
+from litemed.runtime.manifest import Graph, Manifest, parse_manifest
 
 MANIFEST = "manifest.json"
 
@@ -34,14 +34,14 @@ DEFAULT_SHA256 = "a02e42baf7b835240327bbd95d4bf62e7d3625d49a14bd7ab507e6457191f5
 class Bundle:
     """A bundle all of whose files were checked; made by `Bundle.open`.
 
-    `digest` is the sha256 of the manifest in hexadecimal; as the manifest holds the graphs' hashes, it stands
-    for the whole bundle.
+    `graphs` are the files' bytes by key: what is run is what was verified. `digest` is the sha256 of the
+    manifest in hexadecimal; as the manifest holds the graphs' hashes, it stands for the whole bundle.
     """
 
     path: Path
     manifest: Manifest
     digest: str
-    _graphs: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
+    graphs: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -50,15 +50,9 @@ class Bundle:
         Raises BundleError, one line that names the file, for whatever is missing, damaged or does not fit.
         """
         folder = Path(path)
-        try:
-            is_folder = folder.is_dir()
-        except OSError as error:
-            raise BundleError(f"{folder}: cannot be read: {error.strerror or error}") from error
-        if not is_folder:
-            raise BundleError(f"{folder}: is not a bundle; name the folder that litemed-export wrote")
         text = _read(folder / MANIFEST, manifests.MAX_BYTES)
         manifest = parse_manifest(text, str(folder / MANIFEST))
-        graphs = {key: _verified(folder, manifest, key) for key in manifest.graphs}
+        graphs = {key: _verified(folder / graph.file, graph) for key, graph in manifest.graphs.items()}
         return cls(folder, manifest, hashlib.sha256(text).hexdigest(), graphs)
 
     @classmethod
@@ -81,30 +75,16 @@ class Bundle:
         """The name that the manifest gives."""
         return self.manifest.name
 
-    def graph_bytes(self, key: str) -> bytes:
-        """Return a graph's file as it was checked: what is run is what was verified.
-
-        After `released` the file is read and checked anew; raises BundleError if it no longer matches.
-        """
-        kept = self._graphs.get(key)
-        return _verified(self.path, self.manifest, key) if kept is None else kept
-
     def released(self) -> Bundle:
-        """Return the same bundle without the graphs' bytes, for keeping once the engine has them."""
-        return dataclasses.replace(self, _graphs={})
+        """Return the same bundle without its graphs, for keeping once the engine has them."""
+        return dataclasses.replace(self, graphs={})
 
 
-def _verified(folder: Path, manifest: Manifest, key: str) -> bytes:
+def _verified(path: Path, graph: Graph) -> bytes:
     """Return a graph's bytes after checking them against the manifest."""
-    graph = manifest.graphs[key]
-    path = folder / graph.file
     data = _read(path, graph.bytes)
-    if len(data) != graph.bytes:
-        raise BundleError(
-            f"{path}: has {len(data)} bytes, not the {graph.bytes} of the manifest; copy it again"
-        )
-    if hashlib.sha256(data).hexdigest() != graph.sha256:
-        raise BundleError(f"{path}: its sha256 is not that of the manifest; copy the bundle again")
+    if len(data) != graph.bytes or hashlib.sha256(data).hexdigest() != graph.sha256:
+        raise BundleError(f"{path}: its size or sha256 is not that of the manifest; copy the bundle again")
     # ONNX's first field is its version; there are engines that guess at other formats.
     if not data.startswith(b"\x08"):
         raise BundleError(f"{path}: is not an ONNX file; export it again")
@@ -122,7 +102,7 @@ def _read(path: Path, limit: int) -> bytes:
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; name the folder that litemed-export wrote") from None
     except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}; copy the bundle again") from None
+        raise BundleError(f"{path}: {error.strerror or error}; name a folder of litemed-export") from None
     if len(data) > limit:
         raise BundleError(f"{path}: has more than the {limit} bytes expected; copy the bundle again")
     return data

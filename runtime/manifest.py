@@ -1,9 +1,9 @@
 """The description that a bundle carries of itself: `manifest.json`, schema 4.
 
 Read strictly: a key that is missing, double, unknown or of another type, a number that is not finite and a
-text that would not print on one line are refused. Only the sections that record where a bundle came from
-(weights, parity, tools) may hold more keys than are known here. A change that a reader must know of raises
-the schema.
+text that would not print on one line are refused. Only what records where a bundle came from (graphs'
+interfaces, weights, parity, tools) may hold more keys than are known here. A change that a reader must know
+of raises the schema.
 """
 
 from __future__ import annotations
@@ -33,12 +33,8 @@ PREPROCESSING = {
 }
 """What `litemed.runtime.preprocess` does, in the manifest's words; nothing else is accepted."""
 
-EMBEDDING_CHANNELS = 256
-BOXES_AXIS = "N"
-
 _SIZES = range(64, 1025, 64)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\.onnx")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -61,31 +57,18 @@ class Input(Record):
 
 
 @dataclass(frozen=True)
-class Value(Record):
-    """An input or output: its name, dtype (as numpy names it) and shape; a text is a dynamic axis."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Graph(Record):
-    """One graph: its file in the bundle, that file's sha256 and size in bytes, operator set and interface."""
+class Graph(Record, open=True):
+    """One graph: its file in the bundle, that file's sha256 and size in bytes, and its operator set."""
 
     file: str
     sha256: str
     bytes: int
     opset: int
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
 
     def check(self) -> None:
         """Refuse a file that lies elsewhere or is too large."""
         if not _FILE_NAME.fullmatch(self.file):
             raise ValueError(f"file {shown(self.file)} is not a plain file name ending in .onnx")
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 {shown(self.sha256)} is not 64 hexadecimal digits")
         if not 0 < self.bytes <= MAX_GRAPH_BYTES:
             raise ValueError(f"{self.bytes} bytes are not between 1 and {MAX_GRAPH_BYTES}")
 
@@ -102,10 +85,7 @@ class Lora(Record, open=True):
 
 @dataclass(frozen=True)
 class Weights(Record, open=True):
-    """Where the weights came from, and the kind of their `encoder`.
-
-    `trained` is False for random ones, whose masks mean nothing.
-    """
+    """Where the weights came from; `trained` is False for random ones, whose masks mean nothing."""
 
     file: str
     sha256: str
@@ -152,44 +132,20 @@ class Manifest(Record):
         return self.input.size
 
     def check(self) -> None:
-        """Check that precisions and graphs fit each other, and each graph the role that it plays."""
+        """Check that all precisions are known and have their graphs."""
         if REFERENCE not in self.precisions:
             raise ValueError(f"precisions: there is no {REFERENCE}; export the bundle again")
-        used = set()
         for name, precision in self.precisions.items():
             precision.check_as(name)
-            for role in ROLES:
-                key = getattr(precision, role)
+            for key in (getattr(precision, role) for role in ROLES):
                 if key not in self.graphs:
                     raise ValueError(f"precision {name!r} needs graph {shown(key)}, which is not there")
-                graph = self.graphs[key]
-                if (graph.inputs, graph.outputs) != interface(role, self.input_size):
-                    raise ValueError(
-                        f"graph {key!r} has not the inputs and outputs of the {role} it stands for"
-                    )
-                used.add(key)
-        if unused := self.graphs.keys() - used:
-            raise ValueError(f"graph {min(unused)!r} belongs to no precision")
-        if len({graph.file.lower() for graph in self.graphs.values()}) != len(self.graphs):
-            raise ValueError("two graphs share one file")
-
-
-def interface(role: str, size: int) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
-    """Return the inputs and outputs of a graph in the role "encoder" or "decoder" at input side `size`."""
-    embedding = Value("image_embedding", "float32", (1, EMBEDDING_CHANNELS, size // 4, size // 4))
-    if role == "encoder":
-        return (Value("image", "float32", (1, 3, size, size)),), (embedding,)
-    return (
-        (embedding, Value("boxes", "float32", (BOXES_AXIS, 4))),
-        (Value("logits", "float32", (BOXES_AXIS, size, size)), Value("iou", "float32", (BOXES_AXIS,))),
-    )
 
 
 def parse_manifest(data: bytes, source: str) -> Manifest:
     """Return the manifest in `data` (UTF-8 JSON); `source` names it in messages.
 
-    Raises BundleError for anything that its schema does not allow, and for a model that this runtime cannot
-    run: another preprocessing or interface.
+    Raises BundleError for anything that its schema does not allow, and for another preprocessing.
     """
     try:
         content = parse_json(data.decode())

@@ -67,8 +67,8 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     """Return a JSON value as `kind`, from which nothing may differ.
 
     Args:
-        kind: a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, `int | str`, str (one printable
-            line), int, float or bool.
+        kind: a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str (one printable line), int,
+            float or bool.
         value: of JSON.
         source: the file, for messages.
         place: where in the file the value stands.
@@ -88,10 +88,8 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
         if not isinstance(value, list):
             refuse(f"is {shown(value)}, not a list")
         return tuple(read(parts[0], item, source, f"{place}[{i}]") for i, item in enumerate(value))
-    if parts and origin is not Mapping:  # of a union the one whose type it has; a None that may be stays one
-        return read(type(value) if type(value) in parts else parts[0], value, source, place)
-    if kind is type(None):
-        return None
+    if parts and origin is not Mapping:  # X | None
+        return None if value is None else read(parts[0], value, source, place)
     if kind in _SCALARS:
         sound = type(value) is kind or (kind is float and type(value) is int)
         if sound and kind is float:

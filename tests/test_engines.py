@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from bundle_edits import replace_graph
+from bundle_edits import edit, replace_graph
 from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
@@ -119,6 +119,7 @@ def edit_graph(role: str, change: Callable[[onnx.GraphProto], object]) -> Callab
     ("spoil", "why"),
     [
         (swap, "is no decoder"),
+        (lambda folder: edit(folder, lambda m: m["input"].update(size=512)), "is no encoder"),
         (edit_graph("encoder", lambda g: g.output.append(g.input[0])), "is no encoder"),
         (
             edit_graph(

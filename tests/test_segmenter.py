@@ -279,7 +279,7 @@ def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle: pathlib.Path) -
     segmenter = litemed.runtime.load(str(box_bundle), engine="onnxruntime", threads=2)
     assert segmenter.engine.threads == 2
     assert segmenter.bundle.digest == Bundle.open(box_bundle).digest
-    assert not segmenter.bundle._graphs
+    assert not segmenter.bundle.graphs
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -54,7 +54,7 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = _FATAL
         options.add_session_config_entry("session.load_model_format", "ONNX")  # no other that it would guess
         session = onnxruntime.InferenceSession(
-            bundle.graph_bytes(key), options, providers=["CPUExecutionProvider"]
+            bundle.graphs[key], options, providers=["CPUExecutionProvider"]
         )
         # It would keep the file's bytes, to open it anew with other providers.
         session._model_bytes = None

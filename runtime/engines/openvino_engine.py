@@ -93,7 +93,7 @@ class OpenVinoEngine(Engine):
             # Without this it takes no more threads than cores, whatever it is told.
             "ENABLE_HYPER_THREADING": self.threads > cores_of(own_cpus()),
         }
-        graph = bundle.graph_bytes(key)  # verified, whether the cache has it or not
+        graph = bundle.graphs[key]  # verified, whether the cache has it or not
         cpu = (str(self._core.get_property("CPU", "FULL_DEVICE_NAME")), *sorted(cpu_instructions()))
         depends_on = (bundle.manifest.graphs[key].sha256, self.version, *cpu, json.dumps(options))
         return self._compiled(graph, options, depends_on).create_infer_request()

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import EngineError, LitemedError
-from litemed.runtime.manifest import BOXES_AXIS, interface
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -112,9 +111,11 @@ class Engine:
     def _load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a graph that has the interface of its role."""
         graph = self.load(bundle, role, key)
-        inputs, outputs = interface(role, bundle.manifest.input_size)
-        shapes = {one.name: tuple(None if n == BOXES_AXIS else n for n in one.shape) for one in inputs}
-        if (found := self.interface(graph)) != (shapes, {one.name for one in outputs}):
+        size, side = bundle.manifest.input_size, bundle.manifest.input_size // 4
+        wanted: Interface = {"image": (1, 3, size, size)}, {"image_embedding"}
+        if role == "decoder":
+            wanted = {"image_embedding": (1, 256, side, side), "boxes": (None, 4)}, {"logits", "iou"}
+        if (found := self.interface(graph)) != wanted:
             file = bundle.path / bundle.manifest.graphs[key].file
             raise EngineError(f"{file}: is no {role}, but of {str(found)[:300]!a}; export the bundle again")
         return graph
