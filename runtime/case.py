@@ -23,11 +23,11 @@ class Case:
         name: the file's name without its suffix; the result is called NAME.npz.
         image: uint8, C-contiguous: (height, width) grey, (height, width, 3) in the order R G B, or a
             volume (depth, height, width).
-        boxes: the prompts, checked against this image.
+        boxes: the prompts, which `Boxes.parse` checked against this image.
         source: the file it was read from, or None.
 
     Raises:
-        InputError: image and boxes do not fit the description above.
+        InputError: a slice has a side longer than `MAX_SIDE`.
     """
 
     name: str
@@ -36,19 +36,10 @@ class Case:
     source: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check what no reader may get wrong."""
-        image, name = self.image, self.source or self.name
-        if image.dtype != np.uint8 or not image.flags.c_contiguous:
-            raise InputError(f"{name}: the image must be C-contiguous uint8, not {image.dtype}")
-        spatial = image.shape[:2] if image.shape[2:] == (3,) else image.shape
-        if len(spatial) != (3 if self.is_volume else 2) or 0 in image.shape:
-            raise InputError(
-                f"{name}: image of shape {image.shape} with boxes of "
-                f"{'a volume' if self.is_volume else 'an image'}; give (height, width), (height, width, 3) "
-                "or (depth, height, width)"
-            )
+        """Check what boxes do not."""
         if max(self.shape[-2:]) > MAX_SIDE:
-            raise InputError(f"{name}: image of shape {image.shape}; the longest side is {MAX_SIDE}")
+            name = self.source or self.name
+            raise InputError(f"{name}: image of shape {self.image.shape}; the longest side is {MAX_SIDE}")
 
     @property
     def is_volume(self) -> bool:

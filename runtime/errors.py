@@ -1,8 +1,4 @@
-"""The errors that litemed raises on purpose.
-
-Every message is one line that names the file or argument at fault, the value
-found, and what to do about it; the command-line tools print it as it stands.
-"""
+"""The errors that litemed raises on purpose; each is one line, which the commands print as it stands."""
 
 
 class LitemedError(Exception):

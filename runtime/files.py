@@ -32,8 +32,7 @@ def sha256_of_file(path: Path) -> str:
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file that a stranger may have put there; follows no link and never waits on a pipe.
 
-    Raises:
-        OSError: it is something else or cannot be read; `strerror` says so in words.
+    Raises OSError if it is something else or cannot be read; `strerror` says so in words.
     """
     found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -54,13 +53,10 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Until then it is a hidden temporary file beside it, which is removed if the block raises anything. A
     process that is killed leaves it behind; `remove_leftovers` takes it away.
 
-    Args:
-        path: the file to make or replace.
-        durable: have the bytes on the disk before the file appears, so that not even a power cut leaves half
-            of it. That takes some milliseconds; False is for what can be made again.
+    If ``durable``, the bytes are on the disk before the file appears, so that not even a power cut leaves
+    half of it. That takes some milliseconds; False is for what can be made again.
 
-    Raises:
-        OutputError: ``path`` is a symbolic link or a folder, or the file cannot be written.
+    Raises OutputError if ``path`` is a symbolic link or a folder, or cannot be written.
     """
     refuse_odd_target(path)
     temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}{_TEMPORARY}")
@@ -104,13 +100,11 @@ def make_folder(path: Path) -> None:
 def output_path(folder: Path, name: str, suffix: str) -> Path:
     """Return ``folder/NAMEsuffix``, a name that lies directly in the folder.
 
-    Raises:
-        OutputError: the name is empty, hidden, has a separator or unprintable characters, or is too long.
+    Raises OutputError if it is empty, hidden, has a separator or unprintable characters, or is too long.
     """
-    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
+    plain = name and not name.startswith(".") and Path(name).name == name and name.isprintable()
+    if not plain or len(os.fsencode(name + suffix)) > _LONGEST_NAME_BYTES:
         raise OutputError(f"{name!a} cannot name a result; rename the case")
-    if len(os.fsencode(name + suffix)) > _LONGEST_NAME_BYTES:
-        raise OutputError(f"{name!a} is too long to name a result; rename the case")
     return folder / (name + suffix)
 
 
@@ -138,7 +132,7 @@ class FolderLock:
     Args:
         folder: an existing folder.
         name: what is locked within it; by default the folder as a whole. The two do not exclude one another.
-        wait: wait until the lock is free; otherwise raise if it is not.
+        wait: wait until the lock is free.
 
     Attributes:
         abandoned: once entered, whether the last holder died with the lock in its hands after `mark`.

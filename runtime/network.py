@@ -23,13 +23,9 @@ def silence_onnxruntime() -> None:
 @contextlib.contextmanager
 def silent_openvino_import() -> Iterator[None]:
     """Hide OpenVINO's telemetry package while openvino is imported within; afterwards all is as it was."""
-    before = {
-        name: sys.modules.pop(name)
-        for name in list(sys.modules)
-        if name == _OPENVINO_TELEMETRY or name.startswith(f"{_OPENVINO_TELEMETRY}.")
-    }
+    before = {name: one for name, one in sys.modules.items() if name.partition(".")[0] == _OPENVINO_TELEMETRY}
     # With None here the import system raises ImportError, as if the package were not installed.
-    sys.modules[_OPENVINO_TELEMETRY] = None  # type: ignore[assignment]
+    sys.modules.update(dict.fromkeys((*before, _OPENVINO_TELEMETRY)))  # type: ignore[arg-type]
     try:
         yield
     finally:

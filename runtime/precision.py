@@ -1,8 +1,7 @@
 """The precisions that a bundle offers, and which of them agree so well with float32 that they need no asking.
 
-float32 is the reference and is in every bundle. The others are faster on some CPUs and give masks that differ
-a little; by how much was measured on real images when the bundle was made and stands in its manifest, for
-each engine apart. Whether that is good enough is judged here, from those numbers.
+How much the masks of the others differ was measured on real images when the bundle was made and stands in its
+manifest, for each engine apart. Whether that is good enough is judged here.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def read_nifti_pair(
     order, flips = _display_axes(image)
     volume = _to_display(_data(image, image_path), order, flips)
     labels = _to_display(_data(label, label_path), order, flips)
-    spacing = _spacing_mm(image)
+    unit_mm = _MM.get(int(image.header["xyzt_units"]) & 0b111, 1.0)
+    spacing = (np.linalg.norm(image.affine[:3, :3], axis=0) * unit_mm).tolist()
     z, y, x = (spacing[axis] for axis in order)
     return volume, labels, (z, y, x)
 
@@ -89,20 +90,14 @@ def _open(path: Path) -> Any:
 def _data(image: Any, path: Path) -> NDArray[Any]:
     unscaled = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
     try:
-        data = np.asanyarray(image.dataobj) if unscaled else image.get_fdata("unchanged", np.float32)
+        data = np.asarray(image.dataobj) if unscaled else image.get_fdata("unchanged", np.float32)
     except _DAMAGE as error:
         raise InputError(f"{path}: voxels cannot be read ({_line(error)})") from error
-    return np.asarray(data).reshape(data.shape[:3])
+    return data.reshape(data.shape[:3])
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _spacing_mm(image: Any) -> tuple[float, ...]:
-    """Return the distance of voxels along each stored axis."""
-    unit = int(image.header["xyzt_units"]) & 0b111
-    return tuple((np.linalg.norm(image.affine[:3, :3], axis=0) * _MM.get(unit, 1.0)).tolist())
 
 
 def _largest_shift_voxels(
@@ -113,10 +108,10 @@ def _largest_shift_voxels(
     return float(np.abs(corners @ np.linalg.solve(first, second).T - corners).max())
 
 
-def _display_axes(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Return which stored axis becomes slice, row and column, and which of these run backwards."""
+def _display_axes(image: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which stored axis becomes slice (0), row (1), column (2), and which of these run backwards."""
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
-        return (2, 1, 0), (False, False, False)
+        return (2, 1, 0), ()
     # Row a: the world axis (0 right, 1 front, 2 up) nearest to stored axis a, and its sign.
     world = nibabel.orientations.io_orientation(image.affine)
     nearest = [int(axis) for axis in world[:, 0]]
@@ -125,12 +120,9 @@ def _display_axes(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, b
     # Columns run to the patient's left or back, rows to the back or down: against the world axes.
     # Slices run up, back or left.
     along_world = (nearest[2] == 2, False, False)
-    flips = tuple((world[axis, 1] > 0) != wanted for axis, wanted in zip(order, along_world, strict=True))
-    return order, (bool(flips[0]), bool(flips[1]), bool(flips[2]))
+    turned = zip(range(3), order, along_world, strict=True)
+    return order, tuple(place for place, axis, wanted in turned if (world[axis, 1] > 0) != wanted)
 
 
-def _to_display(
-    data: NDArray[Any], order: tuple[int, int, int], flips: tuple[bool, bool, bool]
-) -> NDArray[Any]:
-    steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    return np.ascontiguousarray(data.transpose(order)[steps])
+def _to_display(data: NDArray[Any], order: tuple[int, ...], flips: tuple[int, ...]) -> NDArray[Any]:
+    return np.ascontiguousarray(np.flip(data.transpose(order), flips))
