@@ -298,7 +298,7 @@ def test_a_model_that_is_none_is_one_line_before_the_first_case(
 ) -> None:
     done = invoke(cases, "-o", out, "--model", tmp_path / "none")
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'none'}: ")
+    assert done.stderr.startswith(f"error: {tmp_path / 'none'}/")
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
 
