@@ -27,8 +27,7 @@ from litemed.runtime.command import run_command
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import atomic_write
 from litemed.runtime.modalities import MODALITIES, parse_modality
-from litemed.train.prepare.selection import select
-from litemed.train.prepare.sources import NIFTI_SUFFIXES, SourceOptions, find_pairs
+from litemed.train.prepare.sources import NIFTI_SUFFIXES, SourceOptions, find_pairs, select
 
 # A model that is distributed is trained on nothing else.
 _TRAINED_STATUS = ("stated", "known")

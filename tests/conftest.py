@@ -77,7 +77,7 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
     pixels; it returns what `litemed-prepare` made.
     """
     from litemed.benchmarks.phantoms import draw_image
-    from litemed.train.prepare.pipeline import prepare_slices
+    from litemed.train.prepare.pipeline import prepare as run_prepare
     from litemed.train.prepare.settings import Settings
     from litemed.train.prepare.sources import Found, Pair
 
@@ -96,7 +96,7 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
             split = "val" if number in (6, 7) else "train"
             pairs.append(Pair(modality, "drawn", path.stem, split, "instance", path, None))
         pairs.sort(key=lambda pair: (pair.modality, pair.split))
-        made = prepare_slices(Found(tuple(pairs)), folder / "data", Settings())
+        made = run_prepare(Found(tuple(pairs)), folder / "data", Settings())
         assert not made.failed
         return folder / "data"
 

@@ -17,7 +17,8 @@ ABDOMEN = WINDOWS["abdomen"]
 @pytest.mark.parametrize("name", ["abdomen", "lung", "bone", "brain", "mediastinum", "soft tissue"])
 def test_a_window_maps_its_edges_to_0_and_255_and_its_level_to_the_middle(name: str) -> None:
     window = parse_window(name)
-    hu = np.array([-5000, window.low, window.level, window.high, 5000], np.float32)
+    low, high = window.level - window.width / 2, window.level + window.width / 2
+    hu = np.array([-5000, low, window.level, high, 5000], np.float32)
     assert to_uint8(hu, "CT", window).tolist() == [0, 0, 128, 255, 255]
 
 
@@ -34,7 +35,7 @@ def test_ct_never_falls_where_hounsfield_units_rise(hu: np.ndarray) -> None:
     assert (np.diff(to_uint8(hu, "CT", ABDOMEN).astype(int)) >= 0).all()
 
 
-@pytest.mark.parametrize("modality", ["MR", "PET", "US", "XRay"])
+@pytest.mark.parametrize("modality", ["MR", "XRay"])
 def test_percentiles_of_the_non_zero_values_become_black_and_white(modality: str) -> None:
     # Without the zeros: 0.5 and 99.5 percentiles are 5 and 995 of 0..1000; with them they would differ.
     inside = np.arange(1, 1001, dtype=np.float32)
@@ -45,10 +46,7 @@ def test_percentiles_of_the_non_zero_values_become_black_and_white(modality: str
     expected = np.rint(np.clip((inside - low) / (high - low), 0, 1) * 255)
     assert np.abs(result[5000:] - expected).max() <= 1
     assert result.max() == 255
-
-
-def test_zero_stays_zero_below_negative_values() -> None:
-    assert to_uint8(np.array([-100, 0, 100, 300], np.int16), "MR", ABDOMEN)[1] == 0
+    assert to_uint8(np.array([-100, 0, 100, 300], np.int16), modality, ABDOMEN)[1] == 0
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "Dermoscopy"])

@@ -15,7 +15,7 @@ from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
 from litemed.runtime.errors import InputError
 from litemed.runtime.readers import read_case
-from litemed.train.prepare.pool import map_unordered
+from litemed.train.prepare.pool import map_in_order
 
 Status = Literal["scored", "missing", "bad"]
 
@@ -71,7 +71,7 @@ def evaluate(
     tolerance: float = 2.0,
     workers: int = 1,
 ) -> Iterator[CaseResult]:
-    """Yield the scores of every case, in the order in which they are done.
+    """Yield the scores of every case, in their order.
 
     Args:
         cases: as `find_cases` returns them.
@@ -84,7 +84,7 @@ def evaluate(
         LitemedError: a process was killed, most likely for want of memory.
     """
     score = functools.partial(score_case, runs=runs, trivial=trivial, tolerance=tolerance)
-    return map_unordered(score, cases, workers)
+    return map_in_order(score, cases, workers)
 
 
 def score_case(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,10 @@ from litemed.runtime.files import atomic_write, make_folder, output_path, remove
 from litemed.runtime.npz import write_npz
 from litemed.runtime.preprocess import INPUT_SIZE
 from litemed.train.prepare.intensity import to_uint8
-from litemed.train.prepare.objects import Objects, boxes_of, find_objects, keep, number
-from litemed.train.prepare.readers import read_pair
+from litemed.train.prepare.labelled_pairs import read_pair
+from litemed.train.prepare.objects import boxes_of, find_objects, keep, number
 from litemed.train.prepare.settings import CaseSettings
 from litemed.train.prepare.sources import Pair
-
-
-@dataclass(frozen=True)
-class ChallengeCase:
-    """A case in the challenge's layout; see the module for shapes and axis order."""
-
-    name: str
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.int64]
-    labels: NDArray[Any]
-    spacing_zyx: tuple[float, float, float] | None
 
 
 def case_name(pair: Pair, is_volume: bool) -> str:
@@ -46,31 +34,33 @@ def case_name(pair: Pair, is_volume: bool) -> str:
     return f"{'3D' if is_volume else '2D'}Box_{pair.modality}_{re.sub(r'[^A-Za-z0-9._-]', '_', case)}"
 
 
-def make_case(pair: Pair, settings: CaseSettings) -> ChallengeCase | None:
-    """Read `pair` and turn it into a test case; None where no object is large enough for a box.
+def write_case(pair: Pair, out: Path, settings: CaseSettings) -> tuple[str, int] | None:
+    """Write the test case of `pair` to OUT/cases and its ground truth to OUT/gts.
 
-    Raises InputError where the pair cannot be used.
+    Returns the file's name and the number of boxes; None where no object is large enough for one.
+    Raises InputError where the pair cannot be used, OutputError where the files cannot be written.
     """
     found = read_pair(pair)
     objects = find_objects(found.labels, pair.kind, settings.components)
-    if found.is_volume:
-        minimum: float = settings.min_volume_voxels
-    else:
-        minimum = settings.min_area_pixels * (max(found.labels.shape) / INPUT_SIZE) ** 2
-    objects = keep(objects, objects.sizes >= minimum)
+    in_slice = settings.min_area_pixels * (max(found.labels.shape) / INPUT_SIZE) ** 2
+    objects = keep(objects, objects.sizes >= (settings.min_volume_voxels if found.is_volume else in_slice))
     image = to_uint8(found.image, pair.modality, settings.window, pair.image)
     if found.is_volume and settings.max_slices is not None:
         part = _fullest_slices(objects.labels, settings.max_slices)
-        image = np.ascontiguousarray(image[part])
-        objects = number(np.ascontiguousarray(objects.labels[part]))
-    objects = _largest(objects, settings.max_boxes)
+        image, objects = image[part], number(objects.labels[part])
+    if settings.max_boxes is not None:
+        ranks = np.argsort(np.argsort(-objects.sizes, kind="stable"))
+        objects = keep(objects, ranks < settings.max_boxes)
     if not len(objects):
         return None
     name = case_name(pair, found.is_volume)
-    boxes = jitter_boxes(boxes_of(objects), objects.labels.shape, settings.jitter, f"{settings.seed}/{name}")
+    boxes = jitter_boxes(boxes_of(objects), objects.labels.shape, settings.jitter, f"0/{name}")
     # What the runtime would refuse must not be written.
     Boxes.parse(boxes, image.shape, str(pair.image))
-    return ChallengeCase(name, image, boxes, objects.labels, found.spacing_zyx)
+    spacing = {} if found.spacing_zyx is None else {"spacing": np.array(found.spacing_zyx)}
+    _write(out / "gts", name, {"gts": objects.labels, **spacing})
+    _write(out / "cases", name, {"imgs": image, "boxes": boxes, **spacing})
+    return f"{name}.npz", len(boxes)
 
 
 def jitter_boxes(
@@ -96,33 +86,14 @@ def jitter_boxes(
 
 def _fullest_slices(labels: NDArray[Any], count: int) -> slice:
     per_slice = np.count_nonzero(labels, axis=(1, 2))
-    if count >= len(per_slice):
-        return slice(0, len(per_slice))
-    total = np.convolve(per_slice, np.ones(count, np.int64), mode="valid")
+    total = np.convolve(per_slice, np.ones(min(count, len(per_slice)), np.int64), mode="valid")
     start = int(total.argmax())
     return slice(start, start + count)
 
 
-def _largest(objects: Objects, count: int | None) -> Objects:
-    if count is None or len(objects) <= count:
-        return objects
-    wanted = np.zeros(len(objects), np.bool_)
-    wanted[np.argsort(-objects.sizes, kind="stable")[:count]] = True
-    return keep(objects, wanted)
-
-
-def write_case(case: ChallengeCase, out: Path) -> None:
-    """Write `case` to OUT/cases and its ground truth to OUT/gts."""
-    spacing: dict[str, NDArray[Any]] = (
-        {} if case.spacing_zyx is None else {"spacing": np.array(case.spacing_zyx)}
-    )
-    files: dict[str, dict[str, NDArray[Any]]] = {
-        "gts": {"gts": case.labels, **spacing},
-        "cases": {"imgs": case.image, "boxes": case.boxes, **spacing},
-    }
-    for folder, arrays in files.items():
-        make_folder(out / folder)
-        path = output_path(out / folder, case.name, ".npz")
-        remove_leftovers(path)
-        with atomic_write(path) as stream:
-            write_npz(stream, arrays)
+def _write(folder: Path, name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    make_folder(folder)
+    path = output_path(folder, name, ".npz")
+    remove_leftovers(path)
+    with atomic_write(path) as stream:
+        write_npz(stream, arrays)

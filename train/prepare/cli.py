@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import click
 
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
-from litemed.train.prepare.intensity import WINDOWS
-from litemed.train.prepare.settings import Settings
-from litemed.train.prepare.sources import LABEL_KINDS
+from litemed.runtime.modalities import MODALITIES
+from litemed.train.prepare.intensity import WINDOWS, parse_window
+from litemed.train.prepare.settings import CaseSettings, Settings
+from litemed.train.prepare.sources import LABEL_KINDS, SPLITS, SourceOptions, find_pairs, select
 
 EPILOG = """\b
 Examples:
@@ -36,66 +39,33 @@ Exit codes: 0 all done, 1 some pairs could not be used, 2 wrong use, 130 interru
 """
 
 _PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+_SHARE = click.FloatRange(0, 1)
+_WINDOW = f"For CT: {', '.join(WINDOWS)}, or LEVEL,WIDTH in HU."
+_ONLY_CASES = {field.name for field in fields(CaseSettings)} - {field.name for field in fields(Settings)}
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, context_settings={"show_default": True})
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder for slices, or for cases.")
 @click.option("--cases", is_flag=True, help="Write test cases with boxes and ground truth, not slices.")
-@click.option("--index", type=_PATH, help="Index CSV that lies elsewhere; its paths start from SOURCE.")
-@click.option("--modality", help="Of files whose folder and name do not say theirs.")
-@click.option(
-    "--labels",
-    "kind",
-    type=click.Choice(LABEL_KINDS),
-    default="class",
-    show_default=True,
-    help="What the values of labels are that no index describes.",
-)
-@click.option(
-    "--licence-status",
-    metavar="A,B",
-    help="Take only rows of the index with one of these, such as stated,known.",
-)
-@click.option("--split", "splits", multiple=True, help="Only pairs of train, val or test; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="NAME", help="Leave a source out; may be repeated.")
-@click.option("--limit", type=int, help="At most so many pairs of each modality.")
-@click.option(
-    "--val-fraction",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Share of val among cases without a split, drawn by their names.",
-)
-@click.option(
-    "--window",
-    default="abdomen",
-    show_default=True,
-    help=f"For CT: {', '.join(WINDOWS)}, or LEVEL,WIDTH in HU.",
-)
+@click.option("--modality", type=click.Choice(MODALITIES, False), help="Of files that do not say theirs.")
+@click.option("--labels", "kind", type=click.Choice(LABEL_KINDS), default="class", help="Of no index.")
+@click.option("--licence-status", metavar="A,B", help="Only rows of an index with one of these.")
+@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only these pairs.")
+@click.option("--exclude", multiple=True, metavar="NAME", help="Leave a source out.")
+@click.option("--limit", type=_COUNT, help="At most so many pairs of each modality.")
+@click.option("--val-fraction", type=_SHARE, default=0.1, help="Share of val among pairs without a split.")
+@click.option("--window", default="abdomen", help=_WINDOW)
 @click.option("--components", is_flag=True, help="Make each connected component of a label an object.")
 @click.option(
-    "--min-volume",
-    type=int,
-    default=Settings.min_volume_voxels,
-    show_default=True,
-    help="Voxels of the smallest object of a volume.",
+    "--min-volume", "min_volume_voxels", type=_COUNT, default=50, help="Smallest object, in voxels."
 )
-@click.option(
-    "--min-area",
-    type=int,
-    default=Settings.min_area_pixels,
-    show_default=True,
-    help="Pixels of the smallest object of a slice, counted at longest side 256.",
-)
-@click.option("--max-slices", type=int, help="With --cases: crop volumes to the slices that show most.")
-@click.option("--max-boxes", type=int, help="With --cases: keep only the largest objects.")
-@click.option(
-    "--jitter", type=float, help="With --cases: move box edges at random by up to this share of their side."
-)
-@click.option("--seed", type=int, help="With --cases: seed of --jitter.  [default: 0]")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each core]")
-@click.option("--overwrite", is_flag=True, help="Change a folder that was prepared in another way.")
+@click.option("--min-area", "min_area_pixels", type=_COUNT, default=10, help="The same in pixels at 256.")
+@click.option("--max-slices", type=_COUNT, help="With --cases: crop volumes to the slices that show most.")
+@click.option("--max-boxes", type=_COUNT, help="With --cases: keep only the largest objects.")
+@click.option("--jitter", type=_SHARE, help="With --cases: move box edges by up to this share of their side.")
+@click.option("--workers", type=_COUNT, help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
 def main(**options: Any) -> None:
@@ -108,85 +78,41 @@ def main(**options: Any) -> None:
     command is given again.
     """
     kept = "give the same command again to go on"
-    run_command(lambda: _run(**options), debug=options["debug"], interrupted=kept, extra="train")
+    run_command(lambda: _run(options), debug=options["debug"], interrupted=kept, extra="train")
 
 
-def _run(
-    sources: tuple[Path, ...],
-    output: Path,
-    cases: bool,
-    index: Path | None,
-    modality: str | None,
-    kind: str,
-    licence_status: str | None,
-    splits: tuple[str, ...],
-    exclude: tuple[str, ...],
-    limit: int | None,
-    val_fraction: float,
-    window: str,
-    components: bool,
-    min_volume: int,
-    min_area: int,
-    max_slices: int | None,
-    max_boxes: int | None,
-    jitter: float | None,
-    seed: int | None,
-    workers: int | None,
-    overwrite: bool,
-    debug: bool,
-) -> bool:
+def _run(options: dict[str, Any]) -> bool:
     from tqdm import tqdm
 
     from litemed.runtime.engines.cpu import available_threads
-    from litemed.runtime.modalities import MODALITIES, find_modality
-    from litemed.train.prepare.intensity import parse_window
-    from litemed.train.prepare.pipeline import Summary, prepare_cases, prepare_slices
-    from litemed.train.prepare.selection import select
-    from litemed.train.prepare.settings import CaseSettings
-    from litemed.train.prepare.sources import SourceOptions, find_pairs
+    from litemed.train.prepare.pipeline import prepare
 
-    if modality is not None and find_modality(modality) is None:
-        raise UsageError(f"--modality {modality}: unknown; use one of {', '.join(MODALITIES)}")
-    case_only = {"max_slices": max_slices, "max_boxes": max_boxes, "jitter": jitter, "seed": seed}
-    given: dict[str, Any] = {name: value for name, value in case_only.items() if value is not None}
-    if given and not cases:
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --cases")
-    common: dict[str, Any] = {
-        "window": parse_window(window),
-        "components": components,
-        "min_volume_voxels": min_volume,
-        "min_area_pixels": min_area,
-    }
-    settings = CaseSettings(**common, **given) if cases else Settings(**common)
-    found = find_pairs(
-        sources,
-        SourceOptions(
-            modality=None if modality is None else find_modality(modality),
-            kind=kind,
-            val_fraction=val_fraction,
-            licence_status=None if licence_status is None else tuple(licence_status.split(",")),
-        ),
-        index,
-    )
-    found = select(found, splits, limit, exclude)
+    given = {name: value for name, value in options.items() if value is not None}
+    given["window"] = parse_window(given["window"])
+    if "licence_status" in given:
+        given["licence_status"] = given["licence_status"].split(",")
+    if not given["cases"] and (wrong := _ONLY_CASES & given.keys()):
+        raise UsageError(f"--{min(wrong).replace('_', '-')} needs --cases")
+    # The options are called as the fields that they set.
+    kind = CaseSettings if given["cases"] else Settings
+    settings = kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+    names = [field.name for field in fields(SourceOptions) if field.name in given]
+    found = find_pairs(given["sources"], SourceOptions(**{name: given[name] for name in names}))
+    found = select(found, given["splits"], given.get("limit"), given["exclude"])
     for problem in found.problems:
         click.echo(f"error: {problem}", err=True)
-    common_run: dict[str, Any] = {
-        "workers": workers or available_threads(),
-        "overwrite": overwrite,
-        "on_failure": lambda failure: tqdm.write(f"error: {failure.error}", file=sys.stderr),
-    }
     with tqdm(total=len(found.pairs), unit="pair", disable=None) as bar:  # on a terminal only
-        common_run["on_progress"] = bar.update
-        if isinstance(settings, CaseSettings):
-            summary: Summary = prepare_cases(found, output, settings, **common_run)
-            what = f"{summary.made} test cases with {summary.objects} boxes"
-        else:
-            summary = prepare_slices(found, output, settings, **common_run)
-            what = f"{summary.made} slices with {summary.objects} objects"
-    left_out = f"; {len(summary.failed)} pairs could not be used" if summary.failed else ""
-    click.echo(f"{output}: {what} from {len(found.pairs)} pairs{left_out}; see {summary.manifest.name}")
-    return not summary.failed and not found.problems
+
+        def on_done(done: int, failed: Sequence[str]) -> None:
+            bar.update(done)
+            for line in failed:
+                tqdm.write(f"error: {line}", file=sys.stderr)
+
+        workers = given.get("workers") or available_threads()
+        made = prepare(found, given["output"], settings, workers=workers, on_done=on_done)
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in made.total.items() if count)
+    click.echo(f"{given['output']}: {counts}; see {made.manifest.name}")
+    return not made.failed and not found.problems
 
 
 if __name__ == "__main__":

@@ -26,14 +26,6 @@ class Window:
     level: float
     width: float
 
-    @property
-    def low(self) -> float:
-        return self.level - self.width / 2
-
-    @property
-    def high(self) -> float:
-        return self.level + self.width / 2
-
 
 # "soft-tissue" is the published choice for MedSAM; the others are the usual reading windows.
 WINDOWS: Final[dict[str, Window]] = {
@@ -51,16 +43,16 @@ def parse_window(text: str) -> Window:
 
     Raises UsageError for anything else.
     """
-    name = text.strip().lower().replace(" ", "-").replace("_", "-")
+    name = text.lower().replace(" ", "-")
     if name in WINDOWS:
         return WINDOWS[name]
     try:
         level, width = (float(part) for part in text.split(","))
     except ValueError:
-        known = ", ".join(WINDOWS)
-        raise UsageError(f"window {text!r}: use one of {known}, or LEVEL,WIDTH such as 40,400") from None
+        level = width = np.nan
     if not (np.isfinite(level) and np.isfinite(width) and width > 0):
-        raise UsageError(f"window {text!r}: level and width must be finite, the width above 0")
+        known = ", ".join(WINDOWS)
+        raise UsageError(f"window {text!r}: use one of {known}, or LEVEL,WIDTH such as 40,400")
     return Window(level, width)
 
 
@@ -79,37 +71,28 @@ def to_uint8(
         return np.ascontiguousarray(image)
     if image.dtype == np.bool_:
         return image.astype(np.uint8) * np.uint8(255)
-    if image.dtype.kind not in "iuf":
-        raise InputError(f"{source}: image of type {image.dtype}; give integers or floats")
-    if modality == "CT":
-        if image.dtype.kind == "u":
-            raise InputError(
-                f"{source}: CT in {image.dtype} is not in Hounsfield units; give signed integers or floats"
-            )
-        return _scale(image, window.low, window.high, zero_is_outside=False)
-    # As published: what is exactly 0 is outside the patient and stays 0.
-    values = image[_inside(image, zero_is_outside=True)]
-    if values.size == 0:
-        return np.zeros(image.shape, np.uint8)
-    low, high = np.percentile(values, PERCENTILES)
-    return _scale(image, float(low), float(high), zero_is_outside=True)
-
-
-def _inside(values: NDArray[Any], zero_is_outside: bool) -> NDArray[np.bool_]:
-    inside = np.isfinite(values)
-    return inside & (values != 0) if zero_is_outside else inside
-
-
-def _scale(image: NDArray[Any], low: float, high: float, zero_is_outside: bool) -> NDArray[np.uint8]:
+    ct = modality == "CT"
+    if image.dtype.kind not in ("if" if ct else "iuf"):
+        wanted = "in Hounsfield units" if ct else "in integers or floats"
+        raise InputError(f"{source}: {modality} in {image.dtype} is not {wanted}; convert it")
     result = np.zeros(image.shape, np.uint8)
+    if ct:
+        low, high = window.level - window.width / 2, window.level + window.width / 2
+    else:
+        values = image[_inside(image, ct)]
+        low, high = map(float, np.percentile(values, PERCENTILES)) if values.size else (0.0, 0.0)
     if not high > low:
         return result
     given, scaled = np.ascontiguousarray(image).reshape(-1), result.reshape(-1)
     # In pieces: several float copies of a whole CT volume would not fit a laptop once for each worker.
     for start in range(0, given.size, _PIECE):
         values = given[start : start + _PIECE]
-        inside = _inside(values, zero_is_outside)
-        levels = np.where(inside, values, low).astype(np.float32)
+        levels = np.where(_inside(values, ct), values, low).astype(np.float32)
         levels = (np.clip(levels, low, high) - np.float32(low)) * np.float32(255 / (high - low))
         scaled[start : start + _PIECE] = np.rint(levels)
     return result
+
+
+def _inside(values: NDArray[Any], ct: bool) -> NDArray[np.bool_]:
+    """Return what shows the patient; as published, what is exactly 0 is outside unless it is CT."""
+    return np.isfinite(values) & (ct | (values != 0))

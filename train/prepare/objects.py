@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _PIECE: Final = 2**22
+# Values below it are counted in a table, which takes no sorting.
+_LARGEST_TABLE: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -29,65 +31,42 @@ class Objects:
 
 def number(labels: NDArray[Any]) -> Objects:
     """Return the distinct values above 0 of `labels` as objects, in ascending order of value."""
-    if int(labels.max(initial=0)) < max(2**16, labels.size):
-        return _number_by_table(labels)
-    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    # Without background all move up by one, so that 0 stays free.
-    first = 0 if values[0] == 0 else 1
-    numbers = (inverse + first).reshape(labels.shape)
-    sizes = counts[1 - first :].astype(np.int64)
-    return Objects(numbers.astype(np.min_scalar_type(len(sizes))), sizes)
-
-
-def _number_by_table(labels: NDArray[Any]) -> Objects:
-    """Do what `number` does for values small enough to count, without sorting."""
-    length = int(labels.max(initial=0)) + 1
+    if labels.max(initial=0) >= _LARGEST_TABLE:
+        values, inverse = np.unique(labels, return_inverse=True)
+        labels = inverse.reshape(labels.shape) + (values[0] != 0)
     flat = labels.reshape(-1)
-    counts = np.zeros(length, np.int64)
+    counts = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     # In pieces: bincount works on a copy in 64 bits.
     for start in range(0, flat.size, _PIECE):
-        counts += np.bincount(flat[start : start + _PIECE], minlength=length)
-    values = np.flatnonzero(counts[1:]) + 1
-    table = np.zeros(length, np.min_scalar_type(len(values)))
-    table[values] = np.arange(1, len(values) + 1)
-    return Objects(table[labels], counts[values])
+        counts += np.bincount(flat[start : start + _PIECE], minlength=len(counts))
+    found = np.flatnonzero(counts[1:]) + 1
+    table = np.zeros(len(counts), np.min_scalar_type(len(found)))
+    table[found] = np.arange(1, len(found) + 1)
+    return Objects(table[labels], counts[found])
 
 
 def keep(objects: Objects, wanted: NDArray[np.bool_]) -> Objects:
     """Return only the objects for which `wanted`, (N,), is true, numbered anew in the same order."""
-    if wanted.all():
-        return objects
-    sizes = objects.sizes[wanted]
-    table = np.zeros(len(objects) + 1, np.min_scalar_type(len(sizes)))
-    table[1:][wanted] = np.arange(1, len(sizes) + 1)
-    return Objects(table[objects.labels], sizes)
-
-
-def split_components(labels: NDArray[Any]) -> NDArray[np.int32]:
-    """Return `labels` with every connected component of equal value as an object of its own.
-
-    Pixels and voxels that touch by a corner are connected, as published for MedSAM's data.
-    Numbered by value, then by the component's first voxel.
-    """
-    result = np.zeros(labels.shape, np.int32)
-    objects = number(labels)
-    structure = np.ones((3,) * labels.ndim, np.bool_)
-    count = 0
-    for index, place in enumerate(ndimage.find_objects(objects.labels), start=1):
-        components, found = ndimage.label(objects.labels[place] == index, structure)
-        inside = components > 0
-        result[place][inside] = components[inside] + count
-        count += found
-    return result
+    return objects if wanted.all() else number(objects.labels * np.append(False, wanted)[objects.labels])
 
 
 def find_objects(labels: NDArray[Any], kind: str, components: bool) -> Objects:
     """Return the objects of a label map.
 
     kind: "instance" labels are one object each; "binary" and "class" labels are one object for each
-    value, or for each connected component where `components` is true.
+    value, or for each connected component where `components` is true, numbered by value, then by the
+    component's first voxel. What touches by a corner is connected, as published for MedSAM's data.
     """
-    return number(split_components(labels) if components and kind != "instance" else labels)
+    objects = number(labels)
+    if not components or kind == "instance":
+        return objects
+    result = np.zeros(labels.shape, np.int32)
+    count = 0
+    for index, place in enumerate(ndimage.find_objects(objects.labels), start=1):
+        parts, found = ndimage.label(objects.labels[place] == index, np.ones((3,) * labels.ndim, np.bool_))
+        result[place] += np.where(parts, parts + count, 0)
+        count += found
+    return number(result)
 
 
 def boxes_of(objects: Objects) -> NDArray[np.int64]:

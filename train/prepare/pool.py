@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -19,40 +19,31 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def map_unordered(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Result]:
-    """Yield `function(task)` for every task, in the order in which they end.
+def map_in_order(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """Yield `function(task)` for every task, in their order.
 
-    workers: processes; 1 runs everything here, in order. `function` and the tasks must be picklable.
-    When the caller stops early, is interrupted or killed, the workers end at once.
+    workers: processes, which end when the caller does; 1 runs everything here.
     Raises what `function` raises, and LitemedError where a worker dies, as it does for want of memory.
     """
     if workers == 1 or len(tasks) < 2:
         yield from map(function, tasks)
         return
-    others = set(multiprocessing.active_children())
     # Spawned, not forked: OpenCV has threads of its own, and a fork copies their locks but not them.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(function, task) for task in tasks]):
-            yield future.result()
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise LitemedError(
-            "a worker process died, perhaps for want of memory; run again with fewer --workers to go on"
-        ) from error
-    finally:
-        # After an orderly end there are none left.
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
+    with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_start_worker) as pool:
+        try:
+            yield from pool.map(function, tasks)
+        except BrokenProcessPool as error:
+            raise LitemedError(
+                "a worker process died, perhaps for want of memory; run again with fewer --workers to go on"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides and reports.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal: workers end at once, and the parent reports.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The processes are the parallelism.
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,10 +1,9 @@
-"""What a user decides about slices and test cases, in one checked value."""
+"""What a user decides about slices and test cases."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from litemed.runtime.errors import UsageError
 from litemed.train.prepare.intensity import WINDOWS, Window
 
 
@@ -26,11 +25,6 @@ class Settings:
     min_volume_voxels: int = 50
     min_area_pixels: int = 10
 
-    def __post_init__(self) -> None:
-        for name in ("min_volume_voxels", "min_area_pixels"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', ' ')} {getattr(self, name)}: must be at least 1")
-
 
 @dataclass(frozen=True)
 class CaseSettings(Settings):
@@ -39,19 +33,9 @@ class CaseSettings(Settings):
     max_slices: volumes are cropped to that many slices, those that hold most labelled voxels.
     max_boxes: only the largest objects are kept.
     jitter: every edge of a box moves by a random amount of at most this share of the box's width
-    or height; z is left alone. The same seed and name give the same boxes.
+    or height; z is left alone. The same name gives the same boxes.
     """
 
     max_slices: int | None = None
     max_boxes: int | None = None
     jitter: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_slices", "max_boxes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name.replace('_', ' ')} {value}: must be at least 1")
-        if not 0 <= self.jitter < 1:
-            raise UsageError(f"jitter {self.jitter}: must be at least 0 and below 1")

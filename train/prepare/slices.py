@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -12,10 +11,19 @@ from numpy.typing import NDArray
 
 from litemed.runtime.preprocess import INPUT_SIZE, Frame
 from litemed.train.prepare.intensity import to_uint8
+from litemed.train.prepare.labelled_pairs import read_pair
 from litemed.train.prepare.objects import Objects, find_objects, keep, number
-from litemed.train.prepare.readers import Labelled, read_pair
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Pair
+
+COUNTS: Final = (
+    "slices",
+    "objects",
+    "volume_objects_too_small",
+    "slice_objects_too_small",
+    "slices_without_object",
+    "cases_without_object",
+)
 
 
 @dataclass(frozen=True)
@@ -29,26 +37,6 @@ class TrainingSlice:
     z: int
     image: NDArray[np.uint8]
     objects: Objects
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What became of slices and objects; tallies add up.
-
-    An object counts once on every slice that shows it; `volume_objects_too_small` counts it once.
-    """
-
-    slices: int = 0
-    objects: int = 0
-    volume_objects_too_small: int = 0
-    slice_objects_too_small: int = 0
-    slices_without_object: int = 0
-    cases_without_object: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            **{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)}
-        )
 
 
 def resize_image(image: NDArray[np.uint8], size: int = INPUT_SIZE) -> NDArray[np.uint8]:
@@ -73,48 +61,28 @@ def resize_labels(labels: NDArray[Any], size: int = INPUT_SIZE) -> NDArray[Any]:
     return labels[np.ix_(rows, columns)]
 
 
-def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], Tally]:
-    """Return the slices of `pair` that show an object, in order of z, and what was left out.
+def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], dict[str, int]]:
+    """Return the slices of `pair` that show an object, in order of z, and COUNTS of what was left out.
 
+    An object counts on every slice that shows it, or is too small to; one too small for a volume counts once.
     Raises InputError where the pair cannot be read.
     """
     found = read_pair(pair)
     objects = find_objects(found.labels, pair.kind, settings.components)
-    small_in_volume = 0
+    all_objects = len(objects)
     if found.is_volume:
-        large = objects.sizes >= settings.min_volume_voxels
-        small_in_volume = int(np.count_nonzero(~large))
-        objects = keep(objects, large)
-    image = to_uint8(found.image, pair.modality, settings.window, pair.image)
+        objects = keep(objects, objects.sizes >= settings.min_volume_voxels)
+    image, labels = to_uint8(found.image, pair.modality, settings.window, pair.image), objects.labels
+    if not found.is_volume:
+        image, labels = image[None], labels[None]
     slices: list[TrainingSlice] = []
-    without, small_in_slice = 0, 0
-    for z, (plane, labels) in enumerate(_planes(found, image, objects.labels)):
-        before = len(number(labels))
-        shown = _large_enough(resize_labels(labels), settings.min_area_pixels) if before else None
-        small_in_slice += before - (len(shown) if shown else 0)
-        if shown:
+    too_small = 0
+    for z, (plane, plane_labels) in enumerate(zip(image, labels, strict=True)):
+        shown = number(resize_labels(plane_labels))
+        shown = keep(shown, shown.sizes >= settings.min_area_pixels)
+        too_small += len(number(plane_labels)) - len(shown)
+        if len(shown):
             slices.append(TrainingSlice(z, resize_image(plane), shown))
-        else:
-            without += 1
-    return slices, Tally(
-        slices=len(slices),
-        objects=sum(len(part.objects) for part in slices),
-        volume_objects_too_small=small_in_volume,
-        slice_objects_too_small=small_in_slice,
-        slices_without_object=without,
-        cases_without_object=int(not slices),
-    )
-
-
-def _large_enough(labels: NDArray[Any], minimum: int) -> Objects:
-    objects = number(labels)
-    return keep(objects, objects.sizes >= minimum)
-
-
-def _planes(
-    found: Labelled, image: NDArray[np.uint8], labels: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
-    if found.is_volume:
-        yield from zip(image, labels, strict=True)
-    else:
-        yield image, labels
+    on_slices, on_none = sum(len(part.objects) for part in slices), len(image) - len(slices)
+    counts = (len(slices), on_slices, all_objects - len(objects), too_small, on_none, int(not slices))
+    return slices, dict(zip(COUNTS, counts, strict=True))

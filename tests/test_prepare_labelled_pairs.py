@@ -1,0 +1,268 @@
+"""Every kind of file becomes image and labels in one frame, or one line that says why not."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from litemed.runtime.errors import InputError
+from litemed.train.prepare.labelled_pairs import Labelled, check_labels, read_pair
+from litemed.train.prepare.sources import Pair
+
+LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
+
+
+def read(image: Path, label: Path | None) -> Labelled:
+    return read_pair(Pair("MR", "source", "case", "train", "class", image, label))
+
+
+def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = LPS, unit: str = "mm") -> Path:
+    image = nibabel.Nifti1Image(data, affine)
+    image.header.set_xyzt_units(unit)
+    if affine is None:
+        image.header.set_zooms((0.5, 0.6, 2))
+    nibabel.save(image, path)
+    return path
+
+
+def write_image(path: Path, array: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), array)
+    return path
+
+
+def numbered(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+
+
+def orientations() -> list[str]:
+    pairs = (("L", "R"), ("P", "A"), ("I", "S"))
+    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    return [
+        "".join(pairs[axis][(signs >> axis) & 1] for axis in order) for order in orders for signs in range(8)
+    ]
+
+
+@pytest.mark.parametrize("codes", orientations())
+@pytest.mark.parametrize("oblique", [0.0, 0.25])
+def test_every_orientation_comes_out_in_the_usual_view(tmp_path: Path, codes: str, oblique: float) -> None:
+    shape_xyz = (5, 6, 4)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(oblique), -np.sin(oblique)], [np.sin(oblique), np.cos(oblique)]]
+    affine = turn @ LPS
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(codes)))
+    stored = apply_orientation(numbered(shape_xyz), change)
+    path = write_nifti(tmp_path / "i.nii.gz", stored, affine @ inv_ornt_aff(change, shape_xyz))
+    found = read(path, path)
+    assert found.is_volume
+    assert (found.labels == found.image).all()
+    # Each voxel's number tells where it was, in steps towards left, back and up.
+    places = np.stack(np.unravel_index(found.image, shape_xyz), axis=-1)
+    left, back, up = np.eye(3, dtype=int)
+    views = {"SI": (up, back, left), "AP": (back, -up, left), "LR": (left, -up, back)}
+    steps = next(view for ends, view in views.items() if codes[2] in ends)
+    for axis, step in enumerate(steps):
+        assert (np.diff(places, axis=axis) == step).all()
+    spacing = [float(np.abs(step) @ (0.7, 0.8, 2.5)) for step in steps]
+    assert found.spacing_zyx == pytest.approx(spacing, rel=1e-5)
+
+
+def test_a_volume_without_orientation_is_taken_as_stored_and_its_spacing_in_mm(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "i.nii", numbered((5, 6, 4)), None)
+    found = read(path, path)
+    assert (found.image == numbered((5, 6, 4)).T).all()
+    assert found.spacing_zyx == pytest.approx((2, 0.6, 0.5))
+    path = write_nifti(path, numbered((5, 6, 4)), np.diag([-0.0007, -0.0008, 0.0025, 1]), "meter")
+    assert read(path, path).spacing_zyx == pytest.approx((2.5, 0.8, 0.7), rel=1e-4)
+
+
+def test_slope_and_intercept_and_byte_order_are_heeded(tmp_path: Path) -> None:
+    stored = numbered((5, 6, 4))
+    scaled = write_nifti(tmp_path / "i.nii", stored)
+    # nibabel resets the slope on saving integers; set it in the file.
+    raw = bytearray(scaled.read_bytes())
+    raw[112:120] = np.array([2, -1000], "<f4").tobytes()
+    scaled.write_bytes(bytes(raw))
+    big = nibabel.Nifti1Image(stored, LPS, nibabel.Nifti1Header(endianness=">"))
+    big.set_data_dtype(np.int16)
+    nibabel.save(big, tmp_path / "l.nii")
+    assert (tmp_path / "l.nii").read_bytes()[:4] == (348).to_bytes(4)
+    found = read(scaled, tmp_path / "l.nii")
+    assert (found.image == stored.transpose(2, 1, 0) * 2.0 - 1000).all()
+    assert (found.labels == stored.transpose(2, 1, 0)).all()
+
+
+def test_header_rounding_is_no_mismatch_but_a_shift_is(tmp_path: Path) -> None:
+    data = numbered((50, 60, 4))
+    image = write_nifti(tmp_path / "i.nii", data)
+    near, far = LPS.copy(), LPS.copy()
+    near[:3, 3] = 0.01
+    far[2, 3] = 2.5
+    read(image, write_nifti(tmp_path / "near.nii", data, near))
+    with pytest.raises(InputError, match=r"far\.nii: lies up to 1 voxels away"):
+        read(image, write_nifti(tmp_path / "far.nii", data, far))
+    flipped = np.diag([0.7, -0.8, 2.5, 1])
+    with pytest.raises(InputError, match="affines differ"):
+        read(image, write_nifti(tmp_path / "flipped.nii", data, flipped))
+
+
+@pytest.mark.parametrize(
+    ("what", "offset", "values", "message"),
+    [
+        ("declares terabytes", 42, np.array([32000, 32000, 32000], "<i2"), "declares shape"),
+        ("declares more than it holds", 42, np.array([50, 60, 40], "<i2"), "declares shape"),
+        ("no extent", 42, np.array([0, 6, 4], "<i2"), "declares shape|cannot be read"),
+        ("four dimensions", 40, np.array([4, 5, 2, 4, 3], "<i2"), "one volume of three axes"),
+        ("NaN in the affine", 280, np.array([np.nan], "<f4"), "affine is singular or not finite"),
+        ("a zero affine", 280, np.zeros(12, "<f4"), "affine is singular or not finite"),
+        ("colours", 70, np.array([128, 24], "<i2"), "voxels of type"),
+        ("complex values", 70, np.array([32, 64], "<i2"), "voxels of type|declares shape"),
+        ("an unknown type", 70, np.array([21, 16], "<i2"), "cannot be read"),
+    ],
+)
+def test_hostile_nifti_headers_are_refused(
+    tmp_path: Path, what: str, offset: int, values: np.ndarray, message: str
+) -> None:
+    label = write_nifti(tmp_path / "l.nii", numbered((5, 6, 4)))
+    raw = bytearray(label.read_bytes())
+    raw[offset : offset + values.nbytes] = values.tobytes()
+    (tmp_path / "i.nii").write_bytes(bytes(raw))
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path / "i.nii", label)
+    assert "i.nii" in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), max_size=8),
+    st.one_of(st.none(), st.integers(0, 400)),
+    st.booleans(),
+)
+def test_fuzzed_nifti_raises_nothing_but_our_own(
+    tmp_path: Path, changes: list[tuple[int, int]], end: int | None, zipped: bool
+) -> None:
+    label = tmp_path / "l.nii"
+    if not label.exists():
+        write_nifti(label, numbered((5, 6, 4)))
+    raw = bytearray(label.read_bytes())
+    for place, value in changes:
+        raw[place] = value
+    image = tmp_path / ("f.nii.gz" if zipped else "f.nii")
+    image.write_bytes(gzip.compress(bytes(raw))[:end] if zipped else bytes(raw)[:end])
+    message = ""
+    try:
+        read(image, label)
+    except InputError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_images_are_read_as_stored(tmp_path: Path, suffix: str) -> None:
+    rgb = np.zeros((40, 60, 3), np.uint8)
+    rgb[:, :30] = (250, 20, 30)
+    labels = np.zeros((40, 60), np.uint16)
+    labels[10:20, 5:50] = 700
+    image = write_image(tmp_path / f"i.{suffix}", rgb[:, :, ::-1])
+    found = read(image, write_image(tmp_path / "l.png", labels))
+    assert not found.is_volume
+    assert found.spacing_zyx is None
+    assert np.abs(found.image[:, :25].astype(int) - (250, 20, 30)).max() <= (0 if suffix != "jpg" else 8)
+    assert (found.labels == labels).all()
+
+
+def test_alpha_is_dropped_grey_stored_as_colour_becomes_grey_and_deep_values_stay(tmp_path: Path) -> None:
+    grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    labels = write_image(tmp_path / "l.png", np.stack([grey] * 3, axis=-1))
+    for name, stored, expected in (
+        ("i.png", np.stack([grey, grey, grey, 255 - grey], axis=-1), grey),
+        ("16.png", grey.astype(np.uint16) * 300, grey.astype(np.uint16) * 300),
+        ("32.tif", grey.astype(np.float32) / 7, grey.astype(np.float32) / 7),
+    ):
+        found = read(write_image(tmp_path / name, stored), labels)
+        assert found.image.dtype == expected.dtype
+        assert (found.image == expected).all()
+        assert (found.labels == grey).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [((7, 8), (7, 8)), ((7, 8, 3), (7, 8)), ((4, 7, 8), (4, 7, 8)), ((4, 7, 3), (4, 7, 3))],
+)
+def test_training_npz(tmp_path: Path, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    path = tmp_path / "CT_1.npz"
+    np.savez_compressed(path, imgs=np.zeros(image, np.uint8), gts=np.ones(labels), spacing=[2.5, 0.7, 0.8])
+    found = read(path, None)
+    assert found.is_volume == (len(labels) == 3)
+    assert found.image.shape == image
+    assert (found.labels == np.ones(labels)).all()
+    assert found.spacing_zyx == ((2.5, 0.7, 0.8) if found.is_volume else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([[0, 0.5]]), "labels hold 0.5; give whole numbers"),
+        (np.array([[0, np.nan]]), "labels hold nan"),
+        (np.array([[0, np.inf]]), "labels hold inf"),
+        (np.array([[0, -2]]), "labels hold -2"),
+        (np.array([[0, -2.0]]), "labels hold -2"),
+        (np.array([[0, 2**31]]), "at most 2\\^31 - 1"),
+        (np.array([[0, 1j]]), "labels are complex"),
+        (np.zeros((0, 4), np.uint8), r"of shape \(0, 4\)"),
+    ],
+)
+def test_labels_that_are_no_label_map_are_refused(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=f"file: .*{message}"):
+        check_labels(labels, "file")
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64, np.float32, np.float64])
+def test_whole_numbers_of_any_type_are_labels(dtype: type) -> None:
+    checked = check_labels(np.array([[0, 1]], dtype), "file")
+    assert checked.dtype.kind in "iu"
+    assert checked.tolist() == [[0, 1]]
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (90, 90, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("truncated.png", cv2.imencode(".png", NOISE)[1].tobytes()[:2000]),
+        ("shape.png", cv2.imencode(".png", NOISE[:9, :8, 0])[1].tobytes()),
+        ("colour.png", cv2.imencode(".png", NOISE[:8, :9])[1].tobytes()),
+        ("pages.tif", cv2.imencodemulti(".tif", [NOISE[:8, :9, 0]] * 2)[1].tobytes()),
+        ("text.png", b"this is not a picture"),
+        ("empty.png", b""),
+        ("missing.png", None),
+        ("unknown.gif", b"GIF89a"),
+        ("mixed.nii", b"of another kind than the image"),
+    ],
+)
+def test_a_bad_label_is_one_line_that_names_the_file(tmp_path: Path, name: str, stored: bytes | None) -> None:
+    image = write_image(tmp_path / "good.png", np.ones((8, 9), np.uint8))
+    if stored is not None:
+        (tmp_path / name).write_bytes(stored)
+    with pytest.raises(InputError, match=name) as caught:
+        read(image, tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"imgs": np.array([{}], object), "gts": np.ones(1)}, {"imgs": np.ones((8, 9), np.uint8)}]
+)
+def test_an_npz_with_a_pickle_or_without_labels_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InputError, match=r"bad\.npz"):
+        read(tmp_path / "bad.npz", None)
