@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    from litemed.benchmarks.evaluate.cases import Run
-    from litemed.benchmarks.evaluate.scores import CaseResult
 
 EPILOG = """\b
 Examples:
@@ -51,13 +46,6 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
     help="CSV with the columns case,modality, for files whose names do not begin with one.",
 )
 @click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    default=2.0,
-    show_default=True,
-    help="Of NSD: mm in 3D, pixels in 2D.",
-)
-@click.option(
     "--workers", type=click.IntRange(min=1), help="Processes; as many as there are cores by default."
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -91,89 +79,63 @@ def _run(
     cases: pathlib.Path | None,
     trivial: bool,
     modalities: pathlib.Path | None,
-    tolerance: float,
     workers: int | None,
 ) -> bool:
     """Carry the command out; return whether every prediction of every case was scored."""
     if trivial != (cases is not None):
         raise UsageError("--trivial needs the images and boxes of --cases, and --cases serves nothing else")
-    from litemed.benchmarks.evaluate import tables
-    from litemed.benchmarks.evaluate.cases import find_cases, read_modalities
-    from litemed.benchmarks.evaluate.predictors import Trivial
-    from litemed.benchmarks.evaluate.scores import evaluate
-    from litemed.benchmarks.evaluate.summary import summarise
+    import functools
+    import importlib.metadata
+
+    from litemed.benchmarks.evaluate import summary, tables
+    from litemed.benchmarks.evaluate.scores import find_cases, score_case
     from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
+    from litemed.train.prepare.pool import map_in_order
 
-    runs = _parse_runs((segs, *more), set(Trivial))
-    table = read_modalities(modalities) if modalities is not None else None
-    found = find_cases(gts, runs, sources=cases, modalities=table)
+    runs = _parse_runs((segs, *more))
+    found = find_cases(gts, runs, cases, modalities)
     # Before the long work, not after it.
     make_folder(output)
     results = []
-    predictors = tuple(Trivial) if trivial else ()
-    for result in evaluate(
-        found, runs, predictors, tolerance=tolerance, workers=workers or available_threads()
-    ):
+    score = functools.partial(score_case, runs=runs, sources=cases)
+    for done, result in enumerate(map_in_order(score, found, workers or available_threads()), start=1):
         results.append(result)
-        _show(len(results), len(found), result)
-    results.sort(key=lambda result: result.case)
-    summary = summarise(results)
-    text = tables.markdown(summary, results, tolerance)
-    folders = {"gts": str(gts), "runs": {run.name: str(run.folder) for run in runs}}
-    for name, content in {
-        "table.md": text,
-        "table.csv": tables.table_csv(summary),
-        "cases.csv": tables.cases_csv(results),
-        "classes.csv": tables.classes_csv(results),
-        "report.json": tables.report_json(summary, results, tolerance, versions=_versions(), folders=folders),
-    }.items():
+        for line in result.problems:
+            click.echo(f"error: {line}", err=True)
+        if done * 10 // len(found) > (done - 1) * 10 // len(found):
+            click.echo(f"{done}/{len(found)} cases", err=True)
+    packages = ("litemed", "numpy", "scipy", "opencv-python-headless")
+    about = {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "folders": {"gts": str(gts), "runs": {name: str(folder) for name, folder in runs.items()}},
+    }
+    files = tables.files(summary.summarise(results), results, about)
+    for name, content in files.items():
         with atomic_write(output / name) as stream:
             stream.write(content.encode())
-    click.echo(text, nl=False)
+    click.echo(files["table.md"], nl=False)
     return not any(result.problems for result in results)
 
 
-def _parse_runs(given: tuple[str, ...], taken: set[str]) -> list[Run]:
-    """Return the runs that NAME=FOLDER or FOLDER arguments give; a run without a name takes its folder's."""
-    from litemed.benchmarks.evaluate.cases import Run
+def _parse_runs(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
+    """Return the folders that NAME=FOLDER or FOLDER arguments give; one without a name is called as it is."""
+    from litemed.benchmarks.evaluate.predictors import Trivial
 
-    runs: list[Run] = []
+    runs: dict[str, pathlib.Path] = {}
     for argument in given:
-        name, _, folder = argument.rpartition("=")
+        name, _, text = argument.rpartition("=")
         # A folder whose own name has an equals sign in it is meant as it stands.
         if pathlib.Path(argument).is_dir():
-            name, folder = "", argument
-        if not pathlib.Path(folder).is_dir():
+            name, text = "", argument
+        folder = pathlib.Path(text)
+        if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder; give a folder of predictions, or NAME=FOLDER")
-        runs.append(Run(name or pathlib.Path(folder).resolve().name, pathlib.Path(folder)))
-        if runs[-1].name in taken | {run.name for run in runs[:-1]}:
-            raise UsageError(
-                f"{runs[-1].name}: two columns of this name; give each run its own as NAME=FOLDER"
-            )
+        name = name or folder.resolve().name
+        if name in {*runs, *Trivial}:
+            raise UsageError(f"{name}: two columns of this name; give each run its own as NAME=FOLDER")
+        runs[name] = folder
     return runs
-
-
-def _show(done: int, total: int, result: CaseResult) -> None:
-    """Print the problems of a case and how far the work has come: in place on a terminal, else ten times."""
-    terminal = sys.stderr.isatty()
-    for _, line in result.problems:
-        click.echo(("\r\x1b[K" if terminal else "") + f"error: {line}", err=True)
-    if terminal:
-        click.echo(f"\r{done}/{total} cases", err=True, nl=done == total)
-    elif done * 10 // total > (done - 1) * 10 // total:
-        click.echo(f"{done}/{total} cases", err=True)
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-    import platform
-
-    packages = ("litemed", "numpy", "scipy", "opencv-python-headless")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 if __name__ == "__main__":

@@ -1,49 +1,60 @@
-"""Score cases: every run and every trivial predictor against one ground truth."""
+"""Score cases: every run and every trivial predictor against one ground truth.
+
+A case is one file of the ground-truth folder, NAME.npz with `gts` and, for a volume, `spacing`: mm along the
+axes of `gts`, in their order. A run is a folder with NAME.npz files that hold `segs`, as `litemed-run` writes
+them. With trivial predictors there is a folder of the cases themselves, NAME.npz with `imgs` and `boxes`.
+"""
 
 from __future__ import annotations
 
-import functools
+import csv
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
+import numpy as np
 
-from litemed.benchmarks.evaluate.cases import EvaluatedCase, Run, read_prediction, read_truth
-from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
+from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, Spacing, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
-from litemed.runtime.errors import InputError
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.modalities import modality_of_name, parse_modality
+from litemed.runtime.npz import NpzReader
 from litemed.runtime.readers import read_case
-from litemed.train.prepare.pool import map_in_order
 
-Status = Literal["scored", "missing", "bad"]
+# The most that a uint16 label map holds, as in the runtime.
+_MAX_LABEL = 65_535
+_LISTED = 3
+
+
+class EvaluatedCase(NamedTuple):
+    """A case to score: the ground truth's file and one of `litemed.runtime.modalities.MODALITIES`."""
+
+    truth: Path
+    modality: str
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """The score of one run on one case.
+    """The score of one run on one case: DSC and NSD, both in [0, 1], and those of its classes.
 
-    Attributes:
-        run: name of the run or of the trivial predictor.
-        classes: the scores of the classes, in the order of the labels; none unless `scored`.
-        status: whether there was a usable prediction; where there was none DSC and NSD are 0.
-        problem: one line that says what was wrong; empty where there was nothing.
+    `problem` is one line that says why there was no usable prediction, which counts as 0; else it is empty.
     """
 
     run: str
     classes: tuple[ClassScore, ...]
-    status: Status = "scored"
     problem: str = ""
 
     @property
     def dsc(self) -> float:
-        """Mean over the classes, in [0, 1]."""
+        """Mean over the classes."""
         return statistics.fmean(score.dsc for score in self.classes) if self.classes else 0.0
 
     @property
     def nsd(self) -> float:
-        """Mean over the classes, in [0, 1]."""
+        """Mean over the classes."""
         return statistics.fmean(score.nsd for score in self.classes) if self.classes else 0.0
 
 
@@ -57,73 +68,134 @@ class CaseResult:
     problem: str = ""
 
     @property
-    def problems(self) -> list[tuple[str | None, str]]:
-        """What went wrong: the run, or None for the case itself, and a line."""
-        found = [(None, self.problem), *((score.run, score.problem) for score in self.scores)]
-        return [(run, line) for run, line in found if line]
+    def problems(self) -> list[str]:
+        """What went wrong, one line each."""
+        return [line for line in (self.problem, *(score.problem for score in self.scores)) if line]
 
 
-def evaluate(
-    cases: Sequence[EvaluatedCase],
-    runs: Sequence[Run],
-    trivial: Sequence[Trivial] = (),
-    *,
-    tolerance: float = 2.0,
-    workers: int = 1,
-) -> Iterator[CaseResult]:
-    """Yield the scores of every case, in their order.
+def find_cases(
+    truths: Path, runs: Mapping[str, Path], sources: Path | None = None, modalities: Path | None = None
+) -> list[EvaluatedCase]:
+    """Return every case of a ground-truth folder, by name.
 
     Args:
-        cases: as `find_cases` returns them.
-        runs: the predictions, in the order of the tables' columns.
-        trivial: predictors to score beside them.
-        tolerance: of NSD, in mm (3D) or pixels (2D).
-        workers: processes; each holds one case at a time. 1 stays in this process.
+        truths: folder of NAME.npz with `gts`.
+        runs: folders by name, checked to have at least one of the cases each.
+        sources: folder of NAME.npz with `imgs` and `boxes`; then every case must be there.
+        modalities: CSV with the columns case,modality, for the cases whose names do not begin with one.
 
     Raises:
-        LitemedError: a process was killed, most likely for want of memory.
+        UsageError: no case at all, a run without any of them, a case without source or modality.
+        InputError: the CSV cannot be read, lacks a column or names an unknown modality.
     """
-    score = functools.partial(score_case, runs=runs, trivial=trivial, tolerance=tolerance)
-    return map_in_order(score, cases, workers)
+    found = sorted(path for path in truths.glob("*.npz") if path.is_file())
+    if not found:
+        raise UsageError(f"{truths}: no .npz file; give the folder of the ground truth")
+    for folder in runs.values():
+        if not any((folder / path.name).is_file() for path in found):
+            raise UsageError(f"{folder}: has none of the {len(found)} cases of {truths}; names must be equal")
+    given = {} if modalities is None else _read_modalities(modalities)
+    named = {path: given.get(path.stem) or modality_of_name(path.stem) for path in found}
+    if unknown := [path.stem for path, modality in named.items() if modality is None]:
+        advice = "name the files like 2DBox_US_0525 or give --modalities"
+        raise UsageError(f"{truths}: no modality known for {_listed(unknown)}; {advice}")
+    if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
+        raise UsageError(f"{sources}: no image and boxes of {_listed(missing)}, which --trivial needs")
+    return [EvaluatedCase(path, modality) for path, modality in named.items() if modality is not None]
 
 
-def score_case(
-    case: EvaluatedCase, runs: Sequence[Run], trivial: Sequence[Trivial] = (), tolerance: float = 2.0
-) -> CaseResult:
-    """Score every run and trivial predictor on one case.
+def score_case(case: EvaluatedCase, runs: Mapping[str, Path], sources: Path | None = None) -> CaseResult:
+    """Score every run on one case, and with `sources`, a folder of the cases, every trivial predictor.
 
     A prediction that is missing or cannot be used counts as zero, so that no run gains by leaving a hard case
     out. A ground truth (or, with trivial predictors, a case file) that cannot be used is nobody's fault: the
     case is left out for all.
     """
+    name = case.truth.name
     try:
         truth, spacing = read_truth(case.truth)
-        # First, because a case file that does not fit leaves the whole case out.
-        source = read_case(case.source) if trivial and case.source is not None else None
+        source = read_case(sources / name) if sources is not None else None
         if source is not None and source.shape != truth.shape:
             raise InputError(
-                f"{case.source}: image of {source.shape}, but the ground truth has {truth.shape}"
+                f"{sources}/{name}: image of {source.shape}, but the ground truth has {truth.shape}"
             )
     except InputError as error:
-        return CaseResult(case.name, case.modality, (), str(error))
+        return CaseResult(case.truth.stem, case.modality, (), str(error))
 
-    def score_run(run: Run) -> CaseScore:
-        path = run.folder / f"{case.name}.npz"
-        if not path.is_file():
-            return CaseScore(run.name, (), "missing", f"{path}: no prediction; the case counts as 0")
+    def score_run(run: str, path: Path) -> CaseScore:
         try:
+            if not path.is_file():
+                raise InputError(f"{path}: no prediction")
             labels = read_prediction(path)
             if labels.shape != truth.shape:
                 raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
         except InputError as error:
-            return CaseScore(run.name, (), "bad", f"{error}; the case counts as 0")
-        return CaseScore(run.name, score_classes(truth, labels, spacing, tolerance))
+            return CaseScore(run, (), f"{error}; the case counts as 0")
+        return CaseScore(run, score_classes(truth, labels, spacing))
 
-    scores = [score_run(run) for run in runs]
+    scores = [score_run(run, folder / name) for run, folder in runs.items()]
     if source is not None:
         # The cases are what is done in parallel.
         cv2.setNumThreads(1)
-        for name in trivial:
-            classes = score_classes(truth, predict(source, name), spacing, tolerance)
-            scores.append(CaseScore(name.value, classes))
-    return CaseResult(case.name, case.modality, tuple(scores))
+        for predictor in Trivial:
+            scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
+    return CaseResult(case.truth.stem, case.modality, tuple(scores))
+
+
+def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
+    """Read NAME.npz with `gts`: the labels, at least one above 0, and mm along the axes of a volume.
+
+    Raises InputError naming the file.
+    """
+    with NpzReader(path) as archive:
+        labels = _check_labels(archive.read("gts"), f"{path}: gts")
+        spacing = archive.read("spacing") if labels.ndim == 3 and "spacing" in archive.names else None
+    if not labels.any():
+        raise InputError(f"{path}: no label above 0, nothing to score; leave the case out")
+    if labels.ndim == 2:
+        return labels, None
+    if spacing is None:
+        raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
+    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
+        raise InputError(f"{path}: spacing has shape {spacing.shape}; give three lengths in mm, one per axis")
+    z, y, x = (float(length) for length in spacing)
+    if not (np.isfinite(spacing).all() and min(z, y, x) > 0):
+        raise InputError(f"{path}: spacing {(z, y, x)}; lengths are positive")
+    return labels, (z, y, x)
+
+
+def read_prediction(path: Path) -> LabelMap:
+    """Read NAME.npz with `segs`; raises InputError naming the file."""
+    with NpzReader(path) as archive:
+        return _check_labels(archive.read("segs"), f"{path}: segs")
+
+
+def _check_labels(labels: np.ndarray, name: str) -> LabelMap:
+    if labels.dtype.kind not in "ui":
+        raise InputError(f"{name} has dtype {labels.dtype}; labels are integers")
+    if labels.ndim not in (2, 3):
+        raise InputError(f"{name} has shape {labels.shape}; give (height, width) or (depth, height, width)")
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high > _MAX_LABEL:
+        raise InputError(f"{name} has labels from {low} to {high}; they must lie in 0 to {_MAX_LABEL}")
+    return labels
+
+
+def _read_modalities(path: Path) -> dict[str, str]:
+    """Return case name -> modality."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV ({error})") from error
+    table = {}
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}: line {number}"
+        if not row.get("case") or not row.get("modality"):
+            raise InputError(f"{where} has no case or no modality; the columns are case,modality")
+        table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], where)
+    return table
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} case(s) ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"

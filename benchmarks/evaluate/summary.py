@@ -17,9 +17,9 @@ from litemed.benchmarks.evaluate.scores import CaseResult
 from litemed.runtime.errors import InputError
 from litemed.runtime.modalities import MODALITIES
 
-Values = NDArray[np.float64]
+RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
 
-_CHUNK_DRAWS = 2**22
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,16 @@ class Summary:
         rows: one row per modality that has cases, in the challenge's order.
         overall: the macro average over the modalities.
         differences: macro average of the first run minus that of each other, paired by case.
-        resamples: number of bootstrap samples.
-        seed: of the bootstrap.
-        confidence: of the intervals.
     """
 
     runs: tuple[str, ...]
     rows: tuple[Row, ...]
     overall: Row
     differences: tuple[RunScore, ...]
-    resamples: int
-    seed: int
-    confidence: float
 
 
-def summarise(
-    results: Sequence[CaseResult], *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> Summary:
-    """Average the scores of all cases that could be scored.
+def summarise(results: Sequence[CaseResult]) -> Summary:
+    """Average over cases and modalities, of the cases that could be scored.
 
     Raises:
         InputError: not a single case could be scored.
@@ -86,20 +78,18 @@ def summarise(
     runs = tuple(score.run for score in scored[0].scores)
     groups: dict[str, Values] = {}  # modality -> (cases, runs, DSC and NSD)
     for modality in MODALITIES:
-        of_modality = [result for result in scored if result.modality == modality]
-        if of_modality:
-            groups[modality] = np.array(
-                [[(score.dsc, score.nsd) for score in result.scores] for result in of_modality]
-            )
-    samples = resample_means(list(groups.values()), resamples, seed)
+        if of_modality := [result for result in scored if result.modality == modality]:
+            groups[modality] = np.array([[(s.dsc, s.nsd) for s in result.scores] for result in of_modality])
+    samples = resample_means(list(groups.values()))
     means = np.stack([scores.mean(axis=0) for scores in groups.values()])
 
     def run_scores(names: Sequence[str], values: Values, draws: Values) -> tuple[RunScore, ...]:
-        tail = 50 * (1 - confidence)
+        tail = 50 * (1 - CONFIDENCE)
         low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
         found = np.stack([values, low, high], axis=-1).tolist()
         return tuple(
-            RunScore(name, *(Interval(*s) for s in one)) for name, one in zip(names, found, strict=True)
+            RunScore(name, Interval(*dsc), Interval(*nsd))
+            for name, (dsc, nsd) in zip(names, found, strict=True)
         )
 
     overall, draws = means.mean(axis=0), samples.mean(axis=1)
@@ -111,28 +101,19 @@ def summarise(
         ),
         overall=Row("Average", len(scored), run_scores(runs, overall, draws)),
         differences=run_scores(runs[1:], overall[:1] - overall[1:], draws[:, :1] - draws[:, 1:]),
-        resamples=resamples,
-        seed=seed,
-        confidence=confidence,
     )
 
 
-def resample_means(groups: Sequence[Values], resamples: int, seed: int) -> Values:
+def resample_means(groups: Sequence[Values]) -> Values:
     """Return the group means of bootstrap samples, float64 (resamples, groups, runs, 2).
 
-    Args:
-        groups: one array (cases, runs, 2) per modality, with at least one case each.
-        resamples: how many bootstrap samples.
-        seed: of the random draws; the same seed gives the same samples.
+    groups: one array (cases, runs, 2) per modality, with at least one case each.
     """
-    random = np.random.default_rng(seed)
-    means = np.empty((resamples, len(groups), *groups[0].shape[1:]))
-    for index, scores in enumerate(groups):
+    random = np.random.default_rng(SEED)
+    means = []
+    for scores in groups:
         cases = len(scores)
-        step = max(1, _CHUNK_DRAWS // cases)
-        for start in range(0, resamples, step):
-            # How often each case is drawn.
-            count = min(step, resamples - start)
-            draws = random.multinomial(cases, np.full(cases, 1 / cases), size=count)
-            means[start : start + count, index] = np.tensordot(draws, scores, axes=1) / cases
-    return means
+        # How often each case is drawn.
+        draws = random.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+        means.append(np.tensordot(draws, scores, axes=1) / cases)
+    return np.stack(means, axis=1)

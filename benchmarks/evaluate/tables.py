@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
+from litemed.benchmarks.evaluate.metrics import TOLERANCE
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult
-from litemed.benchmarks.evaluate.summary import Interval, Row, Summary
+from litemed.benchmarks.evaluate.summary import CONFIDENCE, RESAMPLES, SEED, Interval, Row, Summary
 from litemed.benchmarks.markdown import table
 
 # Runs that fit into one table, and how many stand in each of several: as many as in the paper's.
@@ -18,7 +19,37 @@ _WIDEST = 6
 _COLUMNS = 4
 
 
-def markdown(summary: Summary, results: Sequence[CaseResult], tolerance: float) -> str:
+def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, object]) -> dict[str, str]:
+    """Return what is written, by file name; `about` goes into the report."""
+    ends = [f"{metric}{end}" for metric in ("dsc", "nsd") for end in ("", "_low", "_high")]
+    runs = [(result, score) for result in results for score in result.scores]
+    settings = {"tolerance": TOLERANCE, "resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
+    problems = [line for result in results for line in result.problems]
+    extra = {"settings": settings, "notes": notes(summary, results), "problems": problems}
+    report = {**about, **asdict(summary), **extra}
+    return {
+        "table.md": markdown(summary, results),
+        "table.csv": _csv(
+            ["modality", "cases", "run", *ends],
+            (
+                [row.modality, row.cases, score.run, *asdict(score.dsc).values(), *asdict(score.nsd).values()]
+                for row in (*summary.rows, summary.overall)
+                for score in row.scores
+            ),
+        ),
+        "cases.csv": _csv(
+            ["case", "modality", "run", "dsc", "nsd", "problem"],
+            ([one.case, one.modality, s.run, s.dsc, s.nsd, s.problem] for one, s in runs),
+        ),
+        "classes.csv": _csv(
+            ["case", "run", "label", "dsc", "nsd"],
+            ([one.case, s.run, *asdict(label).values()] for one, s in runs for label in s.classes),
+        ),
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def markdown(summary: Summary, results: Sequence[CaseResult]) -> str:
     """Return Table 3 with the intervals of its last row, and what was counted, as Markdown.
 
     The first run, which the others are compared with, stands after them, as the paper's Proposed does, and
@@ -31,11 +62,11 @@ def markdown(summary: Summary, results: Sequence[CaseResult], tolerance: float) 
     for start in range(0, len(order), width):
         lines += [*_scores(summary, order[start : start + width]), ""]
     lines += [
-        f"Average: macro average over the modalities. NSD at a tolerance of {tolerance:g} "
+        f"Average: macro average over the modalities. NSD at a tolerance of {TOLERANCE:g} "
         "(mm in 3D, pixels in 2D), challenge rule.",
         "",
-        f"Average with {100 * summary.confidence:.0f} % intervals: percentile bootstrap over cases, "
-        f"{summary.resamples} samples, seed {summary.seed}; differences are paired by case.",
+        f"Average with {100 * CONFIDENCE:.0f} % intervals: percentile bootstrap over cases, "
+        f"{RESAMPLES} samples, seed {SEED}; differences are paired by case.",
         "",
         *_intervals(summary, order),
         "",
@@ -60,108 +91,44 @@ def _scores(summary: Summary, order: Sequence[int]) -> list[str]:
 
 def _intervals(summary: Summary, order: Sequence[int]) -> list[str]:
     """Return the table of the averages with their intervals, and of the differences from the first run."""
-    titles = [f"{summary.runs[0]} minus it, {metric}" for metric in ("DSC", "NSD")] * bool(
-        summary.differences
-    )
+    titles = [f"{summary.runs[0]} minus it, {metric}" for metric in ("DSC", "NSD")]
     rows = []
     for index in order:
-        score = summary.overall.scores[index]
-        less = ["" for _ in titles]
+        score, less = summary.overall.scores[index], ["", ""]
         if index:
             difference = summary.differences[index - 1]
             less = [bounds(difference.dsc, "+"), bounds(difference.nsd, "+")]
         rows.append([score.run, bounds(score.dsc), bounds(score.nsd), *less])
-    return table(["Run", "DSC", "NSD", *titles], rows)
+    columns = 5 if summary.differences else 3
+    return table(["Run", "DSC", "NSD", *titles][:columns], [row[:columns] for row in rows])
 
 
 def notes(summary: Summary, results: Sequence[CaseResult]) -> list[str]:
     """Return one line each on what the numbers leave out or hide, and on the best trivial predictor."""
-    lines = []
-    for index, run in enumerate(summary.runs):
-        statuses = [result.scores[index].status for result in results if result.scores]
-        lines += [
-            f"{run}: {statuses.count(status)} of {len(statuses)} predictions {status}, counted as 0"
-            for status in ("missing", "bad")
-            if status in statuses
-        ]
-    if left_out := sum(not result.scores for result in results):
+    scored = [result.scores for result in results if result.scores]
+    lines = [
+        f"{run}: {bad} of {len(scored)} predictions missing or bad, counted as 0"
+        for index, run in enumerate(summary.runs)
+        if (bad := sum(bool(scores[index].problem) for scores in scored))
+    ]
+    if left_out := len(results) - len(scored):
         lines.append(f"{left_out} of {len(results)} cases could not be scored and are left out for all")
-    if not (trivial := _trivial(summary)):
-        return lines
-    best = max(trivial, key=lambda index: summary.overall.scores[index].dsc.value)
-    ours = summary.runs[0]
-    beaten_by = [
-        row.modality
-        for row in summary.rows
-        if row.scores[0].dsc.value <= max(row.scores[index].dsc.value for index in trivial)
-    ]
-    return [
-        *lines,
-        f"best trivial predictor: {summary.runs[best]}, DSC {summary.overall.scores[best].dsc.value:.3f}; "
-        f"{ours} is {bounds(summary.differences[best - 1].dsc, '+')} from it",
-        f"modalities where {ours} does not beat every trivial predictor: {', '.join(beaten_by) or 'none'}",
-    ]
-
-
-def table_csv(summary: Summary) -> str:
-    """Return one line for each modality and run, then for the average; intervals as columns."""
-    ends = [f"{metric}{end}" for metric in ("dsc", "nsd") for end in ("", "_low", "_high")]
-    return _csv(
-        ["modality", "cases", "run", *ends],
-        (
-            [row.modality, row.cases, score.run]
-            + [number for one in (score.dsc, score.nsd) for number in (one.value, one.low, one.high)]
-            for row in (*summary.rows, summary.overall)
-            for score in row.scores
-        ),
-    )
-
-
-def cases_csv(results: Sequence[CaseResult]) -> str:
-    """Return one line for each case and run."""
-    return _csv(
-        ["case", "modality", "run", "dsc", "nsd", "status", "problem"],
-        (
-            [result.case, result.modality, score.run, score.dsc, score.nsd, score.status, score.problem]
-            for result in results
-            for score in result.scores
-        ),
-    )
-
-
-def classes_csv(results: Sequence[CaseResult]) -> str:
-    """Return one line for each case, run and class of the cases that were scored."""
-    return _csv(
-        ["case", "run", "label", "dsc", "nsd"],
-        (
-            [result.case, score.run, one.label, one.dsc, one.nsd]
-            for result in results
-            for score in result.scores
-            for one in score.classes
-        ),
-    )
-
-
-def report_json(
-    summary: Summary, results: Sequence[CaseResult], tolerance: float, **about: Mapping[str, object]
-) -> str:
-    """Return everything but the single cases: versions and folders (`about`), settings, table, problems."""
-    report = {
-        **about,
-        "settings": {
-            "tolerance": tolerance,
-            "rule": "challenge",
-            "trivial": [summary.runs[index] for index in _trivial(summary)],
-        },
-        **asdict(summary),
-        "notes": notes(summary, results),
-        "problems": [
-            {"case": result.case, "run": run, "problem": line}
-            for result in results
-            for run, line in result.problems
-        ],
-    }
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    if trivial := _trivial(summary):
+        best = max(trivial, key=lambda index: summary.overall.scores[index].dsc.value)
+        ours = summary.runs[0]
+        beaten_by = [
+            row.modality
+            for row in summary.rows
+            if row.scores[0].dsc.value <= max(row.scores[index].dsc.value for index in trivial)
+        ]
+        where = ", ".join(beaten_by) or "none"
+        lines += [
+            f"best trivial predictor: {summary.runs[best]}, DSC "
+            f"{summary.overall.scores[best].dsc.value:.3f}; "
+            f"{ours} is {bounds(summary.differences[best - 1].dsc, '+')} from it",
+            f"modalities where {ours} does not beat every trivial predictor: {where}",
+        ]
+    return lines
 
 
 def bounds(interval: Interval, sign: str = "") -> str:
