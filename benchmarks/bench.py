@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,13 +25,21 @@ Examples:
 Exit codes: 0 all measured, 1 some failed, 2 wrong use, 130 interrupted.
 """
 
-_CHECKPOINT = click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="Weights for the published procedure; left out without.",
-)
-_THREADS = click.option("--threads", type=click.IntRange(1), help="To compute with; all by default.")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that both have."""
+    weights = click.Path(exists=True, dir_okay=False, path_type=Path)
+    about = "Weights for the published procedure; left out without."
+    for option in (
+        click.option("--debug", is_flag=True, help="Show tracebacks."),
+        click.option("--repeats", type=click.IntRange(1), default=3, show_default=True),
+        click.option("--threads", type=click.IntRange(1), help="To compute with; all by default."),
+        click.option("--checkpoint", type=weights, help=about),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(epilog=EPILOG)
@@ -49,21 +58,9 @@ def main() -> None:
     show_default=True,
     help=f"Of litemed-export, or {SHIPPED!r}; may be repeated.",
 )
-@_CHECKPOINT
-@_THREADS
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-@click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For speed.md and speed.json."
-)
-@_DEBUG
-def speed(
-    models: tuple[str, ...],
-    checkpoint: Path | None,
-    threads: int | None,
-    repeats: int,
-    output: Path | None,
-    debug: bool,
-) -> None:
+@click.option("-o", "--output", type=_FOLDER, help="For speed.md and speed.json.")
+@_shared
+def speed(models: tuple[str, ...], checkpoint: Path | None, debug: bool, **options: Any) -> None:
     """Time encoder, decoder, slices and a whole process of bundles, and their ratios to the published one.
 
     Every engine that is installed and every precision of each bundle takes turns with eager PyTorch, each in
@@ -71,7 +68,6 @@ def speed(
     """
 
     def work() -> bool:
-        _need_torch(checkpoint)
         from litemed.benchmarks.speed import run_speed
 
         named: dict[str, Bundle] = {}
@@ -81,7 +77,7 @@ def speed(
             if (name or bundle.name) in named:
                 raise UsageError(f"{name or bundle.name}: two models of this name; give NAME=BUNDLE")
             named[name or bundle.name] = bundle
-        text, complete = run_speed(named, checkpoint, repeats=repeats, threads=threads, output=output)
+        text, complete = run_speed(named, checkpoint, **options)
         click.echo(text, nl=False)
         return complete
 
@@ -90,36 +86,23 @@ def speed(
 
 @main.command(epilog=EPILOG)
 @click.option("--model", default=SHIPPED, show_default=True, metavar="BUNDLE", help="Of litemed-export.")
-@_CHECKPOINT
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=_FOLDER)
 @click.option(
     "--cases",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with the challenge's NAME.npz; stand-ins are drawn for those it lacks.",
 )
-@click.option(
-    "--coverage",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
-    default=0.3,
-    show_default=True,
-    help="Share of a stand-in volume's slices that each object spans.",
-)
 @click.option("--rows", multiple=True, metavar="NAME", help="Only this row; may be repeated.")
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, openvino or auto.")
-@_THREADS
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@_DEBUG
+@_shared
 def table4(
     model: str,
     checkpoint: Path | None,
-    output: Path,
-    cases: Path | None,
-    coverage: float,
     rows: tuple[str, ...],
     engine: str,
     threads: int | None,
-    repeats: int,
     debug: bool,
+    **options: Any,
 ) -> None:
     """Time the paper's 14 cases, each in a process of its own, and write the table and a chart to OUTPUT.
 
@@ -127,23 +110,15 @@ def table4(
     Proposed litemed-run in float32, and in the fastest precision that the bundle has.
 
     Measurements are kept in OUTPUT/table4.json; the same command goes on where it was interrupted. Besides it
-    writes table4.md, table4.csv and seconds.svg.
+    writes table4.md and seconds.svg.
     """
 
     def work() -> bool:
-        _need_torch(checkpoint)
-        from litemed.benchmarks.table4.contenders import columns
         from litemed.benchmarks.table4.rows import find_rows
-        from litemed.benchmarks.table4.table4 import run_table4
+        from litemed.benchmarks.table4.table4 import columns, run_table4
 
-        text, complete = run_table4(
-            find_rows(rows),
-            columns(_open(model), checkpoint, engine, threads),
-            output,
-            repeats=repeats,
-            coverage=coverage,
-            cases=cases,
-        )
+        contenders = columns(_open(model), checkpoint, engine, threads)
+        text, complete = run_table4(find_rows(rows), contenders, **options)
         click.echo(text, nl=False)
         return complete
 
@@ -154,12 +129,6 @@ def table4(
 def _open(place: str) -> Bundle:
     """Return the bundle in a folder, or the one that ships."""
     return Bundle.default() if place == SHIPPED else Bundle.open(place)
-
-
-def _need_torch(checkpoint: Path | None) -> None:
-    """Refuse to begin a table with the published procedure without torch: now, not after hours of work."""
-    if checkpoint and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(name="torch")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import Any
 
 import click
 import cv2
@@ -19,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.benchmarks.phantoms import Phantom, boxes_of
-from litemed.runtime.files import atomic_write
-from litemed.runtime.npz import write_npz
 
 Plane = NDArray[np.float32]
 Points = NDArray[np.float64]
@@ -251,17 +248,8 @@ def main(out: pathlib.Path) -> None:
     """Write three drawn cases to OUT/cases and their truth to OUT/gts."""
     for name, draw in DEMO.items():
         phantom = draw()
-        spacing: dict[str, NDArray[Any]] = {}
-        if phantom.spacing is not None:
-            spacing["spacing"] = np.array(phantom.spacing)
-        written: dict[str, dict[str, NDArray[Any]]] = {
-            "cases": {"imgs": phantom.image, "boxes": phantom.boxes},
-            "gts": {"gts": phantom.labels},
-        }
-        for folder, arrays in written.items():
-            (out / folder).mkdir(parents=True, exist_ok=True)
-            with atomic_write(out / folder / f"{name}.npz") as file:
-                write_npz(file, arrays | spacing)
+        phantom.write_case(out / "cases" / f"{name}.npz")
+        phantom.write_truth(out / "gts" / f"{name}.npz")
         click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from litemed.runtime.files import atomic_write, make_folder
+from litemed.runtime.npz import write_npz
 
 # Centre x y and outline (P, 2) round it, in pixels; grey value.
 _Object = tuple[NDArray[np.float64], NDArray[np.float64], float]
@@ -33,6 +37,20 @@ class Phantom:
     labels: NDArray[np.uint16]
     boxes: NDArray[np.int64]
     spacing: tuple[float, float, float] | None = None
+
+    def write_case(self, path: Path) -> None:
+        """Write image and boxes in the challenge's npz layout, with the folder that they lie in."""
+        self._write(path, {"imgs": self.image, "boxes": self.boxes})
+
+    def write_truth(self, path: Path) -> None:
+        """Write the labels, as `gts`."""
+        self._write(path, {"gts": self.labels})
+
+    def _write(self, path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+        make_folder(path.parent)
+        spacing = {} if self.spacing is None else {"spacing": np.array(self.spacing)}
+        with atomic_write(path) as file:
+            write_npz(file, arrays | spacing)
 
 
 def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:

@@ -12,13 +12,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from litemed.benchmarks.machine import describe_machine, load_average, machine_line
-from litemed.benchmarks.markdown import table
+from litemed.benchmarks.markdown import spread, table
+from litemed.benchmarks.measure import (
+    Contender,
+    ContenderError,
+    describe_machine,
+    load_average,
+    of_bundle,
+    published,
+    run_process,
+    turns,
+)
 from litemed.benchmarks.phantoms import draw_image
-from litemed.benchmarks.processes import ContenderError, run_process
-from litemed.benchmarks.table4.contenders import Contender, of_bundle, published
-from litemed.benchmarks.table4.rows import write_case
-from litemed.benchmarks.table4.table4 import turns
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES
 from litemed.runtime.errors import UsageError
@@ -33,23 +38,18 @@ Values = dict[str, list[float]]
 def contenders(models: Mapping[str, Bundle], checkpoint: Path | None, threads: int | None) -> list[Contender]:
     """Return the published procedure, if there is a checkpoint, and every installed engine and precision.
 
-    Args:
-        models: bundles by the name to show.
-        checkpoint: of the published procedure.
-        threads: to compute with; None leaves it to each contender.
-
-    Raises:
-        UsageError: the checkpoint cannot be read.
+    `models` are bundles by the name to show; `threads` None: all.
     """
-    found = [] if checkpoint is None else [published(PUBLISHED, checkpoint, threads)]
-    engines = [engine for engine in ENGINES if importlib.util.find_spec(engine)]
-    for name, bundle in models.items():
-        for engine in engines:
-            for precision, graphs in bundle.manifest.precisions.items():
-                if engine in graphs.runs_on:
-                    title = f"{name}, {engine} {precision}"
-                    found.append(of_bundle(title, bundle, engine, precision, threads))
-    return found
+    return [
+        *([] if checkpoint is None else [published(PUBLISHED, checkpoint, threads)]),
+        *(
+            of_bundle(f"{name}, {engine} {precision}", bundle, engine, precision, threads)
+            for name, bundle in models.items()
+            for engine in filter(importlib.util.find_spec, ENGINES)
+            for precision, graphs in bundle.manifest.precisions.items()
+            if engine in graphs.runs_on
+        ),
+    ]
 
 
 def measure(chosen: Sequence[Contender], repeats: int) -> tuple[dict[str, Values], dict[str, str]]:
@@ -61,27 +61,23 @@ def measure(chosen: Sequence[Contender], repeats: int) -> tuple[dict[str, Values
     """
     found: dict[str, Values] = {one.title: {} for one in chosen}
     failed: dict[str, str] = {}
-    bar = tqdm(total=repeats * len(chosen), unit="contender", disable=None, file=sys.stderr)
-    with bar, tempfile.TemporaryDirectory(prefix="litemed-bench-") as folder:
-        phantom, case = draw_image(256, 256, 1), Path(folder, "2DBox_small.npz")
-        write_case(case, phantom.image, phantom.boxes)
-        for repeat in range(repeats):
-            for contender in turns(chosen, repeat):
-                title = contender.title
-                if title not in failed:
-                    try:
-                        output = Path(tempfile.mkdtemp(dir=folder))
-                        whole = run_process(contender.process(case, output))
-                        values = json.loads(run_process(contender.parts).output.splitlines()[-1])
-                    except ContenderError as error:
-                        failed[title] = str(error)
-                        bar.write(f"error: {title}: {error}", file=sys.stderr)
-                    else:
-                        values |= {PROCESS: whole.seconds, PEAK: whole.peak_mib}
-                        for part, value in values.items():
-                            found[title].setdefault(part, []).append(value)
-                        bar.write(f"{title}: {repeat + 1} of {repeats}", file=sys.stderr)
-                bar.update()
+    order = [one for repeat in range(repeats) for one in turns(chosen, repeat)]
+    with tempfile.TemporaryDirectory(prefix="litemed-bench-") as folder:
+        case = Path(folder, "2DBox_small.npz")
+        draw_image(256, 256, 1).write_case(case)
+        for one in tqdm(order, unit="contender", disable=None):
+            if one.title in failed:
+                continue
+            try:
+                output = tempfile.mkdtemp(dir=folder)
+                whole = run_process([*one.command, str(case), "-o", output])
+                parts = json.loads(run_process(one.parts).output.splitlines()[-1])
+            except ContenderError as error:
+                failed[one.title] = str(error)
+                tqdm.write(f"error: {one.title}: {error}", file=sys.stderr)
+            else:
+                for part, value in (parts | {PROCESS: whole.seconds, PEAK: whole.peak_mib}).items():
+                    found[one.title].setdefault(part, []).append(value)
     return {title: values for title, values in found.items() if values}, failed
 
 
@@ -94,8 +90,16 @@ def ratio(found: Mapping[str, Values], title: str, part: str) -> float | None:
 
 def markdown(found: Mapping[str, Values], notes: Sequence[str]) -> str:
     """Return `notes`, a line each, and the table, a row for each contender."""
-    parts = list(next(iter(found.values()), {}))
-    rows = [[title, *(_cell(found, title, part) for part in parts)] for title in found]
+
+    def cell(title: str, part: str) -> str:
+        values = found[title][part]
+        if part == PEAK:
+            return f"{max(values):.0f}"
+        text = spread(values, lambda seconds: f"{1e3 * seconds:.0f}")
+        times = ratio(found, title, part)
+        return text if times is None else f"{text}, **{times:.1f}x**"
+
+    parts = list(next(iter(found.values())))
     lines = [
         "# Times of the parts",
         "",
@@ -106,19 +110,9 @@ def markdown(found: Mapping[str, Values], notes: Sequence[str]) -> str:
         "",
         *(f"- {note}" for note in notes),
         "",
-        *table(["", *parts], rows),
+        *table(["", *parts], [[title, *(cell(title, part) for part in parts)] for title in found]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cell(found: Mapping[str, Values], title: str, part: str) -> str:
-    values = found[title][part]
-    if part == PEAK:
-        return f"{max(values):.0f}"
-    median, low, high = (1e3 * one for one in (statistics.median(values), min(values), max(values)))
-    text = f"{median:.0f}" + (f" ({low:.0f} to {high:.0f})" if len(values) > 1 else "")
-    times = ratio(found, title, part)
-    return text if times is None else f"{text}, **{times:.1f}x**"
 
 
 def run_speed(
@@ -135,7 +129,7 @@ def run_speed(
         The table in Markdown, and whether nothing failed.
 
     Raises:
-        UsageError: the checkpoint cannot be read, or everything failed.
+        UsageError: everything failed.
         OutputError: the folder cannot be written to.
     """
     chosen = contenders(models, checkpoint, threads)
@@ -146,7 +140,7 @@ def run_speed(
     if not found:
         raise UsageError("nothing could be timed; see the errors above")
     notes = [
-        f"Machine: {machine_line(machine)}.",
+        f"Machine: {machine}.",
         f"Load average before: {load:.2f}; {repeats} repeats.",
         *(f"{one.title}: {one.what}." for one in chosen),
         *(f"{title} failed: {why}." for title, why in failed.items()),

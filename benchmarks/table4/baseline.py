@@ -1,9 +1,7 @@
 """The published LiteMedSAM procedure in PyTorch: the Baseline of Table 4.
 
-    python -m litemed.benchmarks.table4.baseline IN OUT --checkpoint lite_medsam.pth
-
-IN is NAME.npz or a folder of them, OUT gets NAME.npz with `segs`. Source: the inference script published with
-LiteMedSAM (CVPR 2024 challenge), written anew on litemed.models. As there:
+Source: the inference script published with LiteMedSAM (CVPR 2024 challenge), written anew on litemed.models.
+As there:
 
 - one box at a time, eager float32, logits resized to the original size, sigmoid, threshold 0.5;
 - in an image, which is encoded once, a later box overwrites an earlier one;
@@ -17,23 +15,17 @@ no picture is drawn. Nothing here is made faster than it was published.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from litemed.models.checkpoint import read_checkpoint
 from litemed.runtime.boxes import scale_boxes
-from litemed.runtime.command import run_command
-from litemed.runtime.files import make_folder
 from litemed.runtime.merge import label_dtype
 from litemed.runtime.preprocess import Frame, preprocess
-from litemed.runtime.readers import list_cases, read_case
 
 if TYPE_CHECKING:
     from litemed.models.litemedsam import LiteMedSAM
@@ -109,26 +101,3 @@ def next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: NDArray[np.flo
     low = np.maximum([columns.min() - BOX_MARGIN, rows.min() - BOX_MARGIN], 0)
     high = np.minimum([columns.max() + BOX_MARGIN, rows.max() + BOX_MARGIN], frame.size)
     return np.concatenate([low, high]).astype(np.float32)
-
-
-@click.command()
-@click.argument("case", metavar="IN", type=click.Path(exists=True, path_type=Path))
-@click.argument("output", metavar="OUT", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Weights, plain or LoRA.")
-@click.option("--threads", type=click.IntRange(1), help="Threads to compute with; torch's choice by default.")
-def main(case: Path, output: Path, checkpoint: Path, threads: int | None) -> None:
-    """Segment the cases in IN as the published LiteMedSAM does, into OUT."""
-
-    def work() -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        baseline = Baseline(read_checkpoint(checkpoint).model())
-        make_folder(output)
-        for path in list_cases([case]):
-            np.savez_compressed(output / f"{path.stem}.npz", segs=baseline.segment(read_case(path)))
-
-    run_command(work, debug=False, interrupted="nothing is kept")
-
-
-if __name__ == "__main__":
-    main()

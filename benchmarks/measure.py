@@ -1,0 +1,156 @@
+"""What is timed against what, in turns, each in a process of its own; and on which machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines import available_threads
+from litemed.runtime.engines.cpu import cpu_instructions
+from litemed.runtime.errors import LitemedError, printable
+from litemed.runtime.files import sha256_of_file
+
+PACKAGES = ("litemed", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
+
+# The instruction sets that decide how fast matrices are multiplied.
+_FAST = re.compile("avx|fma$|amx|asimd$|i8mm|bf16")
+_POLL_SECONDS = 0.02
+_WORKER = (sys.executable, "-m", "litemed.benchmarks.worker")
+_LITEMED_RUN = (sys.executable, "-m", "litemed.runtime.cli", "--quiet")
+
+
+class ContenderError(LitemedError):
+    """A contender failed; the message says how."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A column of Table 4, or a row of the table of speed.
+
+    Attributes:
+        title: of the column.
+        what: runs, with which weights, in words; of two with equal words the results are equal.
+        command: segments a case, given CASE -o FOLDER after it.
+        parts: the command that times the parts of its work, see `litemed.benchmarks.worker`.
+    """
+
+    title: str
+    what: str
+    command: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+
+
+def published(title: str, checkpoint: Path, threads: int | None) -> Contender:
+    """Return the published procedure; `threads`: all, if None."""
+    end, words = _threads(threads)
+    what = f"the published procedure in PyTorch, checkpoint {sha256_of_file(checkpoint)[:12]}{words}"
+    command = (*_WORKER, "--checkpoint", str(checkpoint), *end)
+    return Contender(title, what, command, command)
+
+
+def of_bundle(
+    title: str, bundle: Bundle, engine: str, precision: str, threads: int | None, *, one_box: bool = False
+) -> Contender:
+    """Return a bundle as litemed-run segments with it, or with one box decoded at a time."""
+    end, words = _threads(threads)
+    how = "one box at a time" if one_box else "litemed-run"
+    what = f"{how}, {bundle.name} ({bundle.digest[:12]}), engine {engine}, precision {precision}{words}"
+    options = ("--model", str(bundle.path), "--engine", engine, "--precision", precision, *end)
+    return Contender(title, what, (*(_WORKER if one_box else _LITEMED_RUN), *options), (*_WORKER, *options))
+
+
+def _threads(threads: int | None) -> tuple[tuple[str, ...], str]:
+    return ((), ", all threads") if threads is None else (("--threads", str(threads)), f", {threads} threads")
+
+
+def turns(contenders: Sequence[Contender], repeat: int) -> list[Contender]:
+    """Return the order in which the contenders have their turn: another one is first in each pass."""
+    shift = repeat % len(contenders)
+    return [*contenders[shift:], *contenders[:shift]]
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a command took: wall-clock seconds, peak resident memory in MiB; and its standard output."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def run_process(command: Sequence[str]) -> Process:
+    """Run a command from start to exit.
+
+    Peak memory is that of the process without its children, as seen every 20 ms.
+
+    Raises:
+        ContenderError: it cannot be started or fails.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        except OSError as error:
+            raise ContenderError(f"cannot be started: {error.strerror}") from error
+        peaks = [0]
+        ended = threading.Event()
+        watch = threading.Thread(target=_watch_memory, args=(process.pid, peaks, ended), daemon=True)
+        watch.start()
+        try:
+            code = process.wait()
+            seconds = time.perf_counter() - start
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            ended.set()
+            watch.join()
+        output.seek(0)
+        errors.seek(0)
+        if code:
+            lines = errors.read().decode(errors="replace").strip().splitlines() or ["said nothing"]
+            raise ContenderError(f"exit code {code}: {printable(lines[-1][:300])}")
+        return Process(seconds, round(max(peaks) / 2**20, 1), output.read().decode(errors="replace"))
+
+
+def _watch_memory(pid: int, peaks: list[int], ended: threading.Event) -> None:
+    """Put into `peaks` the resident bytes of a process, again and again until it has `ended`."""
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        process = psutil.Process(pid)
+        peaks.append(process.memory_info().rss)
+        while not ended.wait(_POLL_SECONDS):
+            peaks.append(process.memory_info().rss)
+
+
+def describe_machine() -> str:
+    """Return what must be equal for times to belong into one table: CPU, cores, memory, system, versions."""
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
+    installed = {one.name: one.version for one in importlib.metadata.distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+    return (
+        f"{names[0] if names else platform.machine()}, {available_threads()} cores "
+        f"({' '.join(sorted(filter(_FAST.match, cpu_instructions())))}), "
+        f"{psutil.virtual_memory().total / 2**30:.1f} GiB; {platform.platform()}; "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def load_average() -> float:
+    """Return how many processes wanted to run in the last minute, on average."""
+    return round(os.getloadavg()[0], 2)

@@ -1,0 +1,156 @@
+"""One contender's work, in this process: segment a case, or time the parts and print them as a line of JSON.
+
+    python -m litemed.benchmarks.worker CASE -o OUT --checkpoint CHECKPOINT   # the published procedure
+    python -m litemed.benchmarks.worker CASE -o OUT --model BUNDLE            # one box decoded at a time
+    python -m litemed.benchmarks.worker --model BUNDLE --engine openvino      # the parts
+
+One box at a time, all else is litemed-run's: the same reading, merging and writing. So what differs from
+litemed-run is that it decodes several boxes together, and nothing else. The parts are
+
+- encoder: one network input to its embedding;
+- decoder: boxes on one embedding, seconds per box (published: one after the other);
+- slice: a volume of one 512 x 512 slice to its label map (published: encoded anew for every box).
+
+The first run of each is not counted; of several that are, the median is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+import litemed.runtime
+from litemed.runtime.command import run_command
+
+if TYPE_CHECKING:
+    from litemed.runtime.case import Case
+    from litemed.runtime.engines.protocol import Float
+    from litemed.runtime.segmenter import Segmenter
+
+BOXES = (1, 6)
+_RUNS = 3
+_PATH = click.Path(path_type=Path)
+
+
+def run_published(checkpoint: Path, threads: int | None, case: Path | None, output: Path | None) -> None:
+    """Segment a case with LiteMedSAM in eager PyTorch, float32, or time it."""
+    import torch
+
+    from litemed.benchmarks.table4.baseline import Baseline
+    from litemed.models.checkpoint import read_checkpoint
+    from litemed.runtime.files import make_folder
+    from litemed.runtime.readers import read_case
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = read_checkpoint(checkpoint).model()
+    baseline = Baseline(model)
+    if case is not None and output is not None:
+        make_folder(output)
+        np.savez_compressed(output / f"{case.stem}.npz", segs=baseline.segment(read_case(case)))
+        return
+    with torch.no_grad():
+        embedding = model.encode(torch.zeros(1, 3, model.size, model.size))
+        time_parts(
+            lambda image: model.encode(torch.from_numpy(image)),
+            lambda boxes: [model.decode(embedding, one) for one in torch.from_numpy(boxes).split(1)],
+            baseline.segment,
+            model.size,
+        )
+
+
+def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> bool:
+    """Segment a case with one box decoded at a time; return whether it could be done."""
+    from litemed.runtime.folder import run_cases
+
+    together = segmenter.engine.decode
+
+    def decode(embedding: Float, boxes: Float) -> tuple[Float, Float]:
+        decoded = [together(embedding, boxes[[i]]) for i in range(len(boxes))]
+        return np.concatenate([logits for logits, _ in decoded]), np.concatenate([iou for _, iou in decoded])
+
+    segmenter.engine.decode = decode  # type: ignore[method-assign]
+    errors = [report.error for report in run_cases([case], output, segmenter) if report.error]
+    for error in errors:
+        click.echo(f"error: {error}", err=True)
+    return not errors
+
+
+def time_parts(
+    encode: Callable[[Float], object],
+    decode: Callable[[Float], object],
+    segment: Callable[[Case], object],
+    size: int,
+) -> None:
+    """Print the seconds of each part, always of the same drawn inputs.
+
+    `encode` takes a network input (1, 3, size, size) float32 in [0, 1], `decode` boxes (N, 4) float32, x0 y0
+    x1 y1 in pixels of the network's input, `segment` a volume of one slice.
+    """
+    from litemed.benchmarks.phantoms import draw_volume
+    from litemed.runtime.boxes import Boxes
+    from litemed.runtime.case import Case
+
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 3, size, size), np.float32)
+    corner = rng.integers(0, size // 2, (max(BOXES), 2))
+    sides = rng.integers(8, size // 2, (max(BOXES), 2))
+    boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+    titles = {count: f"{count} box" + ("es" if count > 1 else "") for count in BOXES}
+    found = {"encoder": _seconds(encode, image, _RUNS)}
+    for count in BOXES:
+        found[f"decoder, {titles[count]}"] = _seconds(decode, boxes[:count], _RUNS) / count
+    for count in BOXES:
+        phantom = draw_volume(1, 512, 512, count)
+        case = Case("slice", phantom.image, Boxes.parse(phantom.boxes, phantom.image.shape))
+        found[f"slice, {titles[count]}"] = _seconds(segment, case, 1)
+    click.echo(json.dumps(found))
+
+
+def _seconds(work: Callable[[Any], object], argument: object, runs: int) -> float:
+    work(argument)
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work(argument)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+@click.command()
+@click.argument("case", type=_PATH, required=False)
+@click.option("-o", "--output", type=_PATH)
+@click.option("--checkpoint", type=_PATH)
+@click.option("--model", "bundle_path", type=_PATH)
+@click.option("--engine", default="auto")
+@click.option("--precision", default="exact")
+@click.option("--threads", type=click.IntRange(1))
+def main(
+    case: Path | None, output: Path | None, checkpoint: Path | None, threads: int | None, **options: Any
+) -> None:
+    """Segment CASE into OUTPUT, or time the parts."""
+
+    def work() -> bool:
+        if checkpoint is not None:
+            run_published(checkpoint, threads, case, output)
+            return True
+        segmenter = litemed.runtime.load(threads=threads, **options)
+        if case is not None and output is not None:
+            return run_one_by_one(segmenter, case, output)
+        size, engine = segmenter.bundle.manifest.input_size, segmenter.engine
+        embedding = engine.encode(np.zeros((1, 3, size, size), np.float32))
+        time_parts(engine.encode, lambda boxes: engine.decode(embedding, boxes), segmenter.run, size)
+        return True
+
+    run_command(work, debug=False, interrupted="nothing is kept", extra="bench")
+
+
+if __name__ == "__main__":
+    main()
