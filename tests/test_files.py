@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,9 +22,7 @@ from litemed.runtime.files import (
     output_path,
     remove_leftovers,
     same_name_key,
-    sha256_of_file,
 )
-from litemed.runtime.npz import write_npz
 
 OLD, NEW = b"old", b"new"
 
@@ -45,43 +39,21 @@ with FolderLock(path.parent, path.name) as lock, atomic_write(path) as file:
     time.sleep(60)
 """
 
-# Waits for the lock on "a" in the folder argv[1] and prints whether it was abandoned.
-WAITS = """
-import pathlib, sys
-from litemed.runtime.files import FolderLock
-print("waiting", flush=True)
-with FolderLock(pathlib.Path(sys.argv[1]), "a", wait=True) as lock:
-    print(lock.abandoned)
-"""
-
 
 def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
-def start_writer(path: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITES_AND_HANGS, path], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    return process
-
-
 @pytest.mark.parametrize("durable", [True, False])
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_file_appears_when_the_block_ends_and_nothing_else_does(
-    durable: bool, exists: bool, tmp_path: Path
-) -> None:
+def test_a_file_appears_when_the_block_ends_and_nothing_else_does(durable: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    if exists:
-        path.write_bytes(OLD)
-    with atomic_write(path, durable=durable) as file:
-        file.write(NEW)
-        file.flush()
-        assert (path.read_bytes() if path.exists() else OLD) == OLD
-    assert path.read_bytes() == NEW
-    assert names(tmp_path) == {"a.npz"}
+    for before in (None, NEW):
+        with atomic_write(path, durable=durable) as file:
+            file.write(NEW)
+            file.flush()
+            assert (path.read_bytes() if path.exists() else None) == before
+        assert path.read_bytes() == NEW
+        assert names(tmp_path) == {"a.npz"}
 
 
 def test_a_new_file_has_the_permissions_that_the_user_wants(tmp_path: Path) -> None:
@@ -112,21 +84,14 @@ def test_an_exception_leaves_what_was_there(error: type[BaseException], exists: 
     assert not exists or path.read_bytes() == OLD
 
 
-def test_an_interrupt_from_the_keyboard_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(OLD)
-    process = start_writer(path)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
-    assert names(tmp_path) == {"a"}
-    assert path.read_bytes() == OLD
-
-
 def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(OLD)
     (tmp_path / "b").write_bytes(OLD)
-    process = start_writer(path)
+    command = [sys.executable, "-c", WRITES_AND_HANGS, path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
     with pytest.raises(LockedError), FolderLock(tmp_path, "a"):
         pass
     process.kill()
@@ -147,11 +112,9 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_disk_that_fills_up_leaves_what_was_there(exists: bool, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    if exists:
-        path.write_bytes(OLD)
+    path.write_bytes(OLD)
     code = (
         "import pathlib, sys, numpy\n"
         "from litemed.runtime.errors import OutputError\n"
@@ -164,21 +127,11 @@ def test_a_disk_that_fills_up_leaves_what_was_there(exists: bool, tmp_path: Path
         "except OutputError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, path],
-        preexec_fn=limit_file_size,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, preexec_fn=limit_file_size, capture_output=True, text=True, check=True)
     assert done.stdout == f"{path}: cannot be written: File too large\n"
-    assert names(tmp_path) == ({"a.npz"} if exists else set())
-    assert not exists or path.read_bytes() == OLD
-
-
-def test_a_full_device_is_reported_by_the_npz_writer_as_the_system_says_it() -> None:
-    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
-        write_npz(file, {"segs": np.zeros(10**6, np.uint8)})
+    assert names(tmp_path) == {"a.npz"}
+    assert path.read_bytes() == OLD
 
 
 def test_a_failing_fsync_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,29 +152,21 @@ def test_a_failing_fsync_leaves_what_was_there(tmp_path: Path, monkeypatch: pyte
     assert path.read_bytes() == OLD
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OutputError, match=r"none/a: cannot be written: No such file"),
-        atomic_write(tmp_path / "none/a"),
-    ):
-        pass
-
-
-def test_a_symbolic_link_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(OLD)
     (tmp_path / "a").symlink_to("elsewhere")
     (tmp_path / "dangling").symlink_to("nowhere")
-    for name in ("a", "dangling"):
-        with pytest.raises(OutputError, match=f"{name}: is a link"), atomic_write(tmp_path / name) as file:
+    (tmp_path / "folder").mkdir()
+    for name, why in {
+        "a": "is a link",
+        "dangling": "is a link",
+        "folder": "is a link, folder or device",
+        "none/a": "cannot be written: No such file",
+    }.items():
+        with pytest.raises(OutputError, match=f"{name}: {why}"), atomic_write(tmp_path / name) as file:
             file.write(NEW)
     assert (tmp_path / "elsewhere").read_bytes() == OLD
-    assert names(tmp_path) == {"elsewhere", "a", "dangling"}
-
-
-def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    with pytest.raises(OutputError, match="a: is a link, folder or device"), atomic_write(tmp_path / "a"):
-        pass
+    assert names(tmp_path) == {"elsewhere", "a", "dangling", "folder"}
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
@@ -243,14 +188,11 @@ def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name:
     try:
         path = output_path(folder, name, ".npz")
     except OutputError as error:
-        message = str(error)
+        assert str(error).isprintable()  # noqa: PT017
     else:
-        message = ""
+        assert path == folder / f"{name}.npz"
         assert path.parent == folder
-        assert path.name == f"{name}.npz"
         assert len(os.fsencode(path.name)) <= 255
-        assert path.name not in (".npz", "..npz")
-    assert message.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -274,11 +216,6 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
 def test_names_that_some_file_system_takes_for_one_have_one_key(one: str, other: str) -> None:
     assert same_name_key(one) == same_name_key(other)
     assert same_name_key(one) != same_name_key(one + "x")
-
-
-def test_a_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 300_000)
-    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"x" * 300_000).hexdigest()
 
 
 # Locks
@@ -310,30 +247,14 @@ def test_a_lock_of_a_process_that_was_killed_before_it_wrote_is_not_abandoned(tm
         assert lock.abandoned
 
 
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    process = start_writer(tmp_path / "a")
-    waiter = subprocess.Popen([sys.executable, "-c", WAITS, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert waiter.stdout is not None
-    assert waiter.stdout.readline() == "waiting\n"
-    time.sleep(0.5)
-    assert waiter.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
-    assert waiter.communicate(timeout=30)[0] == "False\n"
-
-
-def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_or_is_a_link_is_refused(tmp_path: Path) -> None:
     with FolderLock(tmp_path):
         (lock,) = names(tmp_path)
     (tmp_path / lock).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="cannot be locked"), FolderLock(tmp_path):
-        pass
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(OutputError, match="cannot be locked"), FolderLock(folder):
+            pass
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_folder_that_does_not_exist_cannot_be_locked(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be locked"), FolderLock(tmp_path / "none"):
-        pass
 
 
 def count_up(path: Path, times: int) -> None:
@@ -347,11 +268,11 @@ def count_up(path: Path, times: int) -> None:
 def test_processes_that_count_under_a_lock_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "counter").write_text("0")
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=count_up, args=(tmp_path / "counter", 100)) for _ in range(4)]
+    processes = [context.Process(target=count_up, args=(tmp_path / "counter", 50)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert (tmp_path / "counter").read_text() == "400"
+    assert (tmp_path / "counter").read_text() == "200"
     assert names(tmp_path) == {"counter"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -90,11 +91,9 @@ def test_reads_a_header_of_either_version_and_without_its_data(tmp_path: Path) -
     np.savez_compressed(tmp_path / "a.npz", imgs=np.zeros((50, 600, 600), np.uint8))
     tracemalloc.start()
     with NpzReader(tmp_path / "a.npz") as opened:
-        header = opened.header("imgs")
-    peak = tracemalloc.get_traced_memory()[1]
+        assert opened.header("imgs") == (np.uint8, (50, 600, 600))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
-    assert (header.shape, header.dtype) == ((50, 600, 600), np.uint8)
-    assert peak < 5_000_000
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -141,9 +140,7 @@ def test_a_header_that_numpy_never_writes_is_refused_before_anything_is_allocate
     assert message in refusal(path)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"), [(2**28, "more than its"), (4000, "not a readable npz")], ids=["never", "not"]
-)
+@pytest.mark.parametrize(("size", "message"), [(2**28, "more than its"), (4000, "not a readable npz")])
 def test_a_size_that_the_data_do_not_reach_is_refused(size: int, message: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.npz", ("imgs.npy", npy((size,), data=b"\0" * 64)))
     data = bytearray(path.read_bytes())
@@ -187,7 +184,7 @@ def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, imgs=np.arange(30, dtype=np.uint16))
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    for length in range(0, len(whole), 3):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"a\.npz"):
             read(path)
@@ -244,23 +241,18 @@ def test_a_fuzzed_archive_is_read_whole_or_refused_by_our_own_error(
     assert "\n" not in told
 
 
-@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
-@given(header=st.one_of(st.binary(max_size=300), st.text(st.characters(max_codepoint=255)).map(str.encode)))
-def test_a_fuzzed_header_is_refused_by_our_own_error(header: bytes, tmp_path: Path) -> None:
+@settings(suppress_health_check=SAME_FOLDER)
+@given(
+    header=st.one_of(
+        st.binary(max_size=300),
+        st.text("<>|=biufcOVSUmM0123456789,()[]: ", max_size=12).map(lambda descr: npy((3,), descr)[10:]),
+    )
+)
+def test_a_fuzzed_header_or_dtype_is_read_or_refused_by_our_own_error(header: bytes, tmp_path: Path) -> None:
     member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
-    with pytest.raises(InputError):
-        read(archive(tmp_path / "a.npz", ("imgs.npy", member)))
-
-
-@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
-@given(descr=st.text("<>|=biufcOVSUmM0123456789,()[]: ", max_size=12), shape=st.tuples(st.integers(0, 9)))
-def test_a_fuzzed_dtype_is_read_or_refused_by_our_own_error(
-    descr: str, shape: tuple[int], tmp_path: Path
-) -> None:
-    try:
-        assert read(archive(tmp_path / "a.npz", ("imgs.npy", npy(shape, descr)))).dtype.kind in "biufc"
-    except InputError:
-        return
+    path = archive(tmp_path / "a.npz", ("imgs.npy", member))
+    with contextlib.suppress(InputError):
+        assert read(path).dtype.kind in "biufc"
 
 
 @settings(suppress_health_check=SAME_FOLDER)

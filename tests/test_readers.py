@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -103,8 +102,6 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
     [
         ({"imgs": GREY}, "no array boxes, only 'imgs'"),
         ({"boxes": BOX2}, "no array imgs, only 'boxes'"),
-        ({"image": GREY, "box": BOX2}, "no array boxes or imgs, only 'image', 'box'"),
-        ({"imgs": GREY, "gts": GREY}, "no array boxes, only 'imgs', 'gts'"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
         ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
         ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),
@@ -133,17 +130,14 @@ def test_an_npz_that_is_no_case_is_refused_by_name(
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
-@pytest.mark.parametrize("image", [GREY, RGB])
-def test_a_lossless_image_is_read_as_it_stands(suffix: str, image: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("image", [GREY, RGB, np.dstack([RGB, GREY])])
+def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(
+    suffix: str, image: np.ndarray, tmp_path: Path
+) -> None:
     case = read_case(write_image(tmp_path, f"a{suffix}", image))
-    np.testing.assert_array_equal(case.image, image)
+    np.testing.assert_array_equal(case.image, image[..., :3] if image.ndim == 3 else image)
     np.testing.assert_array_equal(case.boxes.xyxy, [[1, 2, 20, 25]])
     assert (case.name, case.is_volume) == ("a", False)
-
-
-def test_alpha_is_dropped(tmp_path: Path) -> None:
-    rgba = np.dstack([RGB, GREY])
-    np.testing.assert_array_equal(read_case(write_image(tmp_path, "a.png", rgba)).image, RGB)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
@@ -152,8 +146,7 @@ def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path)
     red[..., 0] = 255
     image = read_case(write_image(tmp_path, f"a{suffix}", red)).image
     assert image.shape == (30, 40, 3)
-    assert image[..., 0].min() > 250
-    assert image[..., 1:].max() < 5
+    assert image[..., 0].min() > 250 > 5 > image[..., 1:].max()
 
 
 def test_real_images_are_read_in_their_declared_size(shared: Callable[[str], Path]) -> None:
@@ -180,26 +173,22 @@ def test_16_bit_values_are_stretched_from_minimum_and_maximum(
     np.testing.assert_array_equal(read_case(constant).image, np.zeros(shape))
 
 
-@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
-@pytest.mark.parametrize("order", [">", "<"])
-def test_an_orientation_tag_is_refused(orientation: int, order: str) -> None:
-    block = exif(orientation, order)
-    for data in (jpeg_with(block), png(4, 3, b"\0" * 15, chunk(b"eXIf", block))):
-        with pytest.raises(InputError, match=f"orientation tag is {orientation}"):
-            decode_image(data, "a")
-
-
-def test_a_tiff_with_an_orientation_tag_is_refused() -> None:
+def tiff_with_orientation(turn: int) -> bytes:
+    """A copy of a TIFF's directory at the end of the file, with the tag in it."""
     data = encode(".tif", GREY)
-    order, first = "<", struct.unpack_from("<L", data, 4)[0]
+    (first,) = struct.unpack_from("<L", data, 4)
     (count,) = struct.unpack_from("<H", data, first)
-    entries = data[first + 2 : first + 2 + 12 * count]
-    # A copy of the directory at the end of the file, with the tag in it.
-    tag = struct.pack(order + "HHLHH", 274, 3, 1, 6, 0)
-    moved = data[:4] + struct.pack("<L", len(data)) + data[8:]
-    moved += struct.pack("<H", count + 1) + entries + tag + b"\0" * 4
-    with pytest.raises(InputError, match="orientation tag is 6"):
-        decode_image(moved, "a")
+    tag = struct.pack("<HHLHH", 274, 3, 1, turn, 0)
+    moved = data[:4] + struct.pack("<L", len(data)) + data[8:] + struct.pack("<H", count + 1)
+    return moved + data[first + 2 : first + 2 + 12 * count] + tag + b"\0" * 4
+
+
+@pytest.mark.parametrize("turn", [2, 6, 8])
+def test_an_orientation_tag_is_refused(turn: int) -> None:
+    tagged = [png(4, 3, b"\0" * 15, chunk(b"eXIf", exif(turn))), tiff_with_orientation(turn)]
+    for data in (*tagged, *(jpeg_with(exif(turn, order)) for order in "<>")):
+        with pytest.raises(InputError, match=f"orientation tag is {turn}"):
+            decode_image(data, "a")
 
 
 @pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"MM", b"II*\0\xff\xff\xff\xff"])
@@ -245,9 +234,9 @@ def test_another_format_is_refused(data: bytes) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif"]))
+@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif", "big"]))
 def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
-    encoded = bytearray(encode(suffix, GREY))
+    encoded = bytearray(b"II+\0\x08\0\0\0" + GREY.tobytes() if suffix == "big" else encode(suffix, GREY))
     for _ in range(data.draw(st.integers(1, 5))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(encoded)))
@@ -259,16 +248,6 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
     assert header.pages in (1, 2)
 
 
-@pytest.mark.parametrize("magic", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
-@settings(max_examples=100, deadline=None)
-@given(rest=st.binary(max_size=100))
-def test_a_fuzzed_bigtiff_is_refused_by_our_own_error(magic: bytes, rest: bytes) -> None:
-    try:
-        read_image_header(magic + rest, "a")
-    except InputError:
-        return
-
-
 # Sidecars
 
 
@@ -277,18 +256,13 @@ def test_a_fuzzed_bigtiff_is_refused_by_our_own_error(magic: bytes, rest: bytes)
     [
         ("", "empty"),
         ("nonsense", "not readable as JSON"),
-        ("\x85", "not readable as JSON"),
         ("[[1, 2, 3, 4]]", "no list of boxes"),
         ('{"box": [[1, 2, 3, 4]]}', "no list of boxes"),
-        ('{"boxes": {}}', "no list of boxes"),
         ('{"boxes": []}', "no boxes"),
-        ('{"boxes": [[1, 2, 3]]}', "box 1 is not four numbers"),
         ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not four numbers"),
         ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not four numbers"),
         ('{"boxes": [[1, 2, 3, "4"]]}', "box 1 is not four numbers"),
-        ('{"boxes": [[1, 2, 3, null]]}', "box 1 is not four numbers"),
         ('{"boxes": [[1, 2, 3, NaN]]}', "NaN is not a finite number"),
-        ('{"boxes": [[1, 2, 3, -Infinity]]}', "-Infinity is not a finite number"),
         ('{"boxes": [[1, 2, 3, 1e999]]}', "not a finite"),
         ('{"boxes": [[1, 2, 3.5, 4]]}', "whole pixels"),
         ('{"boxes": [[1, 2, 30000000000000000000, 4]]}', "dtype object|too large|outside"),
@@ -308,16 +282,15 @@ def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text: str, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_without_a_sidecar_is_refused_and_told_what_to_write(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encode(".png", GREY))
-    with pytest.raises(InputError, match=r'no boxes; write them to .*a\.json as {"boxes"'):
-        read_case(tmp_path / "a.png")
-
-
-def test_a_sidecar_may_carry_other_keys_a_byte_order_mark_and_whole_floats(tmp_path: Path) -> None:
+def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_whole_floats(
+    tmp_path: Path,
+) -> None:
     path = write_image(tmp_path, "a.png", GREY)
     (tmp_path / "a.json").write_text('{"note": "left", "boxes": [[1.0, 2, 3e0, 4]]}', encoding="utf-8-sig")
     np.testing.assert_array_equal(read_case(path).boxes.xyxy, [[1, 2, 3, 4]])
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(InputError, match=r'no boxes; write them to .*a\.json as {"boxes"'):
+        read_case(path)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -357,22 +330,18 @@ def test_files_and_folders_mix_in_the_order_given_and_each_case_comes_once(tmp_p
     assert [path.name for path in listed] == ["b.npz", "a.npz", "c.npz"]
 
 
-@pytest.mark.parametrize("name", ["none.npz", "notes.txt", "empty"])
-def test_a_path_that_names_no_case_is_wrong_use(name: str, tmp_path: Path) -> None:
+def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=name):
-        list_cases([tmp_path / name])
+    for name in ("none.npz", "notes.txt", "empty"):
+        with pytest.raises(UsageError, match=name):
+            list_cases([tmp_path / name])
     with pytest.raises(UsageError, match="no cases"):
         list_cases([])
 
 
-def test_the_files_of_a_case_include_its_sidecar(tmp_path: Path) -> None:
+def test_the_files_of_a_case_include_its_sidecar_and_other_kinds_are_refused(tmp_path: Path) -> None:
     assert case_files(tmp_path / "a.npz") == (tmp_path / "a.npz",)
     assert case_files(tmp_path / "a.b.png") == (tmp_path / "a.b.png", tmp_path / "a.b.json")
-
-
-def test_a_case_of_unknown_kind_is_refused(tmp_path: Path) -> None:
-    shutil.copy(__file__, tmp_path / "a.py")
     with pytest.raises(InputError, match=r"a\.py: not a case"):
         read_case(tmp_path / "a.py")
