@@ -44,13 +44,14 @@ def refused(folder: pathlib.Path) -> str:
     return message
 
 
-def test_a_sound_bundle_opens(folder: pathlib.Path) -> None:
+def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
+    before, manifest = ((folder / name).read_bytes() for name in ("encoder.onnx", "manifest.json"))
     bundle = Bundle.open(str(folder))
-    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "encoder.onnx").write_bytes(before[::-1])
+    assert bundle.graphs["encoder"] == before
+    assert bundle.released().graphs == {}
     assert bundle.digest == hashlib.sha256(manifest).hexdigest()
-    assert bundle.name == "boxes"
-    assert bundle.manifest.input_size == 256
-    assert bundle.graphs["encoder"] == (folder / "encoder.onnx").read_bytes()
+    assert (bundle.name, bundle.manifest.input_size) == ("boxes", 256)
 
 
 def test_a_bundle_can_be_moved_and_linked_to_and_have_other_files(
@@ -61,14 +62,6 @@ def test_a_bundle_can_be_moved_and_linked_to_and_have_other_files(
     moved = folder.rename(tmp_path / "elsewhere")
     (tmp_path / "latest").symlink_to(moved)
     assert Bundle.open(tmp_path / "latest").digest == Bundle.open(moved).digest
-
-
-def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
-    before = (folder / "encoder.onnx").read_bytes()
-    bundle = Bundle.open(folder)
-    (folder / "encoder.onnx").write_bytes(before[::-1])
-    assert bundle.graphs["encoder"] == before
-    assert bundle.released().graphs == {}
 
 
 def test_a_missing_or_unreadable_file_is_named(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -93,49 +86,31 @@ def test_links_pipes_and_folders_are_not_read(folder: pathlib.Path, name: str) -
     refused(folder)
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
-def test_a_changed_graph_is_refused(folder: pathlib.Path, name: str) -> None:
-    path = folder / name
+def test_a_changed_graph_is_refused(folder: pathlib.Path) -> None:
+    path = folder / "decoder.onnx"
     data = path.read_bytes()
-    for changed, why in (
-        (data[:-1] + bytes([data[-1] ^ 1]), f"{name}: its size or sha256"),
-        (data + b"\0", "bytes"),
-        (data[:-1], "its size"),
-    ):
+    for changed in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data + b"\0"):
         path.write_bytes(changed)
-        assert why in refused(folder)
+        assert "decoder.onnx: " in refused(folder)
 
 
-def external(place: str, key: str | None) -> onnx.ModelProto:
-    """A graph with one tensor, in the place that is asked for, that may name another file."""
-    tensor = helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0])
-    if key:
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key=key, value="/etc/passwd")
-    attribute = helper.make_attribute("value", tensor)
-    node = helper.make_node("Op", ["x"], ["y"])
-    model = helper.make_model(helper.make_graph([node], "g", [], []))
-    if place == "initializer":
-        model.graph.initializer.append(tensor)
-    elif place == "sparse initializer":
-        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, dims=[4]))
-    elif place == "attribute":
-        model.graph.node[0].attribute.append(attribute)
-    elif place == "subgraph":
-        body = helper.make_graph([], "body", [], [], [tensor])
-        model.graph.node[0].attribute.append(helper.make_attribute("body", body))
-    else:
-        node.attribute.append(attribute)
-        model.functions.append(helper.make_function("local", "f", ["x"], ["y"], [node], []))
-    return model
-
-
-@pytest.mark.parametrize("place", ["initializer", "sparse initializer", "attribute", "subgraph", "function"])
-def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path, place: str) -> None:
-    replace_graph(folder, "decoder", external(place, None))
-    Bundle.open(folder)
-    replace_graph(folder, "decoder", external(place, "location"))
-    assert "decoder.onnx: may keep data in another file" in refused(folder)
+def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path) -> None:
+    tensor = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    node = helper.make_node("Op", ["x"], ["y"], value=tensor)
+    graph = helper.make_graph([], "g", [], [], [tensor])
+    subgraph = helper.make_node("Op", ["x"], ["y"], body=graph)
+    for model in (
+        helper.make_model(graph),
+        helper.make_model(helper.make_graph([node], "g", [], [])),
+        helper.make_model(helper.make_graph([subgraph], "g", [], [])),
+        helper.make_model(
+            helper.make_graph([], "g", [], []),
+            functions=[helper.make_function("local", "f", ["x"], ["y"], [node], [])],
+        ),
+    ):
+        replace_graph(folder, "decoder", model)
+        assert "decoder.onnx: may keep data in another file" in refused(folder)
 
 
 @pytest.mark.parametrize("key", ["location", "Location", "loc", None])
@@ -188,7 +163,6 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> Non
     [
         (lambda m: m.update(schema=5), "schema 5"),
         (lambda m: m.update(schema=3), "export again"),
-        (lambda m: m.update(schema="4"), "schema '4'"),
         (lambda m: m.update(schema=True), "schema True"),
         (lambda m: m.pop("schema"), "'schema'"),
         (lambda m: m.update(extra=1), "'extra'"),
@@ -196,17 +170,13 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> Non
         (lambda m: m["input"].update(size=250), "250"),
         (lambda m: m["input"].update(size=256.0), "256.0"),
         (lambda m: m["input"].update(channels=1), "channels"),
-        (lambda m: m["input"].update(channels=True), "channels"),
         (lambda m: m["input"].update(normalise="z-score"), "'z-score'"),
-        (lambda m: m["input"].pop("pad"), "'pad'"),
         (lambda m: m.update(name="a\nb"), "name"),
         (lambda m: m.update(name="\x1b[31mred"), "name"),
         (lambda m: m.update(name="n" * 1000), "name"),
         (lambda m: m.update(graphs={}), "'encoder'"),
-        (lambda m: m.update(graphs=[]), "graphs"),
         (lambda m: m["graphs"].pop("decoder"), "'decoder'"),
         (lambda m: m["graphs"]["decoder"].update(bytes=0), "0 bytes"),
-        (lambda m: m["graphs"]["decoder"].update(bytes=1 << 40), "bytes"),
         (lambda m: m["graphs"]["decoder"].update(sha256="0" * 63), "sha256"),
         (lambda m: m.update(precisions={}), "float32"),
         (lambda m: m["weights"].pop("trained"), "'trained'"),
@@ -267,11 +237,7 @@ def of_ct(int8: Json) -> Json:
         (lambda p: p.update(bf16=["encoder"]), "'bf16'"),
         (lambda p: p.pop("agreement"), "'agreement'"),
         (lambda p: p.update(agreement=None), "agreement"),
-        (lambda p: p["agreement"].update(images=4.5), "images"),
         (lambda p: p["agreement"].update(passes=True), "'passes'"),
-        (lambda p: measured(p).update(note="x"), "'note'"),
-        (lambda p: of_ct(p).update(cases=True), "cases"),
-        (lambda p: of_ct(p).update(dice=None), "dice"),
         (lambda p: of_ct(p).update(dsc_change="0"), "dsc_change"),
         (lambda p: of_ct(p).pop("dsc_change"), "'dsc_change'"),
         (lambda p: of_ct(p).update(nsd=1.0), "'nsd'"),
@@ -292,14 +258,11 @@ def test_float32_agrees_with_itself_and_other_names_are_not_known(folder: pathli
     assert "'fp16' is not one of float32, bf16, int8, int8-bf16" in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8-bf16"])
-@pytest.mark.parametrize(
-    "roles", [[], ["encoder", "encoder"], ["decoder", "encoder"], ["neck"], "encoder", None]
-)
-def test_bf16_names_the_graphs_that_are_to_be_rounded(folder: pathlib.Path, name: str, roles: Any) -> None:
+@pytest.mark.parametrize("roles", [[], ["encoder", "encoder"], ["decoder", "encoder"], ["neck"], None])
+def test_bf16_names_the_graphs_that_are_to_be_rounded(folder: pathlib.Path, roles: Any) -> None:
     def add(manifest: Json) -> None:
         precision = with_int8(manifest) | ({} if roles is None else {"bf16": roles})
-        manifest["precisions"] = {"float32": manifest["precisions"]["float32"], name: precision}
+        manifest["precisions"] = {"float32": manifest["precisions"]["float32"], "bf16": precision}
 
     edit(folder, add)
     assert "bf16" in refused(folder)

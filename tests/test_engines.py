@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,40 +57,31 @@ def test_encodes(engine: Engine) -> None:
     image = np.random.default_rng(0).random((1, 3, 256, 256)).astype(np.float32)
     embedding = engine.encode(image)
     assert (embedding.shape, embedding.dtype) == ((1, 256, 64, 64), np.float32)
+    engine.encode(np.zeros_like(image))  # results outlive the next call
     expected = image.reshape(1, 3, 64, 4, 64, 4).mean(axis=(3, 5)).sum(axis=1)
     np.testing.assert_allclose(embedding[0, 17], expected[0], rtol=0, atol=1e-5)
-    engine.encode(np.zeros_like(image))  # results outlive the next call
-    np.testing.assert_allclose(embedding[0, 17], expected[0], rtol=0, atol=1e-5)
     assert engine.version.startswith("20" if engine.name == "openvino" else "1.")
-    assert engine.threads == 1
-
-
-@pytest.mark.parametrize("count", [1, 2, 17, 61])
-def test_decodes_any_number_of_boxes(engine: Engine, count: int) -> None:
-    boxes = some_boxes(count)
-    logits, iou = engine.decode(np.zeros((1, 256, 64, 64), np.float32), boxes)
-    np.testing.assert_array_equal(logits, distances(boxes))
-    np.testing.assert_array_equal(iou, distances(boxes).max(axis=(1, 2)))
-    engine.decode(np.zeros((1, 256, 64, 64), np.float32), boxes[::-1])
-    np.testing.assert_array_equal(logits, distances(boxes))
-
-
-def test_wrong_input_is_one_line(engine: Engine) -> None:
     with pytest.raises(EngineError) as caught:
         engine.encode(np.zeros((1, 3, 64, 64), np.float32))
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_chunks_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, run = [], engine.run
+@pytest.mark.parametrize("count", [1, BOXES_PER_CALL, 2 * BOXES_PER_CALL + 3])
+def test_decodes_any_number_of_boxes_but_few_at_a_time(
+    count: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, embedding, sizes, run = some_boxes(count), np.zeros((1, 256, 64, 64), np.float32), [], engine.run
 
     def recording(graph: object, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         sizes.append(len(inputs["boxes"]))
         return run(graph, outputs, inputs)
 
     monkeypatch.setattr(engine, "run", recording)
-    engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(2 * BOXES_PER_CALL + 3))
-    assert sizes == [BOXES_PER_CALL, BOXES_PER_CALL, 3]
+    logits, iou = engine.decode(embedding, boxes)
+    assert (max(sizes), sum(sizes)) == (min(count, BOXES_PER_CALL), count)
+    engine.decode(embedding, boxes[::-1])
+    np.testing.assert_array_equal(logits, distances(boxes))
+    np.testing.assert_array_equal(iou, distances(boxes).max(axis=(1, 2)))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 256, 256), (1, 256, 256), (2, 64, 64)])
@@ -101,10 +93,6 @@ def test_a_decoder_that_returns_other_shapes(
         engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(2))
 
 
-def swap(folder: pathlib.Path) -> None:
-    replace_graph(folder, "decoder", onnx.load(folder / "encoder.onnx"))
-
-
 def edit_graph(role: str, change: Callable[[onnx.GraphProto], object]) -> Callable[[pathlib.Path], None]:
     def spoil(folder: pathlib.Path) -> None:
         model = onnx.load(folder / f"{role}.onnx")
@@ -114,19 +102,18 @@ def edit_graph(role: str, change: Callable[[onnx.GraphProto], object]) -> Callab
     return spoil
 
 
+def first_axis(value: onnx.ValueInfoProto) -> Any:
+    return value.type.tensor_type.shape.dim[0]
+
+
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (swap, "is no decoder"),
+        (lambda f: replace_graph(f, "decoder", onnx.load(f / "encoder.onnx")), "is no decoder"),
         (lambda folder: edit(folder, lambda m: m["input"].update(size=512)), "is no encoder"),
         (edit_graph("encoder", lambda g: g.output.append(g.input[0])), "is no encoder"),
-        (
-            edit_graph(
-                "decoder", lambda g: setattr(g.input[1].type.tensor_type.shape.dim[0], "dim_value", 1)
-            ),
-            "decoder",
-        ),
+        (edit_graph("decoder", lambda g: setattr(first_axis(g.input[1]), "dim_value", 1)), "decoder"),
         (edit_graph("decoder", lambda g: setattr(g.node[0], "op_type", "Sqeeze")), "failed"),
     ],
 )
@@ -235,11 +222,18 @@ def give_away(entry: pathlib.Path) -> None:
         pytest.skip("only root can give files away")
 
 
+def put_another(entry: pathlib.Path) -> None:
+    Cache(entry.parent).store(b"theirs", "b")
+    (theirs,) = set(entry.parent.iterdir()) - {entry}
+    theirs.rename(entry)
+
+
 @pytest.mark.parametrize(
     "harm",
     [
         flip,
         link,
+        put_another,
         give_away,
         lambda entry: entry.chmod(0o620),
         lambda entry: entry.chmod(0o602),
@@ -257,32 +251,19 @@ def test_an_entry_that_is_damaged_or_may_be_another_s_is_not_used(
     assert cache.load("a") is None
 
 
-def test_an_entry_does_not_serve_under_another_s_name(kept: pathlib.Path) -> None:
-    cache = Cache(kept)
-    cache.store(b"ours", "a")
-    (ours,) = kept.iterdir()
-    cache.store(b"theirs", "b")
-    (theirs,) = set(kept.iterdir()) - {ours}
-    shutil.copy(theirs, ours)
-    assert cache.load("a") is None
-    assert cache.load("b") == b"theirs"
-
-
-@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
-def test_a_cache_that_others_may_write_into_is_refused(mode: int, kept: pathlib.Path) -> None:
-    Cache(kept)
-    kept.chmod(mode)
-    with pytest.raises(UsageError, match="not yours alone"):
-        Cache(kept)
-
-
-def test_a_cache_that_is_a_link_or_a_file_is_refused(kept: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_cache_that_others_may_write_into_or_that_is_no_folder_is_refused(
+    kept: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     Cache(kept)
     (tmp_path / "link").symlink_to(kept)
     (tmp_path / "file").touch()
     for name in ("link", "file"):
         with pytest.raises(UsageError, match="is no folder"):
             Cache(tmp_path / name)
+    for mode in (0o770, 0o702, 0o777):
+        kept.chmod(mode)
+        with pytest.raises(UsageError, match="not yours alone"):
+            Cache(kept)
 
 
 def test_openvino_runs_what_the_cache_holds_of_just_this_graph(
@@ -302,17 +283,11 @@ def test_openvino_runs_what_the_cache_holds_of_just_this_graph(
 
     cache = Recording(kept)
 
-    def entries() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in kept.iterdir()}
-
     def opened(threads: int = 1) -> float:
         return float(open_engine("openvino", bundle, threads, cache=cache).encode(image).max())
 
-    assert opened() == 3
-    first = entries()
-    assert len(first) == 2
-    assert opened() == 3
-    assert entries() == first
+    assert [opened(), opened()] == [3, 3]
+    assert len(list(kept.iterdir())) == 2
     encoder = stored[bundle.manifest.graphs["encoder"].sha256]
     model = onnx.load(box_bundle / "encoder.onnx")
     (weight,) = model.graph.initializer
@@ -320,31 +295,23 @@ def test_openvino_runs_what_the_cache_holds_of_just_this_graph(
     core = shared_core()
     other = core.compile_model(core.read_model(model.SerializeToString()), "CPU").export_model().getvalue()
     Cache(kept).store(other, *encoder)
-    assert opened() == 6
-    assert opened(2) == 3  # other options, other entries
-    assert len(entries()) == 4
+    assert [opened(), opened(2)] == [6, 3]  # other options, other entries
     Cache(kept).store(b"no compiled graph", *encoder)
     assert opened() == 3
-    Cache(kept).store(other, *encoder)
-    for entry in kept.iterdir():
-        flip(entry)
-    assert opened() == 3  # what is damaged is compiled anew
 
     def full(*_: object) -> None:
         raise OutputError("no space left")
 
     monkeypatch.setattr(Recording, "store", full)
     for entry in kept.iterdir():
-        entry.unlink()
-    assert opened() == 3  # what cannot be kept costs time only
+        flip(entry)
+    assert opened() == 3  # what is damaged is compiled anew, and what cannot be kept costs time only
 
 
 def test_hardware_threads_of_one_core_count_once(tmp_path: pathlib.Path) -> None:
     for cpu, siblings in {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2"}.items():
         write(tmp_path / f"cpu{cpu}/topology/thread_siblings_list", f"{siblings}\n")
     assert cores_of([0, 1, 2, 4, 5], tmp_path) == 3
-    assert cores_of([0, 4], tmp_path) == 1
-    assert cores_of([0, 1], tmp_path) == 2
     assert cores_of([0, 4, 6, 7], tmp_path) == 3  # of the last two nothing is known
 
 
@@ -356,21 +323,14 @@ def write(path: pathlib.Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("files", "own", "quota"),
     [
-        ({}, "0::/\n", np.inf),
         ({}, "", np.inf),
-        ({"cpu.max": "250000 100000\n"}, "0::/\n", 2.5),
         ({"cpu.max": "max 100000\n"}, "0::/\n", np.inf),
-        ({"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n"}, "0::/a/b\n", 1),
         ({"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "150000 100000\n"}, "0::/a/b\n", 1.5),
-        ({"cpu.max": "200000 100000\n"}, "0::/not/visible/here\n", 2),
+        ({"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n"}, "0::/a/b\n", 1),
+        ({"cpu.max": "250000 100000\n"}, "0::/not/visible/here\n", 2.5),
         ({"cpu.max": "nonsense\n"}, "0::/\n", np.inf),
-        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/\n", 0.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/\n", np.inf),
-        (
-            {"cpu,cpuacct/x/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"},
-            "7:memory:/\n3:cpu,cpuacct:/x\n1:name=systemd:/\n",
-            3,
-        ),
+        ({"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "4:cpu:/x\n", np.inf),
+        ({"cpu/x/cpu.cfs_quota_us": "50000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "4:cpu:/x\n", 0.5),
     ],
 )
 def test_cpu_quota(files: dict[str, str], own: str, quota: float, tmp_path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from bundle_edits import edit, replace_graph
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -97,16 +97,13 @@ def judged(found: Found) -> Precision:
 @example([(0.99, -0.005), (1.0, None)])
 @example([(1.0, 0.0), (0.9899, 0.0), (1.0, None)])
 @example([(1.0, 0.01), (1.0, -0.0051)])
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.97, 1), st.none() | st.floats(-0.02, 0.02)), min_size=1))
 def test_a_precision_passes_if_both_conditions_hold_in_every_modality(found: Found) -> None:
     expected = all(dice >= 0.99 and (change is None or change >= -0.005) for dice, change in found)
     precision = judged(found)
-    assert precision.passes("openvino") == expected
-    assert (precision.shortcoming("openvino") is None) == expected
-
-
-def test_what_was_not_measured_on_an_engine_does_not_pass_there() -> None:
-    assert "not measured" in (judged([(1, 0.0)]).shortcoming("onnxruntime") or "")
+    assert precision.passes("openvino") == (precision.shortcoming("openvino") is None) == expected
+    assert "not measured" in (precision.shortcoming("onnxruntime") or "")
     assert Precision("e", "d").passes("onnxruntime")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +66,6 @@ def jpeg_with(exif_block: bytes) -> bytes:
 
 
 # The challenge's npz
-
-
-@pytest.mark.parametrize("name", ["2DBox_Golden_five", "2DBox_Golden_upscaled", "3DBox_Golden_three"])
-def test_a_challenge_case_is_read_as_it_stands(name: str, shared: Callable[[str], Path]) -> None:
-    path = shared(f"golden/cases/{name}.npz")
-    case = read_case(path)
-    with np.load(path) as stored:
-        np.testing.assert_array_equal(case.image, stored["imgs"])
-        boxes = stored["boxes"]
-    assert (case.name, case.source, case.is_volume) == (name, path, name.startswith("3D"))
-    if case.is_volume:
-        np.testing.assert_array_equal(case.boxes.z, boxes[:, [2, 5]])
-        boxes = boxes[:, [0, 1, 3, 4]]
-    np.testing.assert_array_equal(case.boxes.xyxy, boxes)
-    assert case.shape == (case.image.shape if case.is_volume else case.image.shape[:2])
 
 
 def test_a_grey_image_in_column_order_becomes_c_contiguous(tmp_path: Path) -> None:
@@ -149,15 +133,6 @@ def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path)
     assert image[..., 0].min() > 250 > 5 > image[..., 1:].max()
 
 
-def test_real_images_are_read_in_their_declared_size(shared: Callable[[str], Path]) -> None:
-    paths = sorted(shared("data/open").glob("*/*/images/*.[jp][pn]g"))[::20]
-    assert paths
-    for path in paths:
-        data = path.read_bytes()
-        header = read_image_header(data, str(path))
-        assert decode_image(data, str(path)).shape[:2] == (header.height, header.width)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3)])
 def test_16_bit_values_are_stretched_from_minimum_and_maximum(
@@ -168,7 +143,6 @@ def test_16_bit_values_are_stretched_from_minimum_and_maximum(
     low, high = int(deep.min()), int(deep.max())
     np.testing.assert_array_equal(image, np.rint((deep.astype(float) - low) * 255 / (high - low)))
     assert image.dtype == np.uint8
-    assert (image.min(), image.max()) == (0, 255)
     constant = write_image(tmp_path, f"b{suffix}", np.full(shape, 65535, np.uint16))
     np.testing.assert_array_equal(read_case(constant).image, np.zeros(shape))
 
@@ -191,17 +165,17 @@ def test_an_orientation_tag_is_refused(turn: int) -> None:
             decode_image(data, "a")
 
 
-@pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"MM", b"II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"II*\0\xff\xff\xff\xff"])
 def test_exif_that_states_no_turn_changes_nothing(block: bytes) -> None:
     np.testing.assert_array_equal(decode_image(jpeg_with(block), "a"), decode_image(encode(".jpg", RGB), "a"))
 
 
 def test_several_pages_and_float_values_are_refused(tmp_path: Path) -> None:
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
-    with pytest.raises(InputError, match="several pages"):
-        decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
-    with pytest.raises(InputError, match="values are float32"):
-        decode_image(encode(".tif", GREY.astype(np.float32)), "a.tif")
+    floats = encode(".tif", GREY.astype(np.float32))
+    for data, why in (((tmp_path / "a.tif").read_bytes(), "several pages"), (floats, "values are float32")):
+        with pytest.raises(InputError, match=why):
+            decode_image(data, "a.tif")
 
 
 @pytest.mark.parametrize(("width", "height"), [(2**31 - 1, 2**31 - 1), (MAX_VOXELS + 1, 1), (0, 5)])
@@ -218,19 +192,16 @@ def test_every_truncation_of_an_image_is_refused(suffix: str) -> None:
             decode_image(data[:length], "a")
 
 
-def test_a_damaged_png_is_refused() -> None:
-    data = bytearray(encode(".png", RGB))
-    data[len(data) // 2] ^= 1
+def test_another_format_and_a_damaged_png_are_refused() -> None:
+    for data in (b"GIF89a", b"\0" * 50, b"BM" + b"\0" * 50):
+        with pytest.raises(InputError, match="not a PNG, JPEG or TIFF"):
+            decode_image(data, "a.png")
+    damaged = bytearray(encode(".png", RGB))
+    damaged[len(damaged) // 2] ^= 1
     with pytest.raises(InputError, match="checksum of chunk b'IDAT' is wrong"):
-        decode_image(bytes(data), "a.png")
+        decode_image(bytes(damaged), "a.png")
     with pytest.raises(InputError, match="not a readable image"):  # it has too few pixels
         decode_image(png(40, 30, b"\0" * 41), "a.png")
-
-
-@pytest.mark.parametrize("data", [b"GIF89a", b"\0" * 50, b"BM" + b"\0" * 50, b"{}"])
-def test_another_format_is_refused(data: bytes) -> None:
-    with pytest.raises(InputError, match="not a PNG, JPEG or TIFF"):
-        decode_image(data, "a.png")
 
 
 @settings(max_examples=100, deadline=None)
