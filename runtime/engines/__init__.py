@@ -64,7 +64,7 @@ def open_engine(
     for candidate in found:
         choice = "; left out: ".join(["presumed the fastest", *left_out]) if open_choice else ""
         try:
-            engine = _begin(candidate, bundle, count, choice, cache)
+            engine = _class_of(candidate[0])(bundle, count, candidate[1], choice, cache)
             if wait:
                 engine.ready()
         except EngineError as error:
@@ -123,13 +123,11 @@ def _presumed_order() -> list[Candidate]:
     return order + [("onnxruntime", precision) for precision in ("bf16", "int8-bf16")]
 
 
-def _begin(candidate: Candidate, bundle: Bundle, threads: int, choice: str, cache: Cache | None) -> Engine:
-    """Begin to load a candidate's graphs. Raises EngineError if it is not installed or cannot compute so."""
-    name, precision = candidate
+def _class_of(name: str) -> type[Engine]:
     if name == "openvino":
         from litemed.runtime.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(bundle, threads, precision, choice, cache)
+        return OpenVinoEngine
     from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, threads, precision, choice)
+    return OnnxRuntimeEngine

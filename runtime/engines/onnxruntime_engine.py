@@ -10,7 +10,6 @@ from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
-from litemed.runtime.precision import REFERENCE
 
 _FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
 
@@ -18,29 +17,24 @@ _FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
 class OnnxRuntimeEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`; encoder and decoder work in the same memory."""
 
-    name, title = "onnxruntime", "ONNX Runtime"
+    name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int, precision: str = REFERENCE, choice: str = "") -> None:
-        """Begin to load a precision's graphs.
-
-        Raises EngineError if ONNX Runtime is missing, or does not compute in that precision.
-        """
-        if bundle.manifest.precisions[precision].bf16:
+    def prepare(self) -> str:
+        """Import ONNX Runtime, which must not report home."""
+        if self.bf16:
             raise EngineError("ONNX Runtime computes no bf16 on a CPU; choose OpenVINO")
         silence_onnxruntime()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError(f"ONNX Runtime cannot be loaded ({error}); pip install onnxruntime") from error
+        import onnxruntime
+
         # In case the calling program imported it before us.
         onnxruntime.disable_telemetry_events()
-        self._onnxruntime = onnxruntime
         _share_arena()
-        super().__init__(bundle, threads, precision, choice, str(onnxruntime.__version__))
+        return str(onnxruntime.__version__)
 
     def load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a session of one graph."""
-        onnxruntime = self._onnxruntime
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

@@ -9,12 +9,10 @@ import threading
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import cores_of, cpu_instructions, own_cpus
-from litemed.runtime.engines.protocol import Engine, Float, Interface, failure
+from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError, OutputError
 from litemed.runtime.network import silent_openvino_import
-from litemed.runtime.precision import REFERENCE
 
 _core: Any = None
 _core_lock = threading.Lock()
@@ -45,34 +43,16 @@ def computes_bf16() -> bool:
 class OpenVinoEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`."""
 
-    name, title = "openvino", "OpenVINO"
+    name, title, package = "openvino", "OpenVINO", '"litemed[openvino]"'
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        threads: int,
-        precision: str = REFERENCE,
-        choice: str = "",
-        cache: Cache | None = None,
-    ) -> None:
-        """Begin to compile a precision's graphs, or take them from `cache` if it has them.
+    def prepare(self) -> str:
+        """Import OpenVINO, and see whether the CPU computes in the precision."""
+        self._core = shared_core()
+        from openvino import __version__
 
-        Raises EngineError if OpenVINO is missing, or the CPU does not compute in that precision.
-        """
-        try:
-            self._core = shared_core()
-            from openvino import __version__
-        except ImportError as error:
-            raise EngineError(
-                f'OpenVINO cannot be loaded ({error}); pip install "litemed[openvino]"'
-            ) from error
-        except Exception as error:  # without the plugin for CPUs, say
-            raise failure(self.title, error) from error
-        self._cache = cache
-        self._bf16 = bundle.manifest.precisions[precision].bf16
-        if self._bf16 and not computes_bf16():
+        if self.bf16 and not computes_bf16():
             raise EngineError("this CPU computes no bf16; choose precision exact or auto")
-        super().__init__(bundle, threads, precision, choice, str(__version__))
+        return str(__version__)
 
     def rest_encoder(self) -> None:
         """Give the encoder's working memory back: 145 MiB, in 20 ms; the next `encode` takes 80 ms longer."""
@@ -83,7 +63,7 @@ class OpenVinoEngine(Engine):
         """Return an inference request of one graph; OpenVINO's own cache of compiled models stays off."""
         options: dict[str, Any] = {
             # To be said always, for the default is bf16 where the CPU has it.
-            "INFERENCE_PRECISION_HINT": "bf16" if role in self._bf16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if role in self.bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
@@ -100,14 +80,14 @@ class OpenVinoEngine(Engine):
 
     def _compiled(self, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]) -> Any:
         """Return a compiled graph, from the cache if that has it; else it is kept there."""
-        kept = self._cache and self._cache.load(*depends_on)
+        kept = self.cache and self.cache.load(*depends_on)
         if kept:
             with contextlib.suppress(Exception):  # refused, by whatever C++ throws: made anew
                 return self._core.import_model(io.BytesIO(kept), "CPU", options)
         model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
-        if self._cache:
+        if self.cache:
             with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
-                self._cache.store(model.export_model().getvalue(), *depends_on)
+                self.cache.store(model.export_model().getvalue(), *depends_on)
         return model
 
     def interface(self, graph: Any) -> Interface:

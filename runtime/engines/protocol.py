@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.engines.cache import Cache
 from litemed.runtime.errors import EngineError, LitemedError
 
 BOXES_PER_CALL = 6
@@ -31,25 +32,39 @@ class Engine:
     """A bundle's two graphs, loaded; subclasses say how one is loaded and run.
 
     Attributes:
-        name: the engine's name, as `open_engine` takes it; `title` the one for messages.
+        name: the engine's name, as `open_engine` takes it; `title` the one for messages, `package` for pip.
         version: of the engine's package.
         threads: how many it computes with.
         precision: the name of the one that it computes in, one of the bundle's.
         choice: why it was chosen, and why in this precision, in one line; empty if it was asked for so.
+        cache: keeps what was compiled, if the engine can make use of that.
+        bf16: the roles whose graphs are to be computed in bf16.
     """
 
     name: str
     title: str
+    package: str
 
-    def __init__(self, bundle: Bundle, threads: int, precision: str, choice: str, version: str) -> None:
-        """Begin to load both graphs of a precision, each in a thread of its own."""
-        self.version, self.threads, self.precision, self.choice = version, threads, precision, choice
+    def __init__(
+        self, bundle: Bundle, threads: int, precision: str, choice: str = "", cache: Cache | None = None
+    ) -> None:
+        """Begin to load both graphs of a precision, each in a thread of its own.
+
+        Raises EngineError if the engine is missing, or does not compute in that precision.
+        """
+        self.threads, self.precision, self.choice, self.cache = threads, precision, choice, cache
         graphs = bundle.manifest.precisions[precision]
+        self.bf16 = graphs.bf16
+        self.version: str = self._guarded(self.prepare)
         pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
         self._encoder = pool.submit(self._guarded, self._load, bundle, "encoder", graphs.encoder)
         self._decoder = pool.submit(self._guarded, self._load, bundle, "decoder", graphs.decoder)
         pool.submit(self._tidy)
         pool.shutdown(wait=False)
+
+    def prepare(self) -> str:
+        """Import the engine and return its version; refuse a precision that it does not compute in."""
+        raise NotImplementedError
 
     def load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a graph, ready to run."""
@@ -126,8 +141,13 @@ class Engine:
             return work(*arguments)
         except LitemedError:
             raise
+        except ImportError as error:
+            raise EngineError(
+                f"{self.title} cannot be loaded ({error}); pip install {self.package}"
+            ) from error
         except Exception as error:
-            raise failure(self.title, error) from error
+            text = " ".join(str(error).split())[:300]
+            raise EngineError(f"{self.title} failed: {text or type(error).__name__}") from error
 
     def _tidy(self) -> None:
         """Once both graphs are loaded, let glibc return what loading has used, some 40 MiB, to the system."""
@@ -136,9 +156,3 @@ class Engine:
             ctypes.CDLL(None).malloc_trim(0)
         except (OSError, AttributeError, TypeError):  # another C library; the last as on Windows
             return
-
-
-def failure(engine: str, error: Exception) -> EngineError:
-    """Return the EngineError that tells of an engine's own exception, in one line."""
-    text = " ".join(str(error).split())
-    return EngineError(f"{engine} failed: {text[:300] or type(error).__name__}")
