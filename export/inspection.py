@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 from litemed.runtime.bundle import Bundle
@@ -23,19 +24,15 @@ def describe(folder: str | pathlib.Path) -> str:
     ]
     if not weights.trained:
         lines.append("              UNTRAINED: drawn at random, the masks mean nothing")
-    if lora := weights.lora:
-        lines.append(f"  LoRA        rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
+    if weights.lora:
+        lines.append(f"  LoRA        {json.dumps(weights.lora)}")
     for name, graph in manifest.graphs.items():
         lines.append(f"  {name:<10}  {graph.file}  {graph.bytes / 1e6:.1f} MB  opset {graph.opset}")
     for name, precision in manifest.precisions.items():
         lines += _precision(name, precision)
-    for p in manifest.parity:
-        boxes = "" if p.boxes is None else f"  {p.boxes:>3} boxes"
-        iou = "" if p.mask_iou is None else f"  mask IoU {p.mask_iou:.5f}"
-        lines.append(
-            f"  parity      {p.stage:<10} {p.graph} {p.engine:<11}{boxes}  max diff {p.max_abs_diff:.1e}{iou}"
-        )
-    lines.append("  tools       " + ", ".join(f"{k} {v}" for k, v in manifest.tools.items()))
+    rows = manifest.parity if isinstance(manifest.parity, list) else []
+    lines += [f"  parity      {json.dumps(row)}" for row in rows]
+    lines.append(f"  tools       {json.dumps(manifest.tools)}")
     return "\n".join(lines)
 
 

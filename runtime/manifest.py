@@ -1,9 +1,8 @@
 """The description that a bundle carries of itself: `manifest.json`, schema 4.
 
 Read strictly: a key that is missing, double, unknown or of another type, a number that is not finite and a
-text that would not print on one line are refused. Only what records where a bundle came from (graphs'
-interfaces, weights, parity, tools) may hold more keys than are known here. A change that a reader must know
-of raises the schema.
+text that would not print on one line are refused, but for what only records where a bundle came from. A
+change that a reader must know of raises the schema.
 """
 
 from __future__ import annotations
@@ -74,16 +73,6 @@ class Graph(Record, open=True):
 
 
 @dataclass(frozen=True)
-class Lora(Record, open=True):
-    """The adapter that was folded in; `sha256` is that of its file, None if it came in the checkpoint."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-    sha256: str | None
-
-
-@dataclass(frozen=True)
 class Weights(Record, open=True):
     """Where the weights came from; `trained` is False for random ones, whose masks mean nothing."""
 
@@ -92,19 +81,7 @@ class Weights(Record, open=True):
     layout: str
     encoder: str
     trained: bool
-    lora: Lora | None
-
-
-@dataclass(frozen=True)
-class Parity(Record, open=True):
-    """One measured comparison with PyTorch; `boxes` and `mask_iou` are None for an encoder."""
-
-    graph: str
-    stage: str
-    engine: str
-    boxes: int | None
-    max_abs_diff: float
-    mask_iou: float | None
+    lora: object
 
 
 @dataclass(frozen=True)
@@ -112,7 +89,7 @@ class Manifest(Record):
     """A checked manifest.
 
     `litemed` is the version that wrote it, `created` the time in ISO 8601; `graphs` by key, `precisions` by
-    name ("float32" always among them).
+    name ("float32" always among them). What an `object` is may be any JSON, for people to read.
     """
 
     schema: int
@@ -123,8 +100,8 @@ class Manifest(Record):
     graphs: Mapping[str, Graph]
     precisions: Mapping[str, Precision]
     weights: Weights
-    parity: tuple[Parity, ...]
-    tools: Mapping[str, str]
+    parity: object
+    tools: object
 
     @property
     def input_size(self) -> int:

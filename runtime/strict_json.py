@@ -68,7 +68,7 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
 
     Args:
         kind: a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str (one printable line), int,
-            float or bool.
+            float, bool, or object for anything.
         value: of JSON.
         source: the file, for messages.
         place: where in the file the value stands.
@@ -83,6 +83,8 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     def inside(kind: Any, key: str) -> Any:
         return read(kind, value[key], source, f"{place}.{key}" if place else key)
 
+    if kind is object:
+        return value
     origin, parts = get_origin(kind), get_args(kind)
     if origin is tuple:
         if not isinstance(value, list):

@@ -221,8 +221,8 @@ def test_inspection_describes_a_bundle_and_names_a_damaged_file(tmp_path, golden
     for part in (
         "loralib.pth",
         "training, loralib",
-        "rank 4, alpha 1, attn.qkv, mlp.fc1, mlp.fc2",
-        "2 boxes",
+        '"rank": 4, "alpha": 1.0, "targets": ["attn.qkv", "mlp.fc1", "mlp.fc2"]',
+        '"boxes": 2',
     ):
         assert part in result.output
     (path / "decoder.onnx").write_bytes(b"")
