@@ -1,9 +1,8 @@
 """Opens a bundle: the folder with `manifest.json` and the ONNX graphs that it lists.
 
-A stranger's bundle is checked before anything of it is run: the manifest strictly, the size and sha256 of
-every graph, and that no graph keeps data elsewhere. (Inputs and outputs are compared by the engine that loads
-them.) Other files in the folder are neither read nor refused. The folder may be a symbolic link, the files in
-it must not be.
+A stranger's bundle is checked before anything of it is run: the manifest strictly, every graph's sha256, and
+that it keeps no data elsewhere. (Inputs and outputs are compared by the engine that loads them.) The folder
+may be a symbolic link, the files in it must not be; other files in it are not read.
 """
 
 from __future__ import annotations

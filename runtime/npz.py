@@ -49,12 +49,8 @@ class ArrayHeader(NamedTuple):
 class NpzReader:
     """An open archive whose arrays are read one by one; a context manager.
 
-    Args:
-        path: the file.
-
-    Raises:
-        InputError: the file is missing, empty, no archive or damaged; it has bytes that belong to no
-            member, members that are repeated or declare more than they can hold.
+    Raises InputError if the file is missing, no archive or damaged, or has bytes that belong to no member, or
+    members that are repeated or declare more than they can hold.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,9 +85,8 @@ class NpzReader:
     def header(self, name: str) -> ArrayHeader:
         """Return what array ``name`` declares, without reading its data.
 
-        Raises:
-            InputError: no such array, a damaged header, objects or another dtype that is no number,
-                more than ``MAX_VOXELS`` elements, or a size that is not the member's.
+        Raises InputError for no such array, a damaged header, objects or another dtype that is no number,
+        more than ``MAX_VOXELS`` elements, or a size that is not the member's.
         """
         array = f"{self.path}: array {name!r}"
         with self._open(name) as stream:
@@ -116,11 +111,7 @@ class NpzReader:
         return ArrayHeader(dtype, shape)
 
     def read(self, name: str) -> np.ndarray:
-        """Return array ``name``, C-contiguous; its checksum is verified.
-
-        Raises:
-            InputError: as `header`, and if the data are damaged.
-        """
+        """Return array ``name``, C-contiguous; raises InputError as `header`, and if the data are damaged."""
         dtype, shape = self.header(name)
         with self._open(name) as stream:
             stored = npy.read_array(stream, allow_pickle=False)
@@ -148,32 +139,24 @@ class NpzReader:
             raise InputError(f"{self.path}: its directory is too large, or elsewhere; copy or save it again")
 
     def _check_members(self) -> dict[str, zipfile.ZipInfo]:
-        infos = self._archive.infolist()
-        if len(infos) > MAX_MEMBERS:
-            raise InputError(f"{self.path}: the archive has {len(infos)} members; the most is {MAX_MEMBERS}")
         members: dict[str, zipfile.ZipInfo] = {}
-        for info in infos:
+        for info in self._archive.infolist():
             member = f"{self.path}: member {info.filename!r}"
             ratio = _MAX_RATIO.get(info.compress_type)
             if ratio is None:
                 raise InputError(f"{member} is compressed in an odd way; save it with numpy.savez_compressed")
             if info.file_size > ratio * info.compress_size:
-                raise InputError(
-                    f"{member} declares {info.file_size} bytes, more than its {info.compress_size} bytes "
-                    "can hold; the file is damaged or hostile"
-                )
+                raise InputError(f"{member} declares more bytes than it can hold; it is damaged or hostile")
             name = info.filename.removesuffix(".npy")
-            if name in members:
-                raise InputError(f"{member} appears twice; save the file again")
+            if name in members or len(members) == MAX_MEMBERS:
+                raise InputError(f"{member} appears twice, or is one of over {MAX_MEMBERS}; save it again")
             members[name] = info
         return members
 
     @contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
         if name not in self._members:
-            raise InputError(
-                f"{self.path}: no array {name!r}, only {', '.join(map(repr, self.names)) or 'nothing'}"
-            )
+            raise InputError(f"{self.path}: no array {name!r}, only {', '.join(self.names) or 'nothing'}")
         with self._naming_damage(), self._archive.open(self._members[name]) as stream:
             yield stream
 

@@ -45,12 +45,8 @@ MAX_IMAGE_BYTES = 2**30  # an uncompressed 16-bit image of the most voxels
 def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the case files that ``paths`` name, each once, in the order given.
 
-    A folder stands for the files directly in it that have a case's suffix, in the order of their names;
-    names that begin with a dot are passed over.
-
-    Raises:
-        UsageError: a path does not exist or cannot be read, is of no kind that is read, or there is no case
-            at all.
+    A folder stands for the files directly in it that have a case's suffix and no dot in front, by name.
+    Raises UsageError if a path cannot be read or is of no kind that is read, or there is no case at all.
     """
     suffixes = ", ".join(CASE_SUFFIXES)
     found: dict[Path, Path] = {}
@@ -81,11 +77,7 @@ def case_files(path: Path) -> tuple[Path, ...]:
 
 
 def read_case(path: str | os.PathLike[str]) -> Case:
-    """Read one case of any kind (see the module's description).
-
-    Raises:
-        InputError: the file cannot be used; the message names it.
-    """
+    """Read one case of any kind, see above. Raises InputError, which names the file, if it cannot be used."""
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return _read_npz(path)
@@ -101,11 +93,6 @@ def read_case(path: str | os.PathLike[str]) -> Case:
 
 def _read_npz(path: Path) -> Case:
     with NpzReader(path) as archive:
-        if missing := {"imgs", "boxes"} - set(archive.names):
-            raise InputError(
-                f"{path}: no array {' or '.join(sorted(missing))}, only "
-                f"{', '.join(map(repr, archive.names)) or 'nothing'}; a case needs imgs and boxes"
-            )
         image = archive.header("imgs")
         if image.dtype != np.uint8:
             raise InputError(f"{path}: imgs is {image.dtype}; window or stretch it to uint8 first")
@@ -149,11 +136,8 @@ def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
 def decode_stored(data: bytes, source: str) -> np.ndarray:
     """Return the values of a PNG, JPEG or TIFF as stored: (height, width), or with 3 or 4 channels B G R A.
 
-    `source` names the file in messages.
-
-    Raises:
-        InputError: another format, damaged, larger than ``MAX_VOXELS`` values, several pages, an orientation
-            tag other than 1, or another number of channels.
+    `source` names the file in messages. Raises InputError for another format, damage, too many values,
+    several pages, an orientation tag other than 1, or another number of channels.
     """
     header = read_image_header(data, source)
     if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:

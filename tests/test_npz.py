@@ -141,7 +141,7 @@ def test_a_header_that_numpy_never_writes_is_refused_before_anything_is_allocate
     assert message in refusal(path)
 
 
-@pytest.mark.parametrize(("size", "message"), [(2**28, "more than its"), (4000, "not a readable npz")])
+@pytest.mark.parametrize(("size", "message"), [(2**28, "more bytes than"), (4000, "not a readable npz")])
 def test_a_size_that_the_data_do_not_reach_is_refused(size: int, message: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.npz", ("imgs.npy", npy((size,), data=b"\0" * 64)))
     data = bytearray(path.read_bytes())
@@ -198,8 +198,8 @@ def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
         (["imgs.npy", "imgs.npy"], zipfile.ZIP_DEFLATED, "appears twice"),
         (["imgs.npy", "imgs"], zipfile.ZIP_DEFLATED, "appears twice"),
         (["imgs.npy"], zipfile.ZIP_LZMA, "compressed in an odd way"),
-        ([f"{number}.npy" for number in range(MAX_MEMBERS + 1)], zipfile.ZIP_STORED, "has 65 members"),
-        (["image.npy"], zipfile.ZIP_STORED, "no array 'imgs', only 'image'"),
+        ([f"{number}.npy" for number in range(MAX_MEMBERS + 1)], zipfile.ZIP_STORED, "one of over 64"),
+        (["image.npy"], zipfile.ZIP_STORED, "no array 'imgs', only image"),
     ],
 )
 def test_members_that_are_not_as_they_should_be_are_refused(

@@ -84,8 +84,8 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"imgs": GREY}, "no array boxes, only 'imgs'"),
-        ({"boxes": BOX2}, "no array imgs, only 'boxes'"),
+        ({"imgs": GREY}, "no array 'boxes', only imgs"),
+        ({"boxes": BOX2}, "no array 'imgs', only boxes"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
         ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
         ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),

@@ -17,7 +17,6 @@ __all__ = ["BOXES_PER_CALL", "ENGINES", "Cache", "Engine", "available_threads", 
 EXACT, FAST, AUTO = "exact", "fast", "auto"
 
 _MAX_THREADS = 1024
-
 # Instructions that multiply such numbers and add up the products at once.
 _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -41,14 +40,13 @@ def open_engine(
     Args:
         name: "onnxruntime", "openvino" or "auto", the one that is installed and presumed the faster.
         bundle: whose graphs.
-        threads: how many to compute with; None takes as many as the process has cores of its own, see
-            `litemed.runtime.engines.cpu`.
+        threads: how many to compute with; None takes one for each core, see `litemed.runtime.engines.cpu`.
         precision: "exact": float32; "fast": what is presumed the fastest that the bundle lists; "auto": the
             same of those that passed, see `litemed.runtime.precision`; or the name of one that it lists.
-        cache: keeps what OpenVINO compiled. (ONNX Runtime's optimised graphs are not kept: loading them took
-            350 ms of CPU time, optimising them anew 392, once, on an AMD EPYC.)
-        wait: if False, the graphs are still being loaded when this returns. That they are refused is then
-            raised by the engine's `ready`.
+        cache: keeps what OpenVINO compiled. (To load ONNX Runtime's optimised graphs took 350 ms of CPU time,
+            to optimise them anew 392, once, on an AMD EPYC.)
+        wait: if False, the graphs are still being loaded when this returns; if they are refused, the engine's
+            `ready` says so.
         tell: is given a line if the masks of "fast" were not measured to agree.
 
     Raises:

@@ -1,11 +1,11 @@
 """A folder that keeps what OpenVINO compiled, so that the next process need not.
 
 Nothing is kept unless the user names a folder. What it holds is trusted as the program itself is: a compiled
-graph is run without a look inside. So that nobody but the user can have put it there, the folder and every
-entry must belong to the user and must not be writable for group or others, and no link is followed (on
-Windows it is for the folder's access list to keep others out). An entry is named by the sha256 of everything
-it depends on, and begins with a sha256 of its name and content, so that one which is damaged, or moved to
-another's name, is made anew. (OpenVINO's own cache folder does not verify what it reads.)
+graph is run without a look inside. So the folder and every entry must belong to the user and must not be
+writable for group or others, and no link is followed (on Windows it is for the folder's access list to keep
+others out). An entry is named by the sha256 of all that it depends on, and begins with a sha256 of its name
+and content: one that is damaged, or moved to another's name, is made anew. (OpenVINO's own cache folder does
+not verify what it reads.)
 """
 
 from __future__ import annotations
@@ -23,14 +23,9 @@ _DIGEST_BYTES = 32
 
 
 class Cache:
-    """Entries by what they depend on, in a folder of the user's own.
+    """Entries by what they depend on, in a folder of the user's own, which is made if it does not exist.
 
-    Args:
-        folder: made, for the user only, if it does not exist.
-
-    Raises:
-        UsageError: it is no folder, belongs to somebody else, or others may write into it.
-        OutputError: it cannot be made or read.
+    Raises UsageError if it is no folder or others may write into it, OutputError if it cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

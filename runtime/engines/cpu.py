@@ -5,14 +5,12 @@ streams of half the threads gave no more slices per second. By default there is 
 the process may use:
 
 - CPUs are counted by the process's affinity (`taskset`, `docker --cpuset-cpus`, Slurm), not by the machine;
-- two CPUs that are hardware threads of one core count once, for matrix products keep a core's units busy with
-  one thread alone; both engines' own defaults do so, too;
+- two CPUs that are hardware threads of one core count once, for one thread keeps a core's units busy;
 - a container's CPU quota (`docker --cpus`, Kubernetes limits) cuts the number: with more threads than quota
   all of them are stopped for part of every scheduling period, and every operator waits for the last.
 
-All of this is what Linux tells; elsewhere each CPU of the machine counts as a core. Threads are not bound to
-CPUs, and do not spin while they wait: where something else runs on the same CPUs, both cost more than they
-gain.
+All of this is what Linux tells; elsewhere each CPU counts as a core. Threads are not bound to CPUs and do not
+spin while they wait: where something else runs on the same CPUs, both cost more than they gain.
 """
 
 from __future__ import annotations
