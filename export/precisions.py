@@ -68,7 +68,7 @@ class Plan:
                 shown = name + (f" in {' and '.join(precision.bf16)}" if precision.bf16 else "")
                 for engine, found in agreement.engines.items():
                     progress(f"{shown} on {engine}: {_outcome(found)}")
-                if any(precision.passes(engine) for engine in agreement.engines):
+                if any(precision.shortcoming(engine) is None for engine in agreement.engines):
                     kept[name] = precision
                 elif turn == len(self.attempts[name]) - 1:
                     progress(f"{name} is left out of the bundle: it passes on no engine")

@@ -129,17 +129,9 @@ class FolderLock:
     A context manager round a lock on a hidden file, which is removed on release; if the process dies, the
     system lets go of the lock.
 
-    Args:
-        folder: an existing folder.
-        name: what is locked within it; by default the folder as a whole. The two do not exclude one another.
-        wait: wait until the lock is free.
-
-    Attributes:
-        abandoned: once entered, whether the last holder died with the lock in its hands after `mark`.
-
-    Raises:
-        LockedError: on entering, if the lock is taken and ``wait`` is False.
-        OutputError: on entering, if the lock's file cannot be made.
+    ``name`` is what is locked within the folder, by default the folder as a whole; the two do not exclude one
+    another. Entering waits for the lock if told to ``wait`` and raises LockedError otherwise, OutputError if
+    the file cannot be made; then ``abandoned`` says whether the last holder died with it after `mark`.
     """
 
     def __init__(self, folder: Path, name: str = "", *, wait: bool = False) -> None:
@@ -230,8 +222,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not know how to; they have nothing to catch up on.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
             raise
     finally:
         os.close(descriptor)

@@ -107,7 +107,3 @@ class Precision(Record):
         if engine not in self.agreement.engines:
             return "how well it agrees was not measured"
         return self.agreement.engines[engine].shortcoming()
-
-    def passes(self, engine: str) -> bool:
-        """Return whether it may be used on an engine unasked."""
-        return self.shortcoming(engine) is None

@@ -1,20 +1,14 @@
-"""Find cases and read them.
+"""Find cases and read them: ``NAME.npz``, or an image with a sidecar ``NAME.json`` beside it.
 
-Two kinds of case are read:
-
-``NAME.npz``, the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
-width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1.
-
-``NAME.png``, ``.jpg``, ``.jpeg``, ``.tif`` or ``.tiff`` with a sidecar ``NAME.json`` beside it:
+The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
+width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1. The sidecar holds
 
     {"boxes": [[x0, y0, x1, y1], ...]}
 
-in pixels as they are stored in the file, x to the right, y downwards, from the upper left corner; x1 and y1
-may be as large as width and height. Box i becomes label i. Other keys are free for notes and are not read.
-
-An image is used as stored: alpha is dropped, 16-bit values are stretched from their minimum and maximum to 8
-bit. An image with an orientation tag is refused, for programs disagree on whether pixels that boxes count are
-those before or after the turn; so is a file of several pages.
+in pixels as they are stored in the file, x to the right, y downwards, from the upper left corner; other keys
+are free for notes. An image is used as stored: alpha is dropped, 16-bit values are stretched from their
+minimum and maximum to 8 bit. One with an orientation tag is refused, for programs disagree on whether pixels
+that boxes count are those before or after the turn; so is a file of several pages.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from litemed.runtime.engines import (
     available_threads,
     open_engine,
 )
-from litemed.runtime.engines.cpu import cores_of, cpu_quota
+from litemed.runtime.engines.cpu import cpu_quota, own_cores
 from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 
@@ -311,8 +311,8 @@ def test_openvino_runs_what_the_cache_holds_of_just_this_graph(
 def test_hardware_threads_of_one_core_count_once(tmp_path: pathlib.Path) -> None:
     for cpu, siblings in {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2"}.items():
         write(tmp_path / f"cpu{cpu}/topology/thread_siblings_list", f"{siblings}\n")
-    assert cores_of([0, 1, 2, 4, 5], tmp_path) == 3
-    assert cores_of([0, 4, 6, 7], tmp_path) == 3  # of the last two nothing is known
+    assert own_cores([0, 1, 2, 4, 5], tmp_path) == 3
+    assert own_cores([0, 4, 6, 7], tmp_path) == 3  # of the last two nothing is known
 
 
 def write(path: pathlib.Path, text: str) -> None:

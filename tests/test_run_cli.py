@@ -133,7 +133,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "truncated": (truncated, "truncated"),
     "pickled": (pickled, "pickled Python objects"),
-    "wrong_keys": (lambda path: save(path, image=IMAGE, box=BOXES2), "no array boxes or imgs"),
+    "wrong_keys": (lambda path: save(path, image=IMAGE, box=BOXES2), "no array 'imgs'"),
     "boxes_of_2d_on_3d": (lambda path: save(path, imgs=VOLUME, boxes=BOXES2), "volume needs (N, 6)"),
     "nan_image": (lambda path: save(path, imgs=np.full((60, 80), np.nan), boxes=BOXES2), "imgs is float64"),
     "outside": (lambda path: save(path, imgs=IMAGE, boxes=[[100, 0, 150, 5]]), "outside the image"),

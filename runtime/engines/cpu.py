@@ -28,18 +28,13 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 def available_threads() -> int:
     """Return how many cores this process may use: those of its affinity, cut to its CPU quota; at least 1."""
-    return max(1, int(min(cores_of(own_cpus()), cpu_quota())))
+    return max(1, int(min(own_cores(), cpu_quota())))
 
 
-def own_cpus() -> set[int]:
-    """Return the numbers of the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def cores_of(cpus: Iterable[int], folder: Path = _CPUS) -> int:
-    """Return to how many cores CPUs belong; one each where the system does not say."""
+def own_cores(cpus: Iterable[int] | None = None, folder: Path = _CPUS) -> int:
+    """Return to how many cores the process's CPUs belong; one each where the system does not say."""
+    if cpus is None:
+        cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = (_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or f"CPU {cpu}" for cpu in cpus)
     return len(set(siblings))
 

@@ -55,11 +55,9 @@ class OnnxRuntimeEngine(Engine):
         return session
 
     def interface(self, graph: Any) -> Interface:
-        """Return the inputs and the names of the outputs of a session."""
+        """Return the inputs' shapes and the outputs' names of a session."""
         inputs = {
             one.name: tuple(axis if isinstance(axis, int) else None for axis in one.shape)
-            if one.type == "tensor(float)"
-            else None
             for one in graph.get_inputs()
         }
         return inputs, {one.name for one in graph.get_outputs()}

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.cpu import cores_of, cpu_instructions, own_cpus
+from litemed.runtime.engines.cpu import cpu_instructions, own_cores
 from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError, OutputError
 from litemed.runtime.network import silent_openvino_import
@@ -71,31 +71,23 @@ class OpenVinoEngine(Engine):
             # those of one cannot leave a CPU that something else is busy on.
             "ENABLE_CPU_PINNING": False,
             # Without this it takes no more threads than cores, whatever it is told.
-            "ENABLE_HYPER_THREADING": self.threads > cores_of(own_cpus()),
+            "ENABLE_HYPER_THREADING": self.threads > own_cores(),
         }
-        graph = bundle.graphs[key]  # verified, whether the cache has it or not
         cpu = (str(self._core.get_property("CPU", "FULL_DEVICE_NAME")), *sorted(cpu_instructions()))
         depends_on = (bundle.manifest.graphs[key].sha256, self.version, *cpu, json.dumps(options))
-        return self._compiled(graph, options, depends_on).create_infer_request()
-
-    def _compiled(self, graph: bytes, options: dict[str, Any], depends_on: tuple[str, ...]) -> Any:
-        """Return a compiled graph, from the cache if that has it; else it is kept there."""
-        kept = self.cache and self.cache.load(*depends_on)
-        if kept:
+        if kept := self.cache and self.cache.load(*depends_on):
             with contextlib.suppress(Exception):  # refused, by whatever C++ throws: made anew
-                return self._core.import_model(io.BytesIO(kept), "CPU", options)
-        model = self._core.compile_model(self._core.read_model(graph), "CPU", options)
+                return self._core.import_model(io.BytesIO(kept), "CPU", options).create_infer_request()
+        model = self._core.compile_model(self._core.read_model(bundle.graphs[key]), "CPU", options)
         if self.cache:
             with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
                 self.cache.store(model.export_model().getvalue(), *depends_on)
-        return model
+        return model.create_infer_request()
 
     def interface(self, graph: Any) -> Interface:
-        """Return the inputs and the names of the outputs of a request."""
+        """Return the inputs' shapes and the outputs' names of a request."""
         inputs = {
             one.any_name: tuple(axis.get_length() if axis.is_static else None for axis in one.partial_shape)
-            if one.element_type.get_type_name() == "f32"
-            else None
             for one in graph.model_inputs
         }
         return inputs, {one.any_name for one in graph.model_outputs}

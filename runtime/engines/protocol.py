@@ -24,8 +24,8 @@ Runtime (with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 3
 """
 
 Float = NDArray[np.float32]
-Interface = tuple[Mapping[str, tuple[int | None, ...] | None], set[str]]
-"""Input shapes by name, None for one that is not float32 and for a dynamic axis, and names of outputs."""
+Interface = tuple[Mapping[str, tuple[int | None, ...]], set[str]]
+"""Shapes of inputs by name, with None for a dynamic axis, and names of outputs."""
 
 
 class Engine:

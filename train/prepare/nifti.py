@@ -43,10 +43,8 @@ def read_nifti_pair(
 ) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]:
     """Return image and labels, both (slice, row, column) as stored, and the spacing in mm of these axes.
 
-    Values are scaled by the header's slope and intercept where it has them, then float32.
-
-    Raises InputError where a file cannot be read, declares too much, has no usable affine or more than
-    three axes, or where the two do not lie on one another.
+    Values are scaled by the header's slope and intercept where it has them, then float32. Raises InputError
+    where a file cannot be used, or where the two do not lie on one another.
     """
     image, label = _open(image_path), _open(label_path)
     if image.shape[:3] != label.shape[:3]:
