@@ -17,7 +17,7 @@ from litemed.runtime.readers import read_case
 from litemed.train.prepare.cases import case_name, write_case
 from litemed.train.prepare.objects import boxes_of, number
 from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.settings import CaseSettings
+from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Found, Pair
 
 
@@ -32,7 +32,7 @@ def make_case(
 ) -> tuple[Case, np.ndarray]:
     """The test case that is made of labels, and its ground truth."""
     pair = npz_pair(path, labels, kind)
-    write_case(pair, path.parent, CaseSettings(**chosen))
+    write_case(pair, path.parent, Settings(cases=True, **chosen))
     name = f"{case_name(pair, labels.ndim == 3)}.npz"
     with np.load(path.parent / "gts" / name) as archive:
         return read_case(path.parent / "cases" / name), archive["gts"]
@@ -52,7 +52,7 @@ def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(
 ) -> None:
     labels = labels if volume else labels[0]
     found = Found((npz_pair(tmp_path / "c.npz", labels),))
-    everything = CaseSettings(min_area_pixels=1, min_volume_voxels=1)
+    everything = Settings(cases=True, min_area_pixels=1, min_volume_voxels=1)
     assert prepare(found, tmp_path / "out", everything).failed == []
     name = f"{'3D' if volume else '2D'}Box_CT_src_c.npz"
     assert (tmp_path / "out/cases" / name).exists() == bool(labels.any())
@@ -135,19 +135,19 @@ def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path: Path) -> 
     labels = np.ones((40, 40), np.uint8)
     first, second = (npz_pair(tmp_path / name, labels) for name in ("a b.npz", "A_B.npz"))
     with pytest.raises(UsageError, match=r"CT/src/a b: another pair would share"):
-        prepare(Found((first, second)), tmp_path / "out", CaseSettings())
+        prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
     evil = Pair("CT", "src/../../..", "../../evil", "val", "class", first.image, None)
-    prepare(Found((evil,)), tmp_path / "out", CaseSettings())
+    prepare(Found((evil,)), tmp_path / "out", Settings(cases=True))
     names = [path.name for path in (tmp_path / "out/cases").iterdir()]
     assert names == ["2DBox_CT_src_.._.._.._.._.._evil.npz"]
 
 
 def test_no_case_is_left_of_other_input_or_of_a_pair_that_can_no_longer_be_read(tmp_path: Path) -> None:
     first, second = (npz_pair(tmp_path / name, np.ones((40, 40), np.uint8)) for name in ("a.npz", "b.npz"))
-    prepare(Found((first, second)), tmp_path / "out", CaseSettings())
+    prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
     with pytest.raises(UsageError, match="was not made of the same"):
-        prepare(Found((second,)), tmp_path / "out", CaseSettings())
+        prepare(Found((second,)), tmp_path / "out", Settings(cases=True))
     second.image.write_bytes(b"damaged")
-    assert len(prepare(Found((first, second)), tmp_path / "out", CaseSettings()).failed) == 1
+    assert len(prepare(Found((first, second)), tmp_path / "out", Settings(cases=True)).failed) == 1
     for folder in ("cases", "gts"):
         assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == [case_name(first, False)]

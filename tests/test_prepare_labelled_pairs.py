@@ -61,7 +61,7 @@ def test_every_orientation_comes_out_in_the_usual_view(tmp_path: Path, codes: st
     stored = apply_orientation(numbered(shape_xyz), change)
     path = write_nifti(tmp_path / "i.nii.gz", stored, affine @ inv_ornt_aff(change, shape_xyz))
     found = read(path, path)
-    assert found.is_volume
+    assert found.labels.ndim == 3
     assert (found.labels == found.image).all()
     # Each voxel's number tells where it was, in steps towards left, back and up.
     places = np.stack(np.unravel_index(found.image, shape_xyz), axis=-1)
@@ -172,7 +172,7 @@ def test_images_are_read_as_stored(tmp_path: Path, suffix: str) -> None:
     labels[10:20, 5:50] = 700
     image = write_image(tmp_path / f"i.{suffix}", rgb[:, :, ::-1])
     found = read(image, write_image(tmp_path / "l.png", labels))
-    assert not found.is_volume
+    assert found.labels.ndim == 2
     assert found.spacing_zyx is None
     assert np.abs(found.image[:, :25].astype(int) - (250, 20, 30)).max() <= (0 if suffix != "jpg" else 8)
     assert (found.labels == labels).all()
@@ -200,10 +200,10 @@ def test_training_npz(tmp_path: Path, image: tuple[int, ...], labels: tuple[int,
     path = tmp_path / "CT_1.npz"
     np.savez_compressed(path, imgs=np.zeros(image, np.uint8), gts=np.ones(labels), spacing=[2.5, 0.7, 0.8])
     found = read(path, None)
-    assert found.is_volume == (len(labels) == 3)
+    assert (found.labels.ndim == 3) == (len(labels) == 3)
     assert found.image.shape == image
     assert (found.labels == np.ones(labels)).all()
-    assert found.spacing_zyx == ((2.5, 0.7, 0.8) if found.is_volume else None)
+    assert found.spacing_zyx == ((2.5, 0.7, 0.8) if (found.labels.ndim == 3) else None)
 
 
 @pytest.mark.parametrize(

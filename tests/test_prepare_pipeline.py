@@ -199,7 +199,7 @@ def test_a_folder_that_is_being_changed_cannot_be_opened(tmp_path: Path) -> None
         (["{empty}", "-o", "{out}"], "no pair of image and labels found"),
         (["{missing}", "-o", "{out}"], "no such folder"),
         (["{source}", "-o", "{out}", "--window", "liver"], "window 'liver'"),
-        (["{source}", "-o", "{out}", "--jitter", "0.1"], "--jitter needs --cases"),
+        (["{source}", "-o", "{out}", "--jitter", "0.1"], "--jitter need --cases"),
         (["{source}", "-o", "{foreign}"], "take another folder"),
         (["{source}", "-o", "{file}"], "a folder"),
     ],

@@ -1,18 +1,16 @@
 """Write challenge-layout test cases, boxes made from the labels, and their ground truth.
 
-    OUT/cases/2DBox_MODALITY_NAME.npz   imgs uint8 (H,W) or (H,W,3), boxes int64 (N,4) x0 y0 x1 y1
-    OUT/cases/3DBox_MODALITY_NAME.npz   imgs uint8 (D,H,W), boxes (N,6) x0 y0 z0 x1 y1 z1, spacing
-    OUT/gts/ the same names             gts, the shape of imgs, label i = box i, spacing in 3D
-
-`spacing` is mm between slices, rows and columns: the order of the axes.
+OUT/cases/2DBox_MODALITY_NAME.npz   imgs uint8 (H,W) or (H,W,3), boxes int64 (N,4) x0 y0 x1 y1
+OUT/cases/3DBox_MODALITY_NAME.npz   imgs uint8 (D,H,W), boxes (N,6) x0 y0 z0 x1 y1 z1, spacing in mm
+OUT/gts/ the same names             gts, the shape of imgs, label i = box i, spacing in 3D
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,7 @@ from litemed.runtime.preprocess import INPUT_SIZE
 from litemed.train.prepare.intensity import to_uint8
 from litemed.train.prepare.labelled_pairs import read_pair
 from litemed.train.prepare.objects import boxes_of, find_objects, keep, number
-from litemed.train.prepare.settings import CaseSettings
+from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Pair
 
 
@@ -34,26 +32,30 @@ def case_name(pair: Pair, is_volume: bool) -> str:
     return f"{'3D' if is_volume else '2D'}Box_{pair.modality}_{re.sub(r'[^A-Za-z0-9._-]', '_', case)}"
 
 
-def write_case(pair: Pair, out: Path, settings: CaseSettings) -> tuple[str, int] | None:
+def write_case(pair: Pair, out: Path, settings: Settings) -> tuple[str, int]:
     """Write the test case of `pair` to OUT/cases and its ground truth to OUT/gts.
 
-    Returns the file's name and the number of boxes; None where no object is large enough for one.
+    Returns the file's name and the number of boxes; without an object of enough size nothing is written.
     Raises InputError where the pair cannot be used, OutputError where the files cannot be written.
     """
     found = read_pair(pair)
+    is_volume = found.labels.ndim == 3
     objects = find_objects(found.labels, pair.kind, settings.components)
     in_slice = settings.min_area_pixels * (max(found.labels.shape) / INPUT_SIZE) ** 2
-    objects = keep(objects, objects.sizes >= (settings.min_volume_voxels if found.is_volume else in_slice))
+    objects = keep(objects, objects.sizes >= (settings.min_volume_voxels if is_volume else in_slice))
     image = to_uint8(found.image, pair.modality, settings.window, pair.image)
-    if found.is_volume and settings.max_slices is not None:
-        part = _fullest_slices(objects.labels, settings.max_slices)
+    if is_volume and settings.max_slices is not None:
+        per_slice = np.count_nonzero(objects.labels, axis=(1, 2))
+        window = np.ones(min(settings.max_slices, len(per_slice)), np.int64)
+        start = int(np.convolve(per_slice, window, mode="valid").argmax())
+        part = slice(start, start + len(window))
         image, objects = image[part], number(objects.labels[part])
     if settings.max_boxes is not None:
         ranks = np.argsort(np.argsort(-objects.sizes, kind="stable"))
         objects = keep(objects, ranks < settings.max_boxes)
+    name = case_name(pair, is_volume)
     if not len(objects):
-        return None
-    name = case_name(pair, found.is_volume)
+        return f"{name}.npz", 0
     boxes = jitter_boxes(boxes_of(objects), objects.labels.shape, settings.jitter, f"0/{name}")
     # What the runtime would refuse must not be written.
     Boxes.parse(boxes, image.shape, str(pair.image))
@@ -61,6 +63,14 @@ def write_case(pair: Pair, out: Path, settings: CaseSettings) -> tuple[str, int]
     _write(out / "gts", name, {"gts": objects.labels, **spacing})
     _write(out / "cases", name, {"imgs": image, "boxes": boxes, **spacing})
     return f"{name}.npz", len(boxes)
+
+
+def _write(folder: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    make_folder(folder)
+    path = output_path(folder, name, ".npz")
+    remove_leftovers(path)
+    with atomic_write(path) as stream:
+        write_npz(stream, arrays)
 
 
 def jitter_boxes(
@@ -82,18 +92,3 @@ def jitter_boxes(
         low, high = np.minimum(low, high), np.maximum(low, high)
         result[:, axis], result[:, axis + half] = low, np.maximum(high, low + 1)
     return result
-
-
-def _fullest_slices(labels: NDArray[Any], count: int) -> slice:
-    per_slice = np.count_nonzero(labels, axis=(1, 2))
-    total = np.convolve(per_slice, np.ones(min(count, len(per_slice)), np.int64), mode="valid")
-    start = int(total.argmax())
-    return slice(start, start + count)
-
-
-def _write(folder: Path, name: str, arrays: dict[str, NDArray[Any]]) -> None:
-    make_folder(folder)
-    path = output_path(folder, name, ".npz")
-    remove_leftovers(path)
-    with atomic_write(path) as stream:
-        write_npz(stream, arrays)

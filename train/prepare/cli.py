@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
 from litemed.train.prepare.intensity import WINDOWS, parse_window
-from litemed.train.prepare.settings import CaseSettings, Settings
+from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import LABEL_KINDS, SPLITS, SourceOptions, find_pairs, select
 
 EPILOG = """\b
@@ -29,9 +28,8 @@ A SOURCE is one of
   an index CSV, or a folder with an index.csv, of the columns modality, image,
     label and, where known, source, case, split, labels, licence, attribution,
     licence_status;
-  a folder of images/ and labels/ with files of the same name, directly or
-    below folders that name modality, data set and split:
-    CT/images, MR/my_data/images, val/US/images;
+  a folder of images/ and labels/ with files of the same name, also below
+    folders that name modality, data set and split: val/MR/my_data/images;
   challenge training npz (imgs, gts), in a folder or one by one.
 
 \b
@@ -42,7 +40,7 @@ _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _SHARE = click.FloatRange(0, 1)
 _WINDOW = f"For CT: {', '.join(WINDOWS)}, or LEVEL,WIDTH in HU."
-_ONLY_CASES = {field.name for field in fields(CaseSettings)} - {field.name for field in fields(Settings)}
+_ONLY_CASES = ("max_slices", "max_boxes", "jitter")
 
 
 @click.command(epilog=EPILOG, context_settings={"show_default": True})
@@ -91,13 +89,14 @@ def _run(options: dict[str, Any]) -> bool:
     given["window"] = parse_window(given["window"])
     if "licence_status" in given:
         given["licence_status"] = given["licence_status"].split(",")
-    if not given["cases"] and (wrong := _ONLY_CASES & given.keys()):
-        raise UsageError(f"--{min(wrong).replace('_', '-')} needs --cases")
+    if not given["cases"] and any(name in given for name in _ONLY_CASES):
+        raise UsageError("--max-slices, --max-boxes and --jitter need --cases")
     # The options are called as the fields that they set.
-    kind = CaseSettings if given["cases"] else Settings
-    settings = kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
-    names = [field.name for field in fields(SourceOptions) if field.name in given]
-    found = find_pairs(given["sources"], SourceOptions(**{name: given[name] for name in names}))
+    settings, source_options = (
+        {name: given[name] for name in given.keys() & kind.__dataclass_fields__}
+        for kind in (Settings, SourceOptions)
+    )
+    found = find_pairs(given["sources"], SourceOptions(**source_options))
     found = select(found, given["splits"], given.get("limit"), given["exclude"])
     for problem in found.problems:
         click.echo(f"error: {problem}", err=True)
@@ -109,9 +108,9 @@ def _run(options: dict[str, Any]) -> bool:
                 tqdm.write(f"error: {line}", file=sys.stderr)
 
         workers = given.get("workers") or available_threads()
-        made = prepare(found, given["output"], settings, workers=workers, on_done=on_done)
+        made = prepare(found, given["output"], Settings(**settings), workers=workers, on_done=on_done)
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in made.total.items() if count)
-    click.echo(f"{given['output']}: {counts}; see {made.manifest.name}")
+    click.echo(f"{given['output']}: {counts}; see manifest.json")
     return not made.failed and not found.problems
 
 

@@ -43,8 +43,7 @@ def parse_window(text: str) -> Window:
 
     Raises UsageError for anything else.
     """
-    name = text.lower().replace(" ", "-")
-    if name in WINDOWS:
+    if (name := text.lower().replace(" ", "-")) in WINDOWS:
         return WINDOWS[name]
     try:
         level, width = (float(part) for part in text.split(","))
@@ -67,10 +66,8 @@ def to_uint8(
 
     Raises InputError for CT in unsigned integers, which are not Hounsfield units, and for complex values.
     """
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    if image.dtype == np.bool_:
-        return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype in (np.uint8, np.bool_):
+        return image * np.uint8(1 if image.dtype == np.uint8 else 255)
     ct = modality == "CT"
     if image.dtype.kind not in ("if" if ct else "iuf"):
         wanted = "in Hounsfield units" if ct else "in integers or floats"

@@ -32,23 +32,26 @@ class Labelled:
     labels: NDArray[Any]
     spacing_zyx: tuple[float, float, float] | None = None
 
-    @property
-    def is_volume(self) -> bool:
-        """Whether it is (D, H, W)."""
-        return self.labels.ndim == 3
-
 
 def read_pair(pair: Pair) -> Labelled:
     """Read `pair`. Raises InputError where a file cannot be read or the two do not fit each other."""
+    source = pair.label or pair.image
+    names = (pair.image.name.lower(), source.name.lower())
+    spacing = None
     if pair.label is None:
-        return _read_npz(pair.image)
-    names = (pair.image.name.lower(), pair.label.name.lower())
-    if all(name.endswith(NIFTI_SUFFIXES) for name in names):
-        volume, labels, spacing = read_nifti_pair(pair.image, pair.label)
-        return Labelled(volume, check_labels(labels, pair.label), spacing)
-    if all(name.endswith(IMAGE_SUFFIXES) for name in names):
-        return _read_pictures(pair.image, pair.label)
-    raise InputError(f"{pair.label}: is no label of {pair.image.name}: give two NIfTI, two PNG, JPG or TIF")
+        image, labels, spacing = _read_npz(pair.image)
+    elif all(name.endswith(NIFTI_SUFFIXES) for name in names):
+        image, labels, spacing = read_nifti_pair(pair.image, pair.label)
+    elif all(name.endswith(IMAGE_SUFFIXES) for name in names):
+        image, labels = _picture(pair.image), _picture(pair.label)
+        if labels.ndim == 3:
+            raise InputError(f"{source}: labels are in colour; give one channel of integers")
+    else:
+        raise InputError(f"{source}: is no label of {names[0]}: give two NIfTI, or two PNG, JPG or TIF")
+    plane = image.shape[:2] if image.ndim == 3 and image.shape[2] == 3 and labels.ndim == 2 else image.shape
+    if plane != labels.shape or len(plane) not in (2, 3):
+        raise InputError(f"{source}: labels have shape {labels.shape}, the image {plane}; convert one")
+    return Labelled(image, check_labels(labels, source), spacing if labels.ndim == 3 else None)
 
 
 def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:
@@ -69,42 +72,21 @@ def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:
     return labels if labels.dtype.kind in "iu" else labels.astype(np.int32)
 
 
-def _require_same_shape(image: tuple[int, ...], labels: tuple[int, ...], source: Path) -> None:
-    if image != labels:
-        raise InputError(f"{source}: labels have shape {labels}, the image {image}; they must be equal")
-
-
-def _read_npz(path: Path) -> Labelled:
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float] | None]:
     with NpzReader(path) as archive:
         image, labels = archive.read("imgs"), archive.read("gts")
         spacing = archive.read("spacing") if "spacing" in archive.names else np.zeros(0)
-    colour = image.ndim == 3 and image.shape[2] == 3 and labels.ndim == 2
-    if image.ndim not in (2, 3):
-        raise InputError(f"{path}: imgs have shape {image.shape}; give (H,W), (H,W,3) or (D,H,W)")
-    _require_same_shape(image.shape[:2] if colour else image.shape, labels.shape, path)
-    labels = check_labels(labels, path)
-    known = spacing.shape == (3,) and spacing.dtype.kind in "iuf"
-    if labels.ndim == 2 or not known or not (np.isfinite(spacing) & (spacing > 0)).all():
-        return Labelled(image, labels)
+    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
+        return image, labels, None
     z, y, x = map(float, spacing)
-    return Labelled(image, labels, (z, y, x))
+    return image, labels, (z, y, x) if min(z, y, x) > 0 and max(z, y, x) < np.inf else None
 
 
-def _read_pictures(image_path: Path, label_path: Path) -> Labelled:
-    image, labels = (
-        decode_stored(read_bytes(path, MAX_IMAGE_BYTES), str(path)) for path in (image_path, label_path)
-    )
-    if image.ndim == 3:
-        # cv2 gives BGR or BGRA.
-        grey = image.dtype == np.uint8 and _is_grey(image[:, :, :3])
-        image = np.ascontiguousarray(image[:, :, 0] if grey else image[:, :, 2::-1])
-    if labels.ndim == 3:
-        if not _is_grey(labels[:, :, :3]):
-            raise InputError(f"{label_path}: labels are in colour; give one channel of integers")
-        labels = np.ascontiguousarray(labels[:, :, 0])
-    _require_same_shape(image.shape[:2], labels.shape, label_path)
-    return Labelled(image, check_labels(labels, label_path))
-
-
-def _is_grey(image: NDArray[Any]) -> bool:
-    return bool((image[:, :, :1] == image).all())
+def _picture(path: Path) -> NDArray[Any]:
+    """Return (H, W), also where grey is stored as colour, or (H, W, 3) RGB; alpha is dropped."""
+    stored = decode_stored(read_bytes(path, MAX_IMAGE_BYTES), str(path))
+    if stored.ndim == 2:
+        return stored
+    # cv2 gives BGR or BGRA.
+    grey = (stored[:, :, :1] == stored[:, :, :3]).all()
+    return np.ascontiguousarray(stored[:, :, 0] if grey else stored[:, :, 2::-1])

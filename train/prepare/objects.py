@@ -77,10 +77,7 @@ def boxes_of(objects: Objects) -> NDArray[np.int64]:
     or y1 is one larger (at most W or H).
     """
     places = ndimage.find_objects(objects.labels)
-    boxes = np.empty((len(places), 2 * objects.labels.ndim), np.int64)
-    for box, place in zip(boxes, places, strict=True):
-        low = np.array([part.start for part in place[::-1]])
-        high = np.array([part.stop - 1 for part in place[::-1]])
-        high[:2] = np.maximum(high[:2], low[:2] + 1)
-        box[:] = np.concatenate([low, high])
-    return boxes
+    bounds = np.array([[(part.start, part.stop - 1) for part in place[::-1]] for place in places], np.int64)
+    low, high = np.moveaxis(bounds.reshape(len(places), objects.labels.ndim, 2), 2, 0)
+    high[:, :2] = np.maximum(high[:, :2], low[:, :2] + 1)
+    return np.concatenate([low, high], axis=1)

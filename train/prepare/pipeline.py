@@ -1,7 +1,4 @@
-"""A whole run: from found pairs to a folder of training slices or of test cases.
-
-An output folder belongs to what it was made of (prepare.json); all else is refused.
-"""
+"""A whole run: from found pairs to a folder of training slices or of test cases."""
 
 from __future__ import annotations
 
@@ -10,38 +7,35 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from litemed.runtime import files
 from litemed.runtime.errors import InputError, UsageError
 from litemed.train.prepare.cases import case_name, write_case
 from litemed.train.prepare.pool import map_in_order
-from litemed.train.prepare.settings import CaseSettings, Settings
-from litemed.train.prepare.slices import COUNTS, make_slices
+from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.slices import TrainingSlice, make_slices
 from litemed.train.prepare.sources import Found, Pair
-from litemed.train.prepare.store import FORMAT, MANIFEST, Part, Shard, index_path, open_shard, write_shard
-
-Made = TypeVar("Made")
+from litemed.train.prepare.store import FORMAT, MANIFEST, Part, index_path, open_shard, write_shard
 
 MARKER: Final = "prepare.json"
+_WHERE: Final = ("modality", "source", "split")
+_TERMS: Final = ("modality", "source", "licence", "attribution", "licence_status")
 # A shard is put together in memory: image files of so many bytes, each counted as a 256th at least, make
 # 70 MB of pictures and 150 MB of volumes.
 _PART_BYTES: Final = 32 * 2**20
-
-OnDone = Callable[[int, Sequence[str]], object]
-"""Called with the number of pairs done since the last call, and a line for each that could not be used."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a run did. total: counts by name, as in the manifest; failed: a line for each unusable pair."""
 
-    manifest: Path
     total: dict[str, int]
     failed: Sequence[str]
 
@@ -52,24 +46,25 @@ def prepare(
     settings: Settings,
     *,
     workers: int = 1,
-    on_done: OnDone = lambda done, failed: None,
+    on_done: Callable[[int, Sequence[str]], object] = lambda done, failed: None,
 ) -> Summary:
-    """Write training slices, or with CaseSettings test cases, of all pairs below `out`.
+    """Write training slices, or test cases, of all pairs below `out`.
 
     Shards of slices that are there already, of the same input and settings, are kept; cases are made anew.
     The result does not depend on the number of workers, nor on whether the run was interrupted.
+    on_done: called with the number of pairs done since the last call, and a line for each that failed.
 
     Raises UsageError where `out` belongs to something else or two pairs would share a file, OutputError where
     it cannot be written.
     """
     plans = plan_parts(found.pairs)
-    made_of: dict[str, Any] = {"mode": "slices", "settings": asdict(settings)}
+    made_of: dict[str, Any] = {"settings": asdict(settings)}
     build: Callable[..., Part] = _build_shard
-    if isinstance(settings, CaseSettings):
+    if settings.cases:
         names = {files.same_name_key(case_name(pair, False)): pair.name for pair in found.pairs}
         if twice := {pair.name for pair in found.pairs}.difference(names.values()):
             raise UsageError(f"{min(twice)}: another pair would share the name of its case; rename one")
-        made_of |= {"mode": "cases", "pairs": list(names.values())}
+        made_of["pairs"] = list(names.values())
         build = _build_cases
     parts: list[Part] = []
     with _own_folder(out, made_of):
@@ -80,27 +75,22 @@ def prepare(
             parts.append(part)
             on_done(len(pairs), part.failed)
         failed = [line for part in parts for line in part.failed]
-        terms = ("modality", "source", "licence", "attribution", "licence_status")
-        where = ("modality", "source", "split")
-        if isinstance(settings, CaseSettings):
-            listed = {"cases": [{"file": f, **dict(_pick(p, where))} for p in parts for f in p.cases]}
-        else:
-            keys = (*where, "file", "key", "bytes", "sha256")
-            listed = {"shards": [dict(_pick(part, keys)) for part in parts if part.tally["slices"]]}
-        manifest = {
+        groups = groupby(parts, key=lambda part: _pick(part, _WHERE))
+        manifest: dict[str, Any] = {
             "litemed": importlib.metadata.version("litemed"),
             "settings": asdict(settings),
             "problems": [*found.problems, *failed],
-            "terms": [dict(entry) for entry in sorted({_pick(pair, terms) for pair in found.pairs})],
-            "counts": [
-                dict(key) | _total(list(group))
-                for key, group in groupby(parts, key=lambda part: _pick(part, where))
-            ],
+            "terms": [dict(entry) for entry in sorted({_pick(pair, _TERMS) for pair in found.pairs})],
+            "counts": [dict(where) | _total(list(group)) for where, group in groups],
             "total": _total(parts),
-            **listed,
         }
+        if settings.cases:
+            manifest["cases"] = [{"file": f, **dict(_pick(p, _WHERE))} for p in parts for f in p.cases]
+        else:
+            keys = (*_WHERE, "file", "key", "bytes", "sha256")
+            manifest["shards"] = [dict(_pick(part, keys)) for part in parts if part.tally.get("slices")]
         _write_json(out / MANIFEST, manifest)
-    return Summary(out / MANIFEST, _total(parts), failed)
+    return Summary(_total(parts), failed)
 
 
 def _pick(value: object, names: Sequence[str]) -> tuple[tuple[str, Any], ...]:
@@ -108,8 +98,10 @@ def _pick(value: object, names: Sequence[str]) -> tuple[tuple[str, Any], ...]:
 
 
 def _total(parts: Sequence[Part]) -> dict[str, int]:
-    cases = sum(len(part.cases) for part in parts)
-    return {"cases": cases} | {name: sum(part.tally[name] for part in parts) for name in parts[0].tally}
+    total = Counter(cases=0)
+    for part in parts:
+        total.update(part.tally, cases=len(part.cases))
+    return dict(total)
 
 
 def plan_parts(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
@@ -118,22 +110,18 @@ def plan_parts(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
     Raises UsageError where two sources would share a file name.
     """
     plans: dict[str, tuple[str, list[Pair]]] = {}
-    for (modality, source, split), group in groupby(pairs, key=lambda p: (p.modality, p.source, p.split)):
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", source)
-        parts: list[list[Pair]] = []
-        room = 0
-        for pair in group:
-            size = max(pair.image.stat().st_size if pair.image.is_file() else 0, _PART_BYTES // 256)
-            if not parts or size > room:
-                parts.append([])
-                room = _PART_BYTES
-            parts[-1].append(pair)
-            room -= size
-        for number, part in enumerate(parts):
-            file = files.output_path(Path(modality), f"{stem}-{split}-{number:05d}", ".npy").as_posix()
-            _, first = plans.setdefault(files.same_name_key(file), (file, part))
-            if first is not part:
-                raise UsageError(f"sources {first[0].source!r} and {source!r} share a file name; rename one")
+    filled: Counter[str] = Counter()
+    for pair in pairs:
+        stem = f"{re.sub(r'[^A-Za-z0-9._-]', '_', pair.source)}-{pair.split}"
+        place = f"{pair.modality}/{stem}"
+        name = f"{stem}-{filled[place] // _PART_BYTES:05d}"
+        size = pair.image.stat().st_size if pair.image.is_file() else 0
+        filled[place] += max(size, _PART_BYTES // 256)
+        file = files.output_path(Path(pair.modality), name, ".npy").as_posix()
+        part = plans.setdefault(files.same_name_key(file), (file, []))[1]
+        part.append(pair)
+        if part[0].source != pair.source:
+            raise UsageError(f"sources {part[0].source!r} and {pair.source!r} share a file name; rename one")
     return list(plans.values())
 
 
@@ -145,9 +133,8 @@ def _build_shard(plan: tuple[str, list[Pair]], out: Path, settings: Settings) ->
     """
     file, pairs = plan
     path, record = out / file, (out / file).with_suffix(".json")
-    hashes = [_hash_or_missing(path) for pair in pairs for path in (pair.image, pair.label)]
-    described = {"settings": asdict(settings), "pairs": [asdict(pair) for pair in pairs], "hashes": hashes}
-    key = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+    described = [asdict(pair) | {"image": _hash(pair.image), "label": _hash(pair.label)} for pair in pairs]
+    key = hashlib.sha256(json.dumps([FORMAT, asdict(settings), described]).encode()).hexdigest()
     with contextlib.suppress(InputError):
         ready, _ = open_shard(out, file)
         if ready.key == key and not ready.failed:
@@ -156,46 +143,47 @@ def _build_shard(plan: tuple[str, list[Pair]], out: Path, settings: Settings) ->
     for part in (path, index_path(path)):
         files.remove_leftovers(part)
     record.unlink(missing_ok=True)
-    made, failed = _use(pairs, lambda pair: make_slices(pair, settings))
-    tally = {name: sum(counts[name] for _, counts in made.values()) for name in COUNTS}
-    write_shard(path, [slices for slices, _ in made.values()])
-    first, written = pairs[0], (file, key, path.stat().st_size, files.sha256_of_file(path))
-    shard = Shard(first.modality, first.source, first.split, list(made), tally, failed, *written)
+    slices: dict[str, list[TrainingSlice]] = {}
+    tally: Counter[str] = Counter()
+    failed: list[str] = []
+    for pair in pairs:
+        try:
+            slices[pair.case], counts = make_slices(pair, settings)
+            tally.update(counts)
+        except InputError as error:
+            failed.append(str(error))
+    write_shard(path, list(slices.values()))
+    what = (list(slices), dict(tally), failed, file, key, path.stat().st_size, files.sha256_of_file(path))
+    shard = Part(pairs[0].modality, pairs[0].source, pairs[0].split, *what)
     _write_json(record, asdict(shard))
     return shard
 
 
-def _build_cases(plan: tuple[str, list[Pair]], out: Path, settings: CaseSettings) -> Part:
-    _, pairs = plan
-    made, failed = _use(pairs, lambda pair: write_case(pair, out, settings))
-    written = [case for case in made.values() if case is not None]
-    tally = {"boxes": sum(boxes for _, boxes in written), "cases_without_object": len(made) - len(written)}
-    first = pairs[0]
-    return Part(first.modality, first.source, first.split, [file for file, _ in written], tally, failed)
-
-
-def _use(pairs: Sequence[Pair], make: Callable[[Pair], Made]) -> tuple[dict[str, Made], list[str]]:
-    """Return what `make` makes of each pair, by its case, and a line for each pair that cannot be used."""
-    made: dict[str, Made] = {}
-    failed: list[str] = []
-    for pair in pairs:
-        try:
-            made[pair.case] = make(pair)
-        except InputError as error:
-            failed.append(str(error))
-    return made, failed
-
-
-def _hash_or_missing(path: Path | None) -> str | None:
+def _hash(path: Path | None) -> str | None:
     try:
         return None if path is None else files.sha256_of_file(path)
     except OSError:
         return "missing"
 
 
+def _build_cases(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> Part:
+    _, pairs = plan
+    written: list[str] = []
+    tally = Counter(boxes=0, cases_without_object=0)
+    failed: list[str] = []
+    for pair in pairs:
+        try:
+            name, boxes = write_case(pair, out, settings)
+            written += [name] if boxes else []
+            tally.update(boxes=boxes, cases_without_object=int(not boxes))
+        except InputError as error:
+            failed.append(str(error))
+    return Part(pairs[0].modality, pairs[0].source, pairs[0].split, written, dict(tally), failed)
+
+
 @contextlib.contextmanager
 def _own_folder(out: Path, made_of: dict[str, Any]) -> Iterator[None]:
-    """Make `out` the folder of this run alone, or refuse one that is another's."""
+    """Make `out` the folder of this run alone, or refuse one that prepare.json says is another's."""
     files.make_folder(out)
     with files.FolderLock(out):
         marker = out / MARKER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,15 +15,6 @@ from litemed.train.prepare.labelled_pairs import read_pair
 from litemed.train.prepare.objects import Objects, find_objects, keep, number
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.sources import Pair
-
-COUNTS: Final = (
-    "slices",
-    "objects",
-    "volume_objects_too_small",
-    "slice_objects_too_small",
-    "slices_without_object",
-    "cases_without_object",
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def resize_labels(labels: NDArray[Any], size: int = INPUT_SIZE) -> NDArray[Any]:
 
 
 def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], dict[str, int]]:
-    """Return the slices of `pair` that show an object, in order of z, and COUNTS of what was left out.
+    """Return the slices of `pair` that show an object, in order of z, and counts of what was left out.
 
     An object counts on every slice that shows it, or is too small to; one too small for a volume counts once.
     Raises InputError where the pair cannot be read.
@@ -70,10 +61,10 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], di
     found = read_pair(pair)
     objects = find_objects(found.labels, pair.kind, settings.components)
     all_objects = len(objects)
-    if found.is_volume:
+    if objects.labels.ndim == 3:
         objects = keep(objects, objects.sizes >= settings.min_volume_voxels)
     image, labels = to_uint8(found.image, pair.modality, settings.window, pair.image), objects.labels
-    if not found.is_volume:
+    if labels.ndim == 2:
         image, labels = image[None], labels[None]
     slices: list[TrainingSlice] = []
     too_small = 0
@@ -83,6 +74,11 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], di
         too_small += len(number(plane_labels)) - len(shown)
         if len(shown):
             slices.append(TrainingSlice(z, resize_image(plane), shown))
-    on_slices, on_none = sum(len(part.objects) for part in slices), len(image) - len(slices)
-    counts = (len(slices), on_slices, all_objects - len(objects), too_small, on_none, int(not slices))
-    return slices, dict(zip(COUNTS, counts, strict=True))
+    return slices, {
+        "slices": len(slices),
+        "objects": sum(len(part.objects) for part in slices),
+        "volume_objects_too_small": all_objects - len(objects),
+        "slice_objects_too_small": too_small,
+        "slices_without_object": len(image) - len(slices),
+        "cases_without_object": int(not slices),
+    }

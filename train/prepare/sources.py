@@ -209,11 +209,9 @@ def _placed_pair(
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(NIFTI_SUFFIXES + IMAGE_SUFFIXES) and not path.name.startswith("."):
-            found.setdefault(_stem(path), []).append(path)
-    return found
+    found = [path for path in folder.iterdir() if path.name.lower().endswith(NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
+    shown = sorted((path for path in found if not path.name.startswith(".")), key=lambda p: (_stem(p), p))
+    return {stem: list(paths) for stem, paths in groupby(shown, key=_stem)}
 
 
 def _stem(path: Path) -> str:

@@ -5,9 +5,8 @@
     DATA/MODALITY/SOURCE-SPLIT-00000.index.npy   one record a slice: where it lies, its shape, its case
     DATA/MODALITY/SOURCE-SPLIT-00000.json        the shard's cases and what was left out of it
 
-Why memory-mapped shards: a loader draws slices at random. Compressed archives would inflate a whole volume
-for one slice, and a file for each slice means millions of files. In a shard a sample, 64 to 260 kB, is one
-contiguous read, and the page cache is shared by all loader processes.
+Memory-mapped, because a loader draws slices at random: compressed archives would inflate a whole volume for
+one, and a file for each would be millions. A sample, 64 to 260 kB, is one contiguous read.
 """
 
 from __future__ import annotations
@@ -52,9 +51,10 @@ class SliceInfo:
 class Part:
     """What became of some pairs of one modality, source and split.
 
-    cases: in a shard the names of those that could be read, in the order of their numbers there; otherwise
-    the files of test cases. tally: counts of what was made and left out. failed: a line for each pair that
-    could not be used.
+    cases: in a shard of slices the names of those that could be read, by their numbers there; otherwise the
+    files of test cases. tally: counts of what was made and left out. failed: a line for each pair that could
+    not be used. Of a shard: file, its path below the folder; key, a hash of input and settings; bytes and
+    sha256 of the file.
     """
 
     modality: str
@@ -63,19 +63,10 @@ class Part:
     cases: Sequence[str]
     tally: dict[str, int]
     failed: Sequence[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Shard(Part):
-    """What the JSON beside a shard says.
-
-    file: its path below the folder. key: hash of input and settings. bytes, sha256: of the file.
-    """
-
-    file: str
-    key: str
-    bytes: int
-    sha256: str
+    file: str = ""
+    key: str = ""
+    bytes: int = 0
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class Slices:
     """
 
     folder: Path
-    shards: Sequence[Shard]
+    shards: Sequence[Part]
     shard_of: NDArray[np.int64]
     index: NDArray[Any]
 
@@ -137,12 +128,17 @@ class Slices:
 
 # Each map holds a file descriptor, and 1024 is the usual limit.
 @functools.lru_cache(maxsize=256)
-def _map(folder: Path, shard: Shard) -> NDArray[np.uint8]:
+def _map(folder: Path, shard: Part) -> NDArray[np.uint8]:
     path = folder / shard.file
     data = _load(path, "r")
     if data.dtype != np.uint8 or path.stat().st_size != shard.bytes:
         raise InputError(f"{path}: changed since it was opened; run litemed-prepare again")
     return data
+
+
+def index_path(data: Path) -> Path:
+    """Return the path of the index of shard `data`."""
+    return data.with_suffix(".index.npy")
 
 
 def write_shard(path: Path, cases: Sequence[Sequence[TrainingSlice]]) -> None:
@@ -163,12 +159,7 @@ def write_shard(path: Path, cases: Sequence[Sequence[TrainingSlice]]) -> None:
             np.save(stream, array, allow_pickle=False)
 
 
-def index_path(data: Path) -> Path:
-    """Return the path of the index of shard `data`."""
-    return data.with_suffix(".index.npy")
-
-
-def open_shard(folder: Path, file: str) -> tuple[Shard, NDArray[Any]]:
+def open_shard(folder: Path, file: str) -> tuple[Part, NDArray[Any]]:
     """Return what is said of the shard `file` of a folder, and its index.
 
     Raises InputError where it is outside the folder, or a part of it is missing or cut short.
@@ -180,13 +171,12 @@ def open_shard(folder: Path, file: str) -> tuple[Shard, NDArray[Any]]:
     try:
         # Version 0.1 has some of it one level below.
         content |= content.get("entry", {})
-        shard = Shard(**{field.name: content[field.name] for field in fields(Shard)})
-        whole = path.is_file() and path.stat().st_size == shard.bytes
+        shard = Part(**{field.name: content[field.name] for field in fields(Part)})
         index = _load(index_path(path))
-        if not whole or index.dtype != INDEX_DTYPE or index.shape != (shard.tally["slices"],):
+        if path.stat().st_size != shard.bytes or index.shape != (shard.tally["slices"],):
             raise InputError(f"{path}: not what was written; run litemed-prepare again")
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: its JSON is of something else; run litemed-prepare again") from error
+    except (KeyError, TypeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error!r}); run litemed-prepare again") from error
     return shard, index
 
 
@@ -199,9 +189,9 @@ def _load(path: Path, mmap_mode: Any = None) -> NDArray[Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run litemed-prepare to its end") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path}: not of format {FORMAT}; prepare the data anew with this version")
-    return content
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if content["format"] == FORMAT:
+            return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error!r}); run litemed-prepare to its end") from error
+    raise InputError(f"{path}: not of format {FORMAT}; run litemed-prepare of this version")
