@@ -28,3 +28,8 @@ class OutputError(LitemedError):
 def printable(text: str) -> str:
     """Return text as one line without control characters, which are written as their escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what a foreign error says, or its name, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

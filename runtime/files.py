@@ -19,7 +19,6 @@ from litemed.runtime.errors import OutputError
 
 _LONGEST_NAME_BYTES = 255
 _TEMPORARY = ".tmp"
-_LOCK = ".lock"
 _POLL_SECONDS = 0.005
 
 
@@ -61,20 +60,19 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     refuse_odd_target(path)
     temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}{_TEMPORARY}")
     try:
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with temporary.open("xb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -136,7 +134,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, name: str = "", *, wait: bool = False) -> None:
         """Name the lock; it is taken on entering."""
-        self._path = folder / f"{_hidden(name)}{_LOCK}"
+        self._path = folder / f"{_hidden(name)}.lock"
         self._what = folder / name if name else folder
         self._wait = wait
         self.abandoned = False

@@ -1,10 +1,8 @@
 """What a PNG, JPEG or TIFF says about itself, read before anything is decoded.
 
 A decoder allocates the size that a header declares, applies an orientation tag or not, and takes the first of
-several pages without a word. None of that may happen to a medical image unnoticed.
-
-Sources: PNG (ISO/IEC 15948) chunks, JPEG (ITU T.81) markers, TIFF 6.0 and BigTIFF directories, Exif 2.32 tag
-274 (Orientation).
+several pages, all without a word. Sources: PNG (ISO/IEC 15948) chunks, JPEG (ITU T.81) markers, TIFF 6.0 and
+BigTIFF directories, Exif 2.32 tag 274 (Orientation).
 """
 
 from __future__ import annotations

@@ -10,19 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from litemed.runtime.errors import BundleError
 from litemed.runtime.precision import REFERENCE, ROLES, Precision
 from litemed.runtime.strict_json import Record, parse_json, read, shown
 
-SCHEMA = 4
-"""The only one that is read and written."""
-
-MAX_BYTES = 1 << 20
-"""The most that a manifest may take."""
-
-MAX_GRAPH_BYTES = 1 << 29
-"""The most that a graph may take; the light encoder takes 52 MB in float32."""
+SCHEMA = 4  # the only one that is read and written
+MAX_BYTES = 1 << 20  # of a manifest
+MAX_GRAPH_BYTES = 1 << 29  # the light encoder takes 52 MB in float32
 
 PREPROCESSING = {
     "channels": 3,
@@ -130,9 +126,5 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         raise BundleError(f"{source}: is not sound JSON ({error}); export the bundle again") from None
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
     if schema is True or schema != SCHEMA:
-        raise BundleError(
-            f"{source}: is of schema {shown(schema)}, not {SCHEMA}; export again, or use the litemed that "
-            "wrote it"
-        )
-    manifest: Manifest = read(Manifest, content, source)
-    return manifest
+        raise BundleError(f"{source}: is of schema {shown(schema)}, not {SCHEMA}; export again")
+    return cast(Manifest, read(Manifest, content, source))

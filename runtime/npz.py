@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from litemed.runtime.errors import InputError
+from litemed.runtime.errors import InputError, one_line
 
 # Most elements of one array: 2048 slices of 512 x 512, or a colour image of 13 000 x 13 000.
 MAX_VOXELS = 2**29
@@ -47,7 +47,7 @@ class ArrayHeader(NamedTuple):
 
 
 class NpzReader:
-    """An open archive whose arrays are read one by one; a context manager.
+    """An open archive whose arrays, of these `names`, are read one by one; a context manager.
 
     Raises InputError if the file is missing, no archive or damaged, or has bytes that belong to no member, or
     members that are repeated or declare more than they can hold.
@@ -65,6 +65,7 @@ class NpzReader:
                 self._check_end_record()
                 self._archive = zipfile.ZipFile(self._file)
                 self._members = self._check_members()
+                self.names = tuple(self._members)
         except BaseException:
             self._file.close()
             raise
@@ -76,11 +77,6 @@ class NpzReader:
     def __exit__(self, *exception: object) -> None:
         """Close the file."""
         self._file.close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the arrays, in the order of the archive."""
-        return tuple(self._members)
 
     def header(self, name: str) -> ArrayHeader:
         """Return what array ``name`` declares, without reading its data.
@@ -165,8 +161,8 @@ class NpzReader:
         try:
             yield
         except _DAMAGE as error:
-            detail = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.path}: not a readable npz ({detail}); copy or save it again") from error
+            why = one_line(error)
+            raise InputError(f"{self.path}: not a readable npz ({why}); copy or save it again") from error
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

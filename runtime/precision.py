@@ -18,14 +18,10 @@ PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
 graphs, with float32 between the quantised operators; int8-bf16: the same with bf16 between them."""
 
 ROLES = ("encoder", "decoder")
-
 ENGINES = ("onnxruntime", "openvino")
 
-MIN_DICE = 0.99
-"""The least mean Dice of a precision's label maps with those of float32, in every modality."""
-
-MAX_DSC_LOSS = 0.005
-"""The most that a modality's DSC against the ground truth may fall below float32's."""
+MIN_DICE = 0.99  # the least mean Dice of a precision's label maps with those of float32, in every modality
+MAX_DSC_LOSS = 0.005  # the most that a modality's DSC against the ground truth may fall below float32's
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
-from litemed.runtime.errors import EngineError, LitemedError
+from litemed.runtime.errors import EngineError, LitemedError, one_line
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -146,8 +146,7 @@ class Engine:
                 f"{self.title} cannot be loaded ({error}); pip install {self.package}"
             ) from error
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise EngineError(f"{self.title} failed: {text or type(error).__name__}") from error
+            raise EngineError(f"{self.title} failed: {one_line(error)[:300]}") from error
 
     def _tidy(self) -> None:
         """Once both graphs are loaded, let glibc return what loading has used, some 40 MiB, to the system."""

@@ -23,7 +23,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import InputError
+from litemed.runtime.errors import InputError, one_line
 from litemed.runtime.npz import MAX_VOXELS
 
 # Corners of image and label volume may differ by this much, in voxels: headers store rounded floats.
@@ -73,7 +73,7 @@ def _open(path: Path) -> Any:
         affine = np.asarray(image.affine, np.float64)
         stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
     except (*_DAMAGE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise InputError(f"{path}: cannot be read as NIfTI ({_line(error)})") from error
+        raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)})") from error
     if len(shape) < 3 or any(side != 1 for side in shape[3:]):
         raise InputError(f"{path}: NIfTI of shape {shape}; give one volume of three axes")
     if dtype.kind not in "iuf":
@@ -90,12 +90,8 @@ def _data(image: Any, path: Path) -> NDArray[Any]:
     try:
         data = np.asarray(image.dataobj) if unscaled else image.get_fdata("unchanged", np.float32)
     except _DAMAGE as error:
-        raise InputError(f"{path}: voxels cannot be read ({_line(error)})") from error
+        raise InputError(f"{path}: voxels cannot be read ({one_line(error)})") from error
     return data.reshape(data.shape[:3])
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _largest_shift_voxels(
