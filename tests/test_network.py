@@ -52,9 +52,8 @@ def traced(code: str, home: pathlib.Path, *arguments: object) -> list[str]:
     if subprocess.run(["unshare", "-rn", "strace", "-o", os.devnull, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no namespace or no tracing")
     trace = home.parent / "trace"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["unshare", "-rn", "strace", "-f", "-qq", "-e", CALLS, "-o", str(trace)]
     command += [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -68,17 +68,7 @@ def jpeg_with(exif_block: bytes) -> bytes:
 # The challenge's npz
 
 
-def test_a_grey_image_in_column_order_becomes_c_contiguous(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", imgs=np.asfortranarray(GREY), boxes=[[0, 0, 5, 5], [-3, 20, 60, 70]])
-    case = read_case(tmp_path / "a.npz")
-    np.testing.assert_array_equal(case.image, GREY)
-    assert case.image.flags.c_contiguous
-    # Boxes that reach out are cut and numbered.
-    np.testing.assert_array_equal(case.boxes.xyxy, [[0, 0, 5, 5], [0, 20, 40, 30]])
-    assert case.boxes.clipped == (2,)
-
-
-BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
+BOX2 = [[0, 0, 5, 5]]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +80,7 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
         ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),
         ({"imgs": GREY[:0], "boxes": BOX2}, "outside the image of 40 x 0"),
-        ({"imgs": RGB, "boxes": BOX3}, r"image needs \(N, 4\)"),
         ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": BOX2}, r"volume needs \(N, 6\)"),
-        ({"imgs": GREY, "boxes": [[90, 90, 99, 99]]}, "outside the image"),
-        ({"imgs": GREY, "boxes": np.zeros((0, 4), int)}, "no boxes"),
         ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
         ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); the most"),
@@ -228,14 +215,10 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
         ("", "empty"),
         ("nonsense", "not readable as JSON"),
         ("[[1, 2, 3, 4]]", "no list of boxes"),
-        ('{"box": [[1, 2, 3, 4]]}', "no list of boxes"),
-        ('{"boxes": []}', "no boxes"),
         ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not four numbers"),
         ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not four numbers"),
-        ('{"boxes": [[1, 2, 3, "4"]]}', "box 1 is not four numbers"),
         ('{"boxes": [[1, 2, 3, NaN]]}', "NaN is not a finite number"),
         ('{"boxes": [[1, 2, 3, 1e999]]}', "not a finite"),
-        ('{"boxes": [[1, 2, 3.5, 4]]}', "whole pixels"),
         ('{"boxes": [[1, 2, 30000000000000000000, 4]]}', "dtype object|too large|outside"),
         ('{"boxes": [[1, 2, ' + "9" * 5000 + ", 4]]}", "not readable as JSON"),
         ('{"boxes": [[1, 2, 3, 4]], "boxes": [[1, 2, 3, 4]]}', "key stands twice"),
@@ -283,22 +266,16 @@ def test_any_json_is_read_or_refused_by_our_own_error(tmp_path: Path, content: A
 # Listing
 
 
-def test_a_folder_lists_its_cases_by_name_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("b.npz", "a.PNG", "a.json", "c.tif", "notes.txt", "._b.npz", ".hidden.png"):
-        (tmp_path / name).touch()
-    (tmp_path / "sub.npz").mkdir()
-    assert [path.name for path in list_cases([tmp_path])] == ["a.PNG", "b.npz", "c.tif"]
-
-
-def test_files_and_folders_mix_in_the_order_given_and_each_case_comes_once(tmp_path: Path) -> None:
+def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_path: Path) -> None:
     folder, link = tmp_path / "folder", tmp_path / "link"
     folder.mkdir()
     link.symlink_to(folder)
-    for name in ("a.npz", "b.npz"):
+    for name in ("b.npz", "a.PNG", "a.json", "c.tif", "notes.txt", "._b.npz", ".hidden.png"):
         (folder / name).touch()
-    (folder / "c.npz").symlink_to(folder / "a.npz")  # a name of its own, a result of its own
-    listed = list_cases([folder / "b.npz", folder, link / "a.npz"])
-    assert [path.name for path in listed] == ["b.npz", "a.npz", "c.npz"]
+    (folder / "sub.npz").mkdir()
+    (folder / "d.npz").symlink_to(folder / "b.npz")  # a name of its own, a result of its own
+    listed = list_cases([folder / "c.tif", folder, link / "b.npz"])
+    assert [path.name for path in listed] == ["c.tif", "a.PNG", "b.npz", "d.npz"]
 
 
 def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
