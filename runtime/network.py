@@ -1,8 +1,7 @@
 """Keeps the inference engines from reporting home.
 
-From 1.29 on, ONNX Runtime collects events in ~/.cache/Microsoft and uploads them, unless
-ORT_DISABLE_TELEMETRY is set before it is imported. Importing OpenVINO writes ~/intel and sends an event by
-its package openvino_telemetry; where that is not installed, OpenVINO has a stand-in that does nothing.
+From 1.29 on, ONNX Runtime uploads events unless ORT_DISABLE_TELEMETRY is set before it is imported. Importing
+OpenVINO writes ~/intel and sends an event by its package openvino_telemetry, without which it does nothing.
 """
 
 from __future__ import annotations

@@ -121,11 +121,11 @@ class NpzReader:
         that the voxel limit rules out.
         """
         size = self._file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise InputError(f"{self.path}: the file is empty; copy it again")
         self._file.seek(0)
         if self._file.read(2) != b"PK":
-            raise InputError(f"{self.path}: not an npz archive; save it with numpy.savez_compressed")
+            raise InputError(
+                f"{self.path}: not an npz archive, or the file is empty; save it with numpy.savez_compressed"
+            )
         self._file.seek(max(0, size - _END_RECORD.size))
         record = self._file.read()
         if not record.startswith(b"PK\x05\x06") or record[-2:] != b"\0\0":

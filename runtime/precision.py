@@ -13,9 +13,9 @@ from litemed.runtime.nesting import RULES
 from litemed.runtime.strict_json import Record
 
 REFERENCE = "float32"
+# bf16: an engine's own rounding of a float32 graph, on a CPU that computes in it; int8: quantised graphs,
+# with float32 between the quantised operators; int8-bf16: the same with bf16 between them.
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
-"""float32; bf16: an engine's own rounding of a float32 graph, on a CPU that computes in it; int8: quantised
-graphs, with float32 between the quantised operators; int8-bf16: the same with bf16 between them."""
 
 ROLES = ("encoder", "decoder")
 ENGINES = ("onnxruntime", "openvino")

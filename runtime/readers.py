@@ -172,8 +172,6 @@ def read_bytes(path: Path, limit: int) -> bytes:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise InputError(f"{path}: the file is empty; copy it again")
-    if len(data) > limit:
-        raise InputError(f"{path}: larger than {limit} bytes; make it smaller")
+    if not 0 < len(data) <= limit:
+        raise InputError(f"{path}: the file is empty, or larger than {limit} bytes")
     return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -106,7 +105,8 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     if origin is Mapping:
         names = [read(str, key, source, f"{place}: a key") for key in value]
         return MappingProxyType({key: inside(parts[1], key) for key in names})
-    types, required = _fields(kind)
+    types = get_type_hints(kind)
+    required = {one.name for one in dataclasses.fields(kind) if one.default is dataclasses.MISSING}
     if not kind._open and (unknown := value.keys() - types):
         refuse(f"has a key that is not known here: {shown(min(unknown))}")
     if missing := required - value.keys():
@@ -117,14 +117,6 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     except ValueError as error:
         refuse(str(error))
     return found
-
-
-@functools.cache
-def _fields(kind: Any) -> tuple[Mapping[str, Any], set[str]]:
-    """Return the types of a dataclass's fields, and the names of those that must be there."""
-    fields, types = dataclasses.fields(kind), get_type_hints(kind)
-    required = {one.name for one in fields if one.default is dataclasses.MISSING}
-    return {one.name: types[one.name] for one in fields}, required
 
 
 def shown(value: Any) -> str:
