@@ -39,7 +39,6 @@ from litemed.train.distill.networks import build_student, embedding_error
 from litemed.train.distill.ring import Ring, Views
 from litemed.train.distill.run import SETTINGS, WEIGHTS, DistillRequest, distill
 from litemed.train.distill.trainer import Distiller
-from litemed.train.distributed import Processes
 from litemed.train.loop import Session
 from litemed.train.progress import Reporter
 from litemed.train.run import open_data
@@ -59,7 +58,7 @@ TINY: dict[str, Any] = {
     "stage2": {"run": {"epochs": 1, "batch_size": 2}},
 }
 SILENT = Reporter(None)
-ALONE = Processes(0, 1, torch.device("cpu"))
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def distiller(
 ) -> Distiller:
     config = stage_configs(changed(**tables))[stage]
     teacher, student = read_checkpoint(base), build_student(read_checkpoint(base), 0)
-    return Distiller(config, teacher, student, open_data(data), images, Session(folder, {}, ALONE, SILENT))
+    return Distiller(config, teacher, student, open_data(data), images, Session(folder, {}, CPU, SILENT))
 
 
 def test_a_run_leaves_a_checkpoint_and_the_logs_of_both_stages(whole_run, base, adapter):
@@ -443,13 +442,6 @@ def test_what_is_wrong_is_one_line_on_stderr(
     assert not (tmp_path / "new").exists()
     after = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
     assert after == before
-
-
-def test_several_processes_are_refused(data, base, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without torchrun"):
-        distill(DistillRequest(data, tmp_path / "new", base, changed()), SILENT)
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, SETTINGS])

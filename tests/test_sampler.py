@@ -168,31 +168,13 @@ def test_epochs_and_seeds_differ_and_come_again():
     assert not np.array_equal(sampler.epoch(5), other.epoch(5))
 
 
-@given(
-    steps=st.integers(1, 12),
-    share=st.integers(1, 4),
-    world=st.integers(1, 4),
-    stop=st.integers(0, 12),
-    epoch=st.integers(0, 3),
-)
+@given(steps=st.integers(1, 12), batch=st.integers(1, 9), stop=st.integers(0, 12), epoch=st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
-def test_stopped_and_shared_out_the_draws_are_those_of_one_process(steps, share, world, stop, epoch):
-    batch = share * world
-    sampler = sampler_of(SIZES, Config().sampling, steps * batch)
-    whole = Batches(sampler, batch)
-    whole.start_at(epoch, 0)
-    expected = list(whole)
-    assert len(expected) == whole.per_epoch == steps
-    parts = []
-    for rank in range(world):
-        part = Batches(sampler, batch, rank, world)
-        part.start_at(epoch, min(stop, steps))
-        parts.append(list(part))
-        assert len(part) == len(parts[-1]) == steps - min(stop, steps)
-    together = [sorted(draw for part in found for draw in part) for found in zip(*parts, strict=True)]
-    assert together == [sorted(batch) for batch in expected[min(stop, steps) :]]
-
-
-def test_batches_that_cannot_be_dealt_out_are_refused():
-    with pytest.raises(UsageError, match="batches of 16 samples cannot be dealt out to 3 processes"):
-        Batches(sampler_of(SIZES, Config().sampling, 16), 16, 0, 3)
+def test_stopped_and_gone_on_with_the_draws_are_the_same(steps, batch, stop, epoch):
+    batches = Batches(sampler_of(SIZES, Config().sampling, steps * batch), batch)
+    batches.start_at(epoch, 0)
+    expected = list(batches)
+    assert len(expected) == batches.per_epoch == steps
+    batches.start_at(epoch, min(stop, steps))
+    assert len(batches) == steps - min(stop, steps)
+    assert list(batches) == expected[min(stop, steps) :]

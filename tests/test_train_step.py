@@ -15,7 +15,6 @@ from litemed.models.tiny_vit import PatchEmbed
 from litemed.train import loop
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
-from litemed.train.distributed import Processes
 from litemed.train.loop import Session, Trainer
 from litemed.train.losses import PARTS
 from litemed.train.network import compile_blocks, uses_bfloat16
@@ -49,7 +48,7 @@ def after_a_step(slices: Slices, folder: Path, **tables: dict[str, Any]) -> tupl
     """Return a trainer that has learnt from one batch, and the batch."""
     run = {"run": {"size": 64, "batch_size": 2}, "hardware": {"workers": 0, "device": "cpu"}}
     config = updated(updated(Config(), run, "test"), tables, "test")
-    session = Session(folder, {}, Processes(0, 1, CPU), Reporter(None))
+    session = Session(folder, {}, CPU, Reporter(None))
     trainer = Trainer(config, untrained_checkpoint(), Data(slices, slices), session)
     batch = next(iter(trainer.loader))
     trainer.step(batch)

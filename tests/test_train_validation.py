@@ -10,22 +10,19 @@ from torch.nn import functional as F
 from litemed.benchmarks.phantoms import draw_image
 from litemed.models.checkpoint import untrained_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.dice import dice_by_label
+from litemed.runtime.nesting import Nesting
+from litemed.runtime.preprocess import preprocess
 from litemed.train.config import Validation
-from litemed.train.distributed import Processes
+from litemed.train.prepare.objects import boxes_of, number
 from litemed.train.prepare.store import SliceInfo
-from litemed.train.validation import (
-    BOXES_AT_ONCE,
-    label_maps,
-    make_item,
-    validate,
-    validation_slices,
-)
+from litemed.train.validation import BOXES_AT_ONCE, label_map, validate, validation_slices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+CPU = torch.device("cpu")
 
 
 class Pictures:
@@ -56,62 +53,54 @@ def test_label_maps_equal_the_rule_over_full_planes(network):
     """By PyTorch's own interpolation; colour and grey, several chunks of boxes, and boxes within others."""
     random = np.random.default_rng(0)
     crowd = np.zeros((100, 64), np.uint16)
-    for number in range(1, BOXES_AT_ONCE + 6):
+    for label in range(1, BOXES_AT_ONCE + 6):
         y, x = random.integers(0, 90), random.integers(0, 56)
-        crowd[y : y + 8, x : x + 7] = number
+        crowd[y : y + 8, x : x + 7] = label
     nest = np.zeros((48, 64), np.uint8)
     nest[4:44, 4:60], nest[10:30, 8:40], nest[14:20, 12:30] = 1, 3, 2
     grey = random.integers(0, 256, (100, 64)).astype(np.uint8)
-    items = [
-        make_item("CT", grey, crowd, 64),
-        make_item("US", draw_image(48, 64, 2, seed=3).image, nest, 64),
-    ]
-    assert items[1].nesting.ranks.tolist() == [0, 2, 1]
-    found = label_maps(network, items, torch.device("cpu"))
-    for item, labels in zip(items, found, strict=True):
+    nested_boxes = boxes_of(number(nest))
+    assert Nesting.of(nested_boxes).ranks.tolist() == [0, 2, 1]
+    for image, labels in ((grey, crowd), (draw_image(48, 64, 2, seed=3).image, nest)):
+        boxes = boxes_of(number(labels))
+        network_input, frame = preprocess(image, 64)
         with torch.inference_mode():
-            logits, _ = network(torch.from_numpy(item.image)[None], torch.from_numpy(item.boxes))
-        cropped = logits[:, :, : item.frame.scaled_height, : item.frame.scaled_width]
-        planes = F.interpolate(cropped, item.truth.shape, mode="bilinear", align_corners=False)[:, 0].numpy()
-        ranks = item.nesting.ranks
-        outer = np.flatnonzero(ranks == 0)
+            logits, _ = network(torch.from_numpy(network_input), torch.from_numpy(scale_boxes(boxes, frame)))
+        cropped = logits[:, :, : frame.scaled_height, : frame.scaled_width]
+        planes = F.interpolate(cropped, labels.shape, mode="bilinear", align_corners=False)[:, 0].numpy()
+        nesting = Nesting.of(boxes)
+        outer = np.flatnonzero(nesting.ranks == 0)
         winner = outer[planes[outer].argmax(0)]
         expected = np.where(planes[outer].max(0) >= 0, winner + 1, 0)
-        for rank in range(1, ranks.max() + 1):
-            (box,) = np.flatnonzero(ranks == rank)
-            free = np.isin(expected, [0, *(np.flatnonzero(item.nesting.containers(box)) + 1)])
+        for rank in range(1, nesting.ranks.max() + 1):
+            (box,) = np.flatnonzero(nesting.ranks == rank)
+            free = np.isin(expected, [0, *(np.flatnonzero(nesting.containers(box)) + 1)])
             expected[free & (planes[box] > 0)] = box + 1
-        assert np.mean(labels == expected) > 0.999
-        assert labels.max() > 0
-
-
-def test_labels_with_gaps_are_numbered_as_the_boxes_are(network):
-    labels = np.zeros((64, 64), np.uint16)
-    labels[3:20, 5:30] = 2
-    labels[40:50, 5:30] = 9
-    item = make_item("CT", labels.astype(np.uint8), labels, 64)
-    assert item.boxes.tolist() == [[5, 3, 29, 19], [5, 40, 29, 49]]
-    assert np.array_equal(item.truth, (labels == 2) + 2 * (labels == 9))
+        found = label_map(network.eval(), image, boxes, CPU)
+        assert np.mean(found == expected) > 0.999
+        assert found.max() > 0
 
 
 def test_scores_are_means_over_objects_then_slices_then_modalities(network):
     source = Pictures(4)
-    scores = validate(network, source, Validation(slices_per_modality=0), 0, ALONE)
+    scores = validate(network, source, Validation(slices_per_modality=0), CPU)
     assert (set(scores.dsc), scores.skipped) == ({"CT", "US"}, 1)
     for name, indices in {"CT": (0, 2), "US": (1,)}.items():
-        items = [make_item(name, *source[i], 64) for i in indices]
-        maps = label_maps(network, items, torch.device("cpu"))
-        dice = [dice_by_label(labels, item.truth, 2).mean() for labels, item in zip(maps, items, strict=True)]
+        dice = []
+        for image, labels in (source[i] for i in indices):
+            found = label_map(network, image, boxes_of(number(labels)), CPU)
+            dice.append(dice_by_label(found, labels, 2).mean())
         assert scores.dsc[name] == pytest.approx(np.mean(dice))
     assert scores.macro == pytest.approx((scores.dsc["CT"] + scores.dsc["US"]) / 2)
 
 
 @pytest.mark.parametrize(("per_modality", "expected"), [(0, 10), (2, 4), (100, 10), (1, 2)])
 def test_the_slices_scored_are_spread_over_what_there_is(per_modality, expected):
-    chosen = validation_slices(Pictures(10), per_modality)
-    assert len(chosen) == len(set(chosen.tolist())) == expected
+    by_modality = validation_slices(Pictures(10), per_modality)
+    chosen = [one for numbers in by_modality.values() for one in numbers.tolist()]
+    assert len(chosen) == len(set(chosen)) == expected
     if per_modality == 2:
-        assert chosen.tolist() == [0, 8, 1, 9]
+        assert chosen == [0, 8, 1, 9]
 
 
 def test_nothing_to_score_gives_no_score(network):
@@ -119,5 +108,5 @@ def test_nothing_to_score_gives_no_score(network):
         def indices_by_modality(self) -> dict[str, np.ndarray]:
             return {}
 
-    scores = validate(network, Nothing(0), Validation(), 0, ALONE)
+    scores = validate(network, Nothing(0), Validation(), CPU)
     assert scores.macro is None

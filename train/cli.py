@@ -20,8 +20,6 @@ Examples:
   litemed-train data --base lite_medsam.pth -o run --set optimizer.lr=1e-4 --set run.batch_size=8
   litemed-train data --base light.safetensors --tune all -o run
       all weights, such as those of the light model, which has no layers for LoRA
-  torchrun --nproc-per-node 4 -m litemed.train.cli data --base lite_medsam.pth -o run
-      four GPUs
 """
 
 

@@ -1,7 +1,7 @@
 """From a batch as the loader gives it to what a training step takes: augmented images, boxes and masks.
 
-All of it happens on the device that trains. Everything random about a step follows from the seed, the epoch,
-the step and the number of the process: not from how often the run was interrupted.
+All of it happens on the device that trains. Everything random about a step follows from the seed, the epoch
+and the step: not from how often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _EXAMPLE_STREAM = 2
 """Keeps the examples' random numbers apart from the sampler's."""
 
 
-def generator_of(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> torch.Generator:
-    """Return the random numbers of one step of one process."""
-    state = np.random.SeedSequence([seed, _EXAMPLE_STREAM, epoch, step, rank]).generate_state(1, np.uint64)
+def generator_of(seed: int, epoch: int, step: int, device: torch.device) -> torch.Generator:
+    """Return the random numbers of one step."""
+    state = np.random.SeedSequence([seed, _EXAMPLE_STREAM, epoch, step, 0]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))
 
 

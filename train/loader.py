@@ -19,9 +19,9 @@ from litemed.train.sampler import Batches
 _MOST_WORKERS = 16
 
 
-def loader_workers(wanted: int, processes: int) -> int:
-    """Return how many loader processes each of `processes` starts: `wanted`, or its share of cores for -1."""
-    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // processes)) if wanted < 0 else wanted
+def loader_workers(wanted: int) -> int:
+    """Return how many loader processes to start: `wanted`, or for -1 one for each core."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if wanted < 0 else wanted
 
 
 def loader_of(load: Callable[[list[int]], Any], workers: int, **options: Any) -> DataLoader[Any]:

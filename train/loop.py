@@ -19,7 +19,6 @@ from litemed.runtime.errors import LitemedError
 from litemed.train import losses, run_files
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data
-from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.examples import generator_of, make_examples
 from litemed.train.loader import loader_workers, training_loader
@@ -33,7 +32,6 @@ from litemed.train.toml_settings import as_tables
 from litemed.train.validation import validate
 
 STATE_EVERY = 500  # steps after which the state to resume from is written within an epoch
-_AGREE_EVERY = 10  # steps after which processes ask one another whether to stop, which waits for the GPU
 _COUNTS = ("skipped", "seconds", "waited", "samples", "loss")
 
 
@@ -41,14 +39,14 @@ _COUNTS = ("skipped", "seconds", "waited", "samples", "loss")
 class Session:
     """Where a run takes place.
 
-    folder: where everything is written; exists. inputs: what the run reads, for its records. processes: this
-    one among those that train together. reporter: where progress is printed. stop: asked after each step;
+    folder: where everything is written; exists. inputs: what the run reads, for its records. device: where to
+    compute. reporter: where progress is printed. stop: asked after each step;
     True ends the run with its state written, to be resumed.
     """
 
     folder: Path
     inputs: Inputs
-    processes: Processes
+    device: torch.device
     reporter: Reporter
     stop: Callable[[], bool] = lambda: False
 
@@ -76,24 +74,22 @@ class Trainer:
         self.session = session
         self._data = data
         self._base_digest = weights_digest(base.state)
-        run, processes = config.run, session.processes
-        device = processes.device
+        run, device = config.run, session.device
         self.network = build_network(base, run, config.lora)
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         compile_blocks(self.network, config.hardware, device)
-        self._forward = processes.wrap(self.network.train())
         sampler, warnings = training_sampler(config, data.training)
         for warning in warnings:
             session.reporter.line(f"warning: {warning}")
-        self._workers = loader_workers(config.hardware.workers, processes.world)
-        self.batches = Batches(sampler, run.batch_size, processes.rank, processes.world)
+        self._workers = loader_workers(config.hardware.workers)
+        self.batches = Batches(sampler, run.batch_size)
         self.loader = training_loader(
             data.training, MIN_OBJECT_PIXELS, self.batches, run, self._workers, device
         )
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
-        # Of this process and epoch, by the names `_COUNTS` and `parts`; the last of them on the device.
+        # Of this epoch, by the names `_COUNTS` and `parts`; the last of them on the device.
         self._counts = torch.zeros(3, dtype=torch.float64)
         self._sums = torch.zeros(2 + len(self.parts), dtype=torch.float64, device=device)
 
@@ -106,7 +102,7 @@ class Trainer:
         self._rate.load_state_dict(state.schedule)
         self.progress = Progress(**state.progress)
         totals = torch.tensor(self.progress.totals, dtype=torch.float64)
-        if len(totals) and self.session.processes.is_first:  # which goes on with the sums of all
+        if len(totals):
             self._counts, self._sums = totals[:3], totals[3:].to(self._sums.device)
 
     def run(self) -> bool:
@@ -136,7 +132,7 @@ class Trainer:
                 self._save_state()
                 return False
             self._end_epoch()
-            if progress.epoch < epochs and self._stops():
+            if progress.epoch < epochs and self.session.stop():
                 return False
         start = progress.start_dsc
         if start is not None and progress.best is not None and progress.best <= start:
@@ -165,7 +161,7 @@ class Trainer:
                     bar.set_postfix_str(self._loss_now(), refresh=False)
                 if progress.step == steps:
                     break
-                if self._stops():
+                if self.session.stop():
                     return False
                 if progress.step % STATE_EVERY == 0:
                     self._save_state()
@@ -175,14 +171,11 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """Take one optimizer step on a batch."""
-        progress, processes = self.progress, self.session.processes
+        progress, device = self.progress, self.session.device
         self._rate.before_step(progress.epoch * self.batches.per_epoch + progress.step)
-        summed = self.losses(batch.to(processes.device), self.generator(progress.epoch, progress.step))
-        # Of all images in the whole batch, whichever process holds them. Gradients are averaged over the
-        # processes, hence the factor.
-        images = processes.sum(summed[0].detach().clone()).clamp(min=1)
+        summed = self.losses(batch.to(device), self.generator(progress.epoch, progress.step))
         self._optimizer.zero_grad(set_to_none=True)
-        (summed[1] * processes.world / images).backward()
+        (summed[1] / summed[0].detach().clamp(min=1)).backward()
         torch.nn.utils.clip_grad_norm_(self.network.tuned(), CLIP_NORM)
         self._optimizer.step()
         if self._average is not None:
@@ -191,17 +184,16 @@ class Trainer:
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return (2 + parts,): how many images count, and sums over them of the loss and of its parts."""
-        config, device = self.config, self.session.processes.device
+        config, device = self.config, self.session.device
         image, prompts = make_examples(batch, config, generator)
         with autocast(config.hardware, device):
-            logits, iou = self._forward(image, prompts.boxes, prompts.image_of_box)
+            logits, iou = self.network(image, prompts.boxes, prompts.image_of_box)
         summed = losses.summed_losses(logits, iou, prompts, len(image), config.loss)
         return torch.cat([prompts.weights.sum()[None], summed])
 
     def generator(self, epoch: int, step: int) -> torch.Generator:
-        """Return the random numbers of one step of this process."""
-        processes = self.session.processes
-        return generator_of(self.config.run.seed, epoch, step, processes.rank, processes.device)
+        """Return the random numbers of one step."""
+        return generator_of(self.config.run.seed, epoch, step, self.session.device)
 
     def _end_epoch(self) -> None:
         """Score, write and count the epoch."""
@@ -221,11 +213,10 @@ class Trainer:
         progress.epoch, progress.step = row["epoch"], 0
         self._counts.zero_()
         self._sums.zero_()
-        if self.session.processes.is_first:
-            for name in [LAST] + [BEST] * is_best:
-                path = self.session.folder / name
-                run_files.write_weights(path, self._outcome(), config.lora.rank, self._base_digest)
-            run_files.write_log(self.session.folder, progress.history)
+        for name in [LAST] + [BEST] * is_best:
+            path = self.session.folder / name
+            run_files.write_weights(path, self._outcome(), config.lora.rank, self._base_digest)
+        run_files.write_log(self.session.folder, progress.history)
         self._save_state()
         self.session.reporter.line(summary(row, config.run.epochs, self.parts, is_best))
 
@@ -235,20 +226,18 @@ class Trainer:
         skipped, seconds, waited, images = (totals.pop(name) for name in _COUNTS[:4])
         if not images:
             raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
-        seconds /= self.session.processes.world
         return {
             "samples": round(images),  # the weights of an image's boxes do not quite add up to 1
             **{name: total / images for name, total in totals.items()},
             "skipped": int(skipped),
             "seconds": seconds,
             "samples_per_second": images / seconds,
-            "wait_share": waited / self.session.processes.world / seconds,
+            "wait_share": waited / seconds,
         }
 
     def _totals(self) -> list[float]:
-        """Return the sums of all processes over this epoch. Raises TrainingError for a loss not finite."""
-        own = torch.cat([self._counts, self._sums.cpu()])
-        totals: list[float] = self.session.processes.sum(own).tolist()
+        """Return the sums over this epoch. Raises TrainingError for a loss not finite."""
+        totals: list[float] = torch.cat([self._counts, self._sums.cpu()]).tolist()
         if not math.isfinite(totals[4]):
             raise TrainingError(
                 f"the loss of epoch {self.progress.epoch + 1} is not finite: lower optimizer.lr, or use "
@@ -259,7 +248,7 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Return the columns of the log about the validation slices."""
         model, settings = self._outcome().model, self.config.validation
-        scores = validate(model, self._data.validation, settings, self._workers, self.session.processes)
+        scores = validate(model, self._data.validation, settings, self.session.device)
         by_modality = {f"dsc_{name}": value for name, value in scores.dsc.items()}
         return {"skipped": scores.skipped, "dsc": scores.macro, **by_modality}
 
@@ -267,27 +256,17 @@ class Trainer:
         """Return what is scored and written: the network, or the average of its weights."""
         return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
 
-    def _stops(self) -> bool:
-        """Whether any process was told to stop; all of them come to the same answer at the same step."""
-        later = self.session.processes.world > 1 and self.progress.step % _AGREE_EVERY
-        return not later and self.session.processes.any(self.session.stop())
-
     def _loss_now(self) -> str:
         images, total = self._sums[:2].tolist()
         return f"loss {total / max(images, 1):.4f}"
 
     def _report(self, status: str) -> None:
         here = self.session
-        if here.processes.is_first:
-            run_files.write_report(
-                here.folder, status, self.config, here.inputs, here.processes, self.progress
-            )
+        run_files.write_report(here.folder, status, self.config, here.inputs, here.device, self.progress)
 
     def _save_state(self) -> None:
-        """Write the state; every process has to call."""
+        """Write the state."""
         self.progress.totals = self._totals() if self.progress.step else []
-        if not self.session.processes.is_first:
-            return
         state = State(
             config=as_tables(self.config),
             inputs=self.session.inputs,

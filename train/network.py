@@ -93,6 +93,13 @@ def decode_boxes(
     return logits[:, 0], iou[:, 0]
 
 
+def choose_device(wanted: str) -> torch.device:
+    """Return where to compute. wanted: "auto", "cpu" or "cuda"; UsageError for a GPU where there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: no GPU that PyTorch can use; take --device cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def autocast(hardware: Hardware, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass: in bfloat16 where PyTorch holds that safe, if that is wanted."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(hardware, device))

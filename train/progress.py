@@ -17,9 +17,9 @@ class Progress:
     """Counters of a run; written to its state.
 
     epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
-    far (`litemed.train.loop` says what is scored), in which epoch. totals: sums over this epoch's steps and
-    all processes, see `litemed.train.loop.Trainer`; empty before the first step. history: one row for each
-    epoch done, see `litemed.train.run_files`.
+    far (`litemed.train.loop` says what is scored), in which epoch. totals: sums over this epoch's steps, see
+    `litemed.train.loop.Trainer`; empty before the first step. history: one row for each epoch done, see
+    `litemed.train.run_files`.
     """
 
     epoch: int = 0

@@ -26,8 +26,7 @@ class Prompted:
 
     boxes: float32 (N, 4), x0 y0 x1 y1, whole pixels of the network's input. masks: uint8 (N, S, S), 0 or 1.
     image_of_box: int64 (N,), ascending. weights: float32 (N,), 1 / boxes of the same image, so that every
-    image counts the same. Where no image has an object it is one box of no weight, for every process has to
-    take its part in every step.
+    image counts the same. Where no image has an object it is one box of no weight.
     """
 
     boxes: Tensor

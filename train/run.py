@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
 from litemed.train.config import COSINE, Config
 from litemed.train.dataset import Data
-from litemed.train.distributed import joined
 from litemed.train.loop import Session, Trainer
-from litemed.train.network import check_base
+from litemed.train.network import check_base, choose_device
 from litemed.train.prepare.store import MANIFEST, Slices
 from litemed.train.progress import Reporter
 from litemed.train.run_files import STATE, Inputs, clean, read_state
@@ -72,24 +71,15 @@ def train(request: Request, reporter: Reporter) -> bool:
         check_inputs(stored.inputs, inputs, {"base": "--base", "data": "DATA"})
     elif not request.overwrite:
         refuse_run(request.folder)
-    with joined(config.hardware.device) as processes, contextlib.ExitStack() as stack:
-        processes.wait()  # until all have looked into the folder
-        if processes.is_first:
-            make_folder(request.folder)
-            stack.enter_context(FolderLock(request.folder))
-            clean(request.folder, request.overwrite)
-        else:
-            reporter = Reporter(None)
-        processes.wait()
-        stop = stack.enter_context(stop_signal(request.stop_after_s))
-        session = Session(request.folder, inputs, processes, reporter, stop.is_set)
+    device = choose_device(config.hardware.device)
+    make_folder(request.folder)
+    with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
+        clean(request.folder, request.overwrite)
+        session = Session(request.folder, inputs, device, reporter, stop.is_set)
         trainer = Trainer(config, base, data, session)
         if stored is not None:
             trainer.resume(stored)
         finished = trainer.run()
-        # Until all is written. Gloo's threads let go of their last tensors meanwhile: else they may wait for
-        # the interpreter, which waits for them as it frees their group.
-        processes.wait()
     if stop.signalled and not finished:
         raise KeyboardInterrupt
     return finished
@@ -157,36 +147,32 @@ def check_inputs(before: Inputs, inputs: Inputs, options: Mapping[str, str]) -> 
 
 
 class Stop:
-    """Whether a run was told to stop, by a signal or because its time is over."""
+    """Whether a run was told to stop, by a signal or because its time is over.
+
+    A context manager: the first SIGINT or SIGTERM within is a request to stop, from the second on they
+    interrupt. Outside the main thread signals are left alone.
+    """
 
     def __init__(self, after_s: float | None) -> None:
         self.signalled = False
-        self._end = None if after_s is None else time.monotonic() + after_s
+        self._end = math.inf if after_s is None else time.monotonic() + after_s
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            signals = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._handle) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def is_set(self) -> bool:
         """Whether to stop."""
-        return self.signalled or (self._end is not None and time.monotonic() >= self._end)
+        return self.signalled or time.monotonic() >= self._end
 
-
-@contextlib.contextmanager
-def stop_signal(after_s: float | None) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; from the second on they interrupt.
-
-    Outside the main thread signals are left alone.
-    """
-    stop = Stop(after_s)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signalled:
+    def _handle(self, *_: object) -> None:
+        if self.signalled:
             raise KeyboardInterrupt
-        stop.signalled = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        self.signalled = True

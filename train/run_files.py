@@ -31,7 +31,6 @@ from litemed.models.lora import LoRAConfig
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.train.config import TUNE_LORA_DECODER, Config
-from litemed.train.distributed import Processes
 from litemed.train.errors import TrainingError
 from litemed.train.network import WITH_LORA, TrainedNetwork
 from litemed.train.progress import Progress
@@ -113,23 +112,22 @@ def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_report(
-    folder: Path, status: str, config: Config, inputs: Inputs, processes: Processes, progress: Progress
+    folder: Path, status: str, config: Config, inputs: Inputs, device: torch.device, progress: Progress
 ) -> None:
     """Replace the report of a run. Raises OutputError when it cannot be written.
 
     status: "running", "stopped" (to be resumed), "finished" or "failed".
     """
-    device = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    if processes.device.type == "cuda":
-        device = torch.cuda.get_device_name(processes.device)
+    place = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
     files = [folder / name for name in _RESULTS if (folder / name).is_file()]
     document = {
         "status": status,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": as_tables(config),
         "inputs": inputs,
-        "device": device,
-        "processes": processes.world,
+        "device": place,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "epochs_done": progress.epoch,

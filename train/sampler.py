@@ -1,7 +1,7 @@
 """Which slice is drawn when: by modality as the table says, the same on every machine and in every order.
 
 The draws of an epoch follow from the seed and the number of the epoch alone. To resume in the middle of an
-epoch it is therefore enough to know how many batches are done, and several processes agree without a word.
+epoch it is therefore enough to know how many batches are done.
 """
 
 from __future__ import annotations
@@ -87,23 +87,14 @@ def _repeated_shuffle(
 
 
 class Batches:
-    """The batches of one process, as PyTorch's DataLoader takes them: lists of slices.
+    """Batches as PyTorch's DataLoader takes them: lists of slices.
 
-    Each batch of `batch_size` slices is dealt out to `world` processes, of which this is number `rank`. Set
-    where to go on with `start_at` before iterating.
-
-    Raises UsageError when a batch cannot be dealt out evenly.
+    Set where to go on with `start_at` before iterating.
     """
 
-    def __init__(self, sampler: ModalitySampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            raise UsageError(
-                f"batches of {batch_size} samples cannot be dealt out to {world} processes: "
-                f"make run.batch_size a multiple of {world}"
-            )
+    def __init__(self, sampler: ModalitySampler, batch_size: int) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
-        self._rank, self._world = rank, world
         self._epoch, self._first = 0, 0
 
     @property
@@ -124,7 +115,7 @@ class Batches:
         slices = self._sampler.epoch(epoch)
         for step in range(first, self.per_epoch):
             start = step * self._batch_size
-            yield slices[start + self._rank : start + self._batch_size : self._world].tolist()
+            yield slices[start : start + self._batch_size].tolist()
 
 
 def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:

@@ -7,7 +7,6 @@ RUN/light.safetensors    the student, once both stages are done
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -24,12 +23,13 @@ from litemed.train.distill.config import STAGES, DistillConfig, stage_configs
 from litemed.train.distill.images import Unlabelled, find_images
 from litemed.train.distill.networks import build_student, check_teacher, write_student
 from litemed.train.distill.trainer import Distiller
-from litemed.train.distributed import joined
 from litemed.train.errors import TrainingError
 from litemed.train.loop import Session
+from litemed.train.network import choose_device
 from litemed.train.progress import Reporter
 from litemed.train.run import (
     Request,
+    Stop,
     base_record,
     check_inputs,
     check_request,
@@ -37,7 +37,6 @@ from litemed.train.run import (
     data_record,
     open_data,
     refuse_run,
-    stop_signal,
 )
 from litemed.train.run_files import LAST, STATE, Inputs, clean, read_state, write_json
 from litemed.train.toml_settings import as_tables
@@ -68,8 +67,6 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
         KeyboardInterrupt: after a signal.
     """
     check_request(request)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("litemed-distill is one process: start it without torchrun")
     stored = _read_settings(request.folder) if request.resume else {}
     start = [(stored["stages"], str(request.folder / SETTINGS))] if stored else []
     configs = stage_configs([*start, *request.changes])
@@ -95,17 +92,16 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     _refuse_foreign(request)
     for problem in images.unreadable:
         reporter.line(f"warning: left out {problem}")
-    with joined(configs[STAGES[0]].hardware.device) as processes, contextlib.ExitStack() as stack:
-        make_folder(request.folder)
-        stack.enter_context(FolderLock(request.folder))
+    device = choose_device(configs[STAGES[0]].hardware.device)
+    make_folder(request.folder)
+    with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
         clean(request.folder, request.overwrite, (SETTINGS, WEIGHTS))
         for stage in STAGES:  # the first is there from the beginning: by it the settings are known as a run's
             make_folder(request.folder / stage)
             clean(request.folder / stage, request.overwrite)
         tables = {stage: as_tables(config) for stage, config in configs.items()}
         write_json(request.folder / SETTINGS, {"inputs": inputs, "stages": tables})
-        stop = stack.enter_context(stop_signal(request.stop_after_s))
-        session = Session(request.folder, inputs, processes, reporter, stop.is_set)
+        session = Session(request.folder, inputs, device, reporter, stop.is_set)
 
         def run_stage(stage: str, config: DistillConfig) -> bool:
             folder = request.folder / stage

@@ -59,7 +59,7 @@ class Distiller(Trainer):
         self.parts = (EMBEDDING, *losses.PARTS) if config.distillation.masks else (EMBEDDING,)
         super().__init__(config, student, data, session)
         self.network.model.prompt_encoder.requires_grad_(False)
-        device, run = session.processes.device, config.run
+        device, run = session.device, config.run
         # A step's share of the loader's slices; as many steps as a run of whole batches has.
         fresh = dataclasses.replace(
             run, samples_per_epoch=self.batches.per_epoch * config.fresh, batch_size=config.fresh
@@ -91,7 +91,7 @@ class Distiller(Trainer):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return what `Trainer.losses` does, of what is drawn from the ring once `batch` is in it."""
-        config, device = self.config, self.session.processes.device
+        config, device = self.config, self.session.device
         images = config.run.batch_size
         self._ring.add(self._views(batch, generator))
         views = self._ring.draw(images, generator)
@@ -125,7 +125,7 @@ class Distiller(Trainer):
         self._ring.start_at(first * self.config.fresh)
         with self.session.reporter.bar("encoding again what was kept", done - first) as bar:
             for epoch, step, batch in self._again(first, done):
-                moved = batch.to(self.session.processes.device)
+                moved = batch.to(self.session.device)
                 self._ring.add(self._views(moved, self.generator(epoch, step)))
                 bar.update()
 
