@@ -21,12 +21,10 @@ from litemed.runtime.manifest import Graph, Manifest, parse_manifest
 
 MANIFEST = "manifest.json"
 
-DEFAULT = Path(__file__).with_name("model")
-"""The bundle that ships with litemed."""
+DEFAULT = Path(__file__).with_name("model")  # the bundle that ships with litemed
 
+# Of its manifest, and so of all of it. Whoever exports it again puts the new one here.
 DEFAULT_SHA256 = "a02e42baf7b835240327bbd95d4bf62e7d3625d49a14bd7ab507e6457191f568"
-"""Of its manifest, and so of all of it. Whoever exports it again puts the sha256 of the new manifest here:
-`sha256sum runtime/model/manifest.json`."""
 
 
 @dataclass(frozen=True)

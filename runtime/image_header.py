@@ -26,10 +26,9 @@ _TOO_SHORT = (struct.error, IndexError, OverflowError)
 
 
 class ImageHeader(NamedTuple):
-    """What an image file declares: pixels, values per pixel once decoded, and what must not go unnoticed.
+    """What an image file declares; `samples` are values per pixel once decoded.
 
-    `orientation` is Exif's: 2 to 8 turn or mirror the image, anything else leaves it as stored. `pages` is 1,
-    or 2 if there is more than one.
+    Of Exif's `orientation` 2 to 8 turn or mirror the image. `pages` is 2 if there is more than one.
     """
 
     width: int

@@ -28,7 +28,6 @@ PREPROCESSING = {
 }
 """What `litemed.runtime.preprocess` does, in the manifest's words; nothing else is accepted."""
 
-_SIZES = range(64, 1025, 64)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\.onnx")
 
 
@@ -44,7 +43,7 @@ class Input(Record):
 
     def check(self) -> None:
         """Refuse what this runtime does not do."""
-        if self.size not in _SIZES:
+        if self.size not in range(64, 1025, 64):
             raise ValueError(f"size {self.size} is not a multiple of 64 from 64 to 1024")
         for key, ours in PREPROCESSING.items():
             if (found := getattr(self, key)) != ours:

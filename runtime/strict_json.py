@@ -65,15 +65,9 @@ class Record:
 def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     """Return a JSON value as `kind`, from which nothing may differ.
 
-    Args:
-        kind: a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str (one printable line), int,
-            float, bool, or object for anything.
-        value: of JSON.
-        source: the file, for messages.
-        place: where in the file the value stands.
-
-    Raises:
-        BundleError: the value is none; one line that names the file, the place and what was found.
+    `kind` is a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str (one printable line), int,
+    float, bool, or object for anything; `source` is the file and `place` where in it the value stands. Raises
+    BundleError, one line that names both and what was found.
     """
 
     def refuse(why: str) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -96,15 +95,12 @@ def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Pa
     assert names(tmp_path) == {"a", "b"}
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(OLD)
     code = (
-        "import pathlib, sys, numpy\n"
+        "import pathlib, resource, sys, numpy\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from litemed.runtime.errors import OutputError\n"
         "from litemed.runtime.files import atomic_write\n"
         "from litemed.runtime.npz import write_npz\n"
@@ -116,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
         "    print(error)\n"
     )
     command = [sys.executable, "-c", code, path]
-    done = subprocess.run(command, preexec_fn=limit_file_size, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{path}: cannot be written: File too large\n"
     assert names(tmp_path) == {"a.npz"}
     assert path.read_bytes() == OLD

@@ -38,20 +38,14 @@ OPENED_TO_WRITE = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 MAKES = re.compile(r"\b(creat|mkdir|mkdirat|rename|renameat2?|link|linkat|symlink|symlinkat)\(")
 
 
-@pytest.fixture
-def home(tmp_path: pathlib.Path) -> pathlib.Path:
-    made = tmp_path / "home"
-    made.mkdir()
-    return made
-
-
-def traced(code: str, home: pathlib.Path, *arguments: object) -> list[str]:
+def traced(code: str, folder: pathlib.Path, *arguments: object) -> list[str]:
     """The system calls of a Python program that matter here, run with an empty home and without a network."""
     if not shutil.which("strace") or not shutil.which("unshare"):
         pytest.skip("strace and unshare are needed to look from outside")
     if subprocess.run(["unshare", "-rn", "strace", "-o", os.devnull, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no namespace or no tracing")
-    trace = home.parent / "trace"
+    trace, home = folder / "trace", folder / "home"
+    home.mkdir()
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["unshare", "-rn", "strace", "-f", "-qq", "-e", CALLS, "-o", str(trace)]
@@ -78,22 +72,22 @@ def written(calls: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_nothing_is_sent_and_nothing_written_but_the_output(
-    engine: str, box_bundle: pathlib.Path, home: pathlib.Path
+    engine: str, box_bundle: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     pytest.importorskip(engine)
-    output = home.parent / "out.npz"
-    calls = traced(SEGMENT, home, box_bundle, engine, output)
+    output = tmp_path / "out.npz"
+    calls = traced(SEGMENT, tmp_path, box_bundle, engine, output)
     assert len(calls) > 100
     assert reached_out(calls) == []
     assert written(calls) == {str(output)}
-    assert list(home.iterdir()) == []
+    assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_the_test_sees_what_an_engine_does_by_itself(home: pathlib.Path) -> None:
+def test_the_test_sees_what_an_engine_does_by_itself(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("openvino")
-    if not written(traced("import openvino, time; time.sleep(0.5)", home)):
+    if not written(traced("import openvino, time; time.sleep(0.5)", tmp_path)):
         pytest.skip("this version of OpenVINO writes nothing by itself")
-    assert list(home.iterdir()) != []
+    assert list((tmp_path / "home").iterdir()) != []
 
 
 def test_telemetry_is_off_whatever_was_imported_or_answered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,13 +56,13 @@ def open_engine(
     """
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise UsageError(f"{threads} threads; give 1 to {_MAX_THREADS}")
-    count = available_threads() if threads is None else threads
+    threads = threads or available_threads()
     found, left_out = candidates(bundle.manifest, name, precision)
     open_choice = len(found) + len(left_out) > 1
     for candidate in found:
         choice = "; left out: ".join(["presumed the fastest", *left_out]) if open_choice else ""
         try:
-            engine = _class_of(candidate[0])(bundle, count, candidate[1], choice, cache)
+            engine = _class_of(candidate[0])(bundle, threads, candidate[1], choice, cache)
             if wait:
                 engine.ready()
         except EngineError as error:

@@ -41,10 +41,7 @@ class Cache:
         if not stat.S_ISDIR(status.st_mode):
             raise UsageError(f"{folder}: is no folder; name a folder of your own for the cache")
         if _foreign(status):
-            raise UsageError(
-                f"{folder}: is not yours alone to write, so what it holds cannot be trusted; "
-                "chmod go-w it or name another folder for the cache"
-            )
+            raise UsageError(f"{folder}: is not yours alone to write; chmod go-w it or name another folder")
 
     def load(self, *depends_on: str) -> bytes | None:
         """Return the entry that depends on just this; None if there is none that may be used."""
@@ -79,4 +76,6 @@ def _foreign(status: os.stat_result) -> bool:
 
 
 def _digest(path: Path, data: bytes) -> bytes:
-    return hashlib.sha256(path.name.encode() + data).digest()
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(data)
+    return digest.digest()

@@ -21,9 +21,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
-_CPUS = Path("/sys/devices/system/cpu")
+_SYS, _OWN_CGROUPS = Path("/sys"), Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
@@ -31,7 +29,7 @@ def available_threads() -> int:
     return max(1, int(min(own_cores(), cpu_quota())))
 
 
-def own_cores(cpus: Iterable[int] | None = None, folder: Path = _CPUS) -> int:
+def own_cores(cpus: Iterable[int] | None = None, folder: Path = _SYS / "devices/system/cpu") -> int:
     """Return to how many cores the process's CPUs belong; one each where the system does not say."""
     if cpus is None:
         cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -39,7 +37,7 @@ def own_cores(cpus: Iterable[int] | None = None, folder: Path = _CPUS) -> int:
     return len(set(siblings))
 
 
-def cpu_quota(mount: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float:
+def cpu_quota(mount: Path = _SYS / "fs/cgroup", own: Path = _OWN_CGROUPS) -> float:
     """Return the CPU quota, in CPUs, of this process's cgroup or the strictest above it; infinite if none.
 
     Reads cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`). In a container the paths in /proc may be those of

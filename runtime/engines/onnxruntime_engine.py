@@ -11,8 +11,6 @@ from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError
 from litemed.runtime.network import silence_onnxruntime
 
-_FATAL = 4  # errors are raised; logged as well they would stand on stderr twice
-
 
 class OnnxRuntimeEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`; encoder and decoder work in the same memory."""
@@ -45,7 +43,7 @@ class OnnxRuntimeEngine(Engine):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.use_env_allocators", "1")  # see _share_arena
         options.enable_mem_pattern = False
-        options.log_severity_level = _FATAL
+        options.log_severity_level = 4  # errors are raised; logged as well they would stand on stderr twice
         options.add_session_config_entry("session.load_model_format", "ONNX")  # no other that it would guess
         session = onnxruntime.InferenceSession(
             bundle.graphs[key], options, providers=["CPUExecutionProvider"]

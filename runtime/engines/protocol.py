@@ -104,9 +104,8 @@ class Engine:
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
 
-        `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input. However many they are, the
-        graph is given `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails, or returns other
-        shapes.
+        `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; the graph is given
+        `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails, or returns other shapes.
         """
         count, size = len(boxes), 4 * embedding.shape[-1]
         logits = iou = np.empty(0, np.float32)
