@@ -18,7 +18,6 @@ from typing import BinaryIO
 from litemed.runtime.errors import OutputError
 
 _LONGEST_NAME_BYTES = 255
-_TEMPORARY = ".tmp"
 _POLL_SECONDS = 0.005
 
 
@@ -58,7 +57,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises OutputError if ``path`` is a symbolic link or a folder, or cannot be written.
     """
     refuse_odd_target(path)
-    temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}{_TEMPORARY}")
+    temporary = path.with_name(f"{_hidden(path.name)}-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
@@ -81,7 +80,7 @@ def remove_leftovers(path: Path) -> None:
     Call it only under the lock of ``path``. Raises OutputError if one cannot be removed.
     """
     try:
-        for leftover in path.parent.glob(f"{_hidden(path.name)}-*{_TEMPORARY}"):
+        for leftover in path.parent.glob(f"{_hidden(path.name)}-*.tmp"):
             leftover.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot clean up beside it: {error.strerror or error}") from error

@@ -16,12 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-import litemed.runtime
 from litemed.runtime import engines
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, candidates, open_engine
 from litemed.runtime.engines.openvino_engine import OpenVinoEngine, computes_bf16
-from litemed.runtime.errors import EngineError, UsageError
+from litemed.runtime.errors import EngineError
 from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
 
 Json = dict[str, Any]
@@ -119,12 +118,6 @@ def test_each_request_has_its_candidates(folder: pathlib.Path) -> None:
     assert found("openvino", "int8") == {"openvino int8"}
     (left_out,) = candidates(manifest, "auto", "auto")[1]
     assert left_out == "openvino int8 (its masks of CT agree to 0.9800, under 0.99)"
-
-
-def test_unknown_precisions_are_refused(box_bundle: pathlib.Path) -> None:
-    for precision in ("int8", "half", ""):
-        with pytest.raises(UsageError, match="choose one of exact, fast, auto, float32"):
-            litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1, precision=precision)
 
 
 @pytest.mark.parametrize(
