@@ -55,18 +55,15 @@ def test_eight_bits_stay_as_they_are(modality: str) -> None:
     assert (to_uint8(image, modality, ABDOMEN) == image).all()
 
 
-def test_nan_and_infinity_are_background_and_do_not_sway_the_rest() -> None:
+def test_nan_infinity_and_constant_images_are_background() -> None:
     image = np.arange(1, 101, dtype=np.float32)
     broken = np.concatenate([image, [np.nan, np.inf, -np.inf]]).astype(np.float32)
     for modality in ("MR", "CT"):
         result = to_uint8(broken, modality, ABDOMEN)
         assert (result[:100] == to_uint8(image, modality, ABDOMEN)).all()
         assert (result[100:] == 0).all()
-
-
-@pytest.mark.parametrize("value", [0, 7, -3.5, np.nan])
-def test_a_constant_image_becomes_zeros(value: float) -> None:
-    assert (to_uint8(np.full((4, 4), value, np.float32), "MR", ABDOMEN) == 0).all()
+    for value in (0, 7, -3.5, np.nan):
+        assert (to_uint8(np.full((4, 4), value, np.float32), "MR", ABDOMEN) == 0).all()
 
 
 def test_ct_in_unsigned_integers_is_refused() -> None:

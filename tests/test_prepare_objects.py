@@ -52,6 +52,8 @@ def test_components_touch_by_corners_and_through_slices_and_never_across_values(
     labels = np.array([[1, 0, 1, 2], [0, 1, 0, 2], [0, 0, 0, 0], [1, 0, 2, 0]])
     parts = find_objects(labels, "class", components=True).labels
     assert parts.tolist() == [[1, 0, 1, 3], [0, 1, 0, 3], [0, 0, 0, 0], [2, 0, 4, 0]]
+    assert len(find_objects(labels, "instance", components=True)) == 2
+    assert len(find_objects(labels, "class", components=False)) == 2
     volume = np.zeros((3, 4, 4), np.uint8)
     volume[0, 0, 0] = volume[1, 1, 1] = volume[2, 3, 3] = 1
     assert len(find_objects(volume, "class", components=True)) == 2

@@ -26,34 +26,15 @@ def write_index(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def test_there_are_eleven_modalities_and_each_spells_itself() -> None:
+def test_modalities_are_known_by_every_spelling() -> None:
     assert len(MODALITIES) == 11
     assert [parse_modality(name.upper()) for name in MODALITIES] == list(MODALITIES)
+    texts = ("X-Ray", "x_ray", "Microscope", "MRI", " us ")
+    assert [find_modality(text) for text in texts] == ["XRay", "XRay", "Microscopy", "MR", "US"]
+    names = ("CT_Abd_0001", "2DBox_X-Ray_0053", "3DBox_MR_0121", "X_Ray_7", "CT", "scan_CT_1")
+    assert [modality_of_name(name) for name in names] == ["CT", "XRay", "MR", "XRay", None, None]
     with pytest.raises(InputError, match="row 3: unknown modality 'Thermo'; use one of CT, MR"):
         parse_modality("Thermo", "row 3")
-
-
-@pytest.mark.parametrize(
-    ("text", "modality"),
-    [("X-Ray", "XRay"), ("x_ray", "XRay"), ("Microscope", "Microscopy"), ("MRI", "MR"), (" us ", "US")],
-)
-def test_known_spellings(text: str, modality: str) -> None:
-    assert find_modality(text) == modality
-
-
-@pytest.mark.parametrize(
-    ("name", "modality"),
-    [
-        ("CT_Abd_0001", "CT"),
-        ("2DBox_X-Ray_0053", "XRay"),
-        ("3DBox_MR_0121", "MR"),
-        ("X_Ray_7", "XRay"),
-        ("CT", None),
-        ("scan_CT_1", None),
-    ],
-)
-def test_modality_of_a_challenge_name(name: str, modality: str | None) -> None:
-    assert modality_of_name(name) == modality
 
 
 def test_folders_say_modality_source_and_split(tmp_path: Path) -> None:
@@ -93,13 +74,6 @@ def test_what_lacks_its_partner_is_named_and_the_rest_goes_on(tmp_path: Path) ->
         assert "\n" not in problem
 
 
-def test_names_that_differ_in_case_only_are_one_too_many(tmp_path: Path) -> None:
-    rows = [{"modality": "US", "image": f"{n}.png", "label": f"{n}_l.png", "source": "s"} for n in ("A", "a")]
-    found = find_pairs([write_index(tmp_path / "index.csv", rows)], SourceOptions())
-    assert len(found.pairs) == 1
-    assert "second case" in found.problems[0]
-
-
 @pytest.mark.parametrize("nothing", ["missing", "empty", "notes.txt", "head.csv"])
 def test_a_source_without_pairs_is_refused(tmp_path: Path, nothing: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -110,18 +84,9 @@ def test_a_source_without_pairs_is_refused(tmp_path: Path, nothing: str) -> None
 
 
 def test_an_index_says_everything(tmp_path: Path) -> None:
-    row = {
-        "modality": "X-Ray",
-        "source": "src",
-        "case": "c1",
-        "split": "val",
-        "labels": "instance",
-        "image": "i/a.png",
-        "label": "l/a.png",
-        "licence": "CC0",
-        "attribution": "A. Nonymous",
-        "licence_status": "stated",
-    }
+    said = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val", "labels": "instance"}
+    files = {"image": "i/a.png", "label": "l/a.png"}
+    row = said | files | {"licence": "CC0", "attribution": "A. Nonymous", "licence_status": "stated"}
     image, label = tmp_path / "i/a.png", tmp_path / "l/a.png"
     terms = ("CC0", "A. Nonymous", "stated")
     expected = (Pair("XRay", "src", "c1", "val", "instance", image, label, *terms),)
@@ -131,13 +96,15 @@ def test_an_index_says_everything(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path: Path) -> None:
-    good = {"modality": "CT", "image": "a", "label": "b", "split": "", "labels": ""}
+    good = {"modality": "CT", "image": "a", "label": "b", "split": "val", "labels": ""}
     bad = [{"modality": "Thermo"}, {"split": "holdout"}, {"labels": "soft"}, {"label": ""}]
-    rows = [*(good | change for change in bad), good]
+    # Some file systems take A for a.
+    rows = [*(good | change for change in bad), good, good | {"image": "A"}]
     found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
     assert len(found.pairs) == 1
-    assert [f"line {n}: " in problem for n, problem in enumerate(found.problems, start=2)] == [True] * 4
-    for word, problem in zip(("'Thermo'", "'holdout'", "'soft'", "no image"), found.problems, strict=True):
+    assert all(f"line {n}: " in problem for n, problem in enumerate(found.problems[:4], start=2))
+    words = ("'Thermo'", "'holdout'", "'soft'", "no image", "second case")
+    for word, problem in zip(words, found.problems, strict=True):
         assert word in problem
     with pytest.raises(UsageError, match="no column image, label"):
         find_pairs([write_index(tmp_path / "i.csv", [{"modality": "CT"}])], SourceOptions())

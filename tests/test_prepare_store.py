@@ -6,12 +6,10 @@ import json
 import pickle
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import preprocess
@@ -20,8 +18,6 @@ from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.slices import make_slices, resize_image, resize_labels
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import Slices
-
-SIDES = st.integers(1, 700)
 
 
 def npz_pair(
@@ -59,50 +55,22 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.data())
-def test_labels_lie_where_the_image_shows_them(height: int, width: int, data: st.DataObject) -> None:
-    y0, y1 = sorted((data.draw(st.integers(0, height)), data.draw(st.integers(0, height))))
-    x0, x1 = sorted((data.draw(st.integers(0, width)), data.draw(st.integers(0, width))))
-    labels = np.zeros((height, width), np.uint8)
-    labels[y0:y1, x0:x1] = 1
-    image = resize_image(labels * np.uint8(255))
-    small = resize_labels(labels)
-    assert image.shape == small.shape
-    assert max(small.shape) == 256
-    # A pixel that the object fills is the object's, one that it does not touch is background.
-    filled, untouched = image == 255, image == 0
-    # Enlarging, OpenCV may take one pixel more beyond an edge that falls exactly between two pixels of the
-    # result (36 x 58 with an edge at 12: 12 * 159 / 36 = 53); only there those next to an edge are left out.
-    edges = ((y0, height, small.shape[0]), (y1, height, small.shape[0]))
-    edges += ((x0, width, small.shape[1]), (x1, width, small.shape[1]))
-    if any(0 < edge < old < new and edge * new % old == 0 for edge, old, new in edges):
-        inner = np.ones((3, 3), np.uint8)
-        filled, untouched = (cv2.erode(m.astype(np.uint8), inner) > 0 for m in (filled, untouched))
-    assert (small[filled] == 1).all()
-    assert (small[untouched] == 0).all()
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4000), st.floats(0, 1), st.booleans())
-def test_the_edge_of_an_object_is_where_half_of_a_pixel_is_covered(
-    length: int, share: float, upright: bool
+@given(st.integers(1, 4000), st.integers(1, 700), st.floats(0, 1), st.booleans())
+def test_labels_change_where_half_of_a_pixel_is_covered(
+    length: int, width: int, share: float, upright: bool
 ) -> None:
-    labels = np.zeros((length, 40), np.uint8)
+    labels = np.zeros((length, width), np.uint8)
     labels[: round(share * length)] = 1
     labels = labels if upright else labels.T.copy()
     covered = resize_image(labels * np.uint8(255)) / 255
     small = resize_labels(labels)
+    assert covered.shape == small.shape
+    assert max(small.shape) == 256
+    assert small.dtype == labels.dtype
     # The centre may lie anywhere within one pixel of the original.
-    tolerance = 0.5 * min(1, 256 / max(length, 40)) + 0.01
+    tolerance = 0.5 * min(1, 256 / max(length, width)) + 0.01
     assert (small[covered > 0.5 + tolerance] == 1).all()
     assert (small[covered < 0.5 - tolerance] == 0).all()
-
-
-@given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=10)))
-def test_resizing_labels_invents_none(labels: np.ndarray) -> None:
-    small = resize_labels(labels)
-    assert set(np.unique(small)) <= set(np.unique(labels))
-    assert small.dtype == labels.dtype
 
 
 @settings(deadline=None)
@@ -145,15 +113,6 @@ def test_the_area_limit_counts_at_256_and_objects_that_vanish(tmp_path: Path) ->
     slices, counts = make_slices(pair, Settings(min_area_pixels=17))
     assert slices == []
     assert (counts["slice_objects_too_small"], counts["cases_without_object"]) == (3, 1)
-
-
-def test_small_components_go_only_where_they_are_objects(tmp_path: Path) -> None:
-    labels = np.zeros((256, 256), np.uint8)
-    labels[0:20, 0:20] = labels[100:102, 100:102] = 1
-    pair = npz_pair(tmp_path / "i.npz", noise(256, 256), labels)
-    for components, sizes in ((False, [404]), (True, [400])):
-        (part,), _ = make_slices(pair, Settings(components=components))
-        assert part.objects.sizes.tolist() == sizes
 
 
 def test_what_is_stored_comes_back_whole_or_in_part(prepared: Path) -> None:
@@ -245,8 +204,7 @@ def test_a_manifest_that_is_none_is_refused(prepared: Path, content: str | None)
 
 
 def test_a_manifest_cannot_point_outside_its_folder(prepared: Path) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    manifest["shards"][0]["file"] = "../a.npy"
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    manifest = (prepared / "manifest.json").read_text()
+    (prepared / "manifest.json").write_text(manifest.replace("CT/a-train-00000.npy", "../a.npy"))
     with pytest.raises(InputError, match="outside the folder"):
         Slices.open(prepared)
