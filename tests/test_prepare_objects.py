@@ -26,16 +26,11 @@ def ascending_sets(labels: np.ndarray) -> list[set[int]]:
 @given(LABELS, st.integers(1, 20))
 def test_objects_keep_their_order_and_small_ones_are_left_out_whole(labels: np.ndarray, minimum: int) -> None:
     objects = number(labels)
-    for found, expected in (
-        (objects, ascending_sets(labels)),
-        (
-            keep(objects, objects.sizes >= minimum),
-            [part for part in ascending_sets(labels) if len(part) >= minimum],
-        ),
-    ):
-        assert ascending_sets(found.labels) == expected
-        assert set(np.unique(found.labels)) <= set(range(len(expected) + 1))
-        assert found.sizes.tolist() == [len(part) for part in expected]
+    kept = keep(objects, objects.sizes >= minimum)
+    expected = [part for part in ascending_sets(labels) if len(part) >= minimum]
+    assert ascending_sets(kept.labels) == expected
+    assert set(np.unique(kept.labels)) <= set(range(len(expected) + 1))
+    assert kept.sizes.tolist() == [len(part) for part in expected]
 
 
 @pytest.mark.parametrize(
@@ -93,13 +88,10 @@ def test_jittered_boxes_stay_valid_and_near(
     moved = jitter_boxes(boxes, objects.labels.shape, fraction, seed)
     assert Boxes.parse(moved, objects.labels.shape).clipped == ()
     assert (moved == jitter_boxes(boxes, objects.labels.shape, fraction, seed)).all()
-    half = boxes.shape[1] // 2
-    sides = (boxes[:, half:] - boxes[:, :half])[:, :2]
-    shift = np.abs(moved - boxes)
-    assert (shift[:, :2] <= np.maximum(fraction * sides, 1)).all()
-    assert (shift[:, half : half + 2] <= np.maximum(fraction * sides, 1)).all()
-    if volume:
-        assert (moved[:, [2, 5]] == boxes[:, [2, 5]]).all()
+    shift, half = np.abs(moved - boxes), boxes.shape[1] // 2
+    sides = boxes[:, half : half + 2] - boxes[:, :2]
+    assert (shift[:, [0, 1, half, half + 1]] <= np.maximum(fraction * np.tile(sides, 2), 1)).all()
+    assert not volume or not shift[:, [2, 5]].any()
 
 
 def test_jitter_moves_boxes_and_differs_by_seed() -> None:

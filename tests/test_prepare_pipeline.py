@@ -103,17 +103,13 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
     finished = prepare(source, "-o", tmp_path / "data", "--val-fraction", 0, "--window", "60,100")
     assert finished.exit_code == 0, finished.stderr
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
-    assert [list(count.values()) for count in (*manifest["counts"], manifest["total"])] == [
-        ["CT", "organs", "val", 1, 3, 3, 1, 0, 3, 0],
-        ["Fundus", "in", "train", 2, 2, 4, 0, 0, 0, 0],
-        ["MR", "in", "train", 1, 3, 3, 0, 0, 0, 0],
-        [4, 8, 10, 1, 0, 3, 0],
+    assert [list(count.values())[:6] for count in manifest["counts"]] == [
+        ["CT", "organs", "val", 1, 3, 3],
+        ["Fundus", "in", "train", 2, 2, 4],
+        ["MR", "in", "train", 1, 3, 3],
     ]
-    assert list(manifest["total"])[3:6] == [
-        "volume_objects_too_small",
-        "slice_objects_too_small",
-        "slices_without_object",
-    ]
+    left_out = {"volume_objects_too_small": 1, "slice_objects_too_small": 0, "slices_without_object": 3}
+    assert manifest["total"].items() >= ({"cases": 4, "slices": 8, "objects": 10} | left_out).items()
     assert {entry["source"] for entry in manifest["terms"]} == {"organs", "in"}
     image, _ = Slices.open(tmp_path / "data", split="val")[0]
     # The level, in the middle of the window, is mid-grey; air is black.
@@ -277,17 +273,10 @@ def test_parallel_and_serial_give_the_same_bytes(tmp_path: Path) -> None:
     assert tree(tmp_path / "w1") == tree(tmp_path / "w2")
 
 
-@pytest.mark.parametrize(
-    ("absent", "message"),
-    [
-        ("torch", []),
-        ("nibabel", ["error: nibabel is not installed; in the checkout: pip install '.[train]'"]),
-    ],
-)
+@pytest.mark.parametrize(("absent", "code"), [("torch", 0), ("nibabel", 2)])
 def test_version_loads_nothing_heavy_and_preparing_needs_no_torch(
-    tmp_path: Path, absent: str, message: list[str]
+    tmp_path: Path, absent: str, code: int
 ) -> None:
-    assert "litemed-prepare scans -o data" in prepare("--help").stdout
     labelled_folder(tmp_path / "in", "US", 1)
     script = (
         "import sys, litemed.train.prepare.cli as cli\n"
@@ -299,6 +288,6 @@ def test_version_loads_nothing_heavy_and_preparing_needs_no_torch(
         f"cli.main([{str(tmp_path / 'in')!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert finished.returncode == (2 if message else 0), finished.stderr
-    assert finished.stderr.splitlines() == message
-    assert (tmp_path / "out").exists() != bool(message)
+    message = "error: nibabel is not installed; in the checkout: pip install '.[train]'\n"
+    assert (finished.returncode, finished.stderr) == (code, message if code else "")
+    assert (tmp_path / "out").exists() == (code == 0)

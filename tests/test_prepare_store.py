@@ -178,17 +178,15 @@ def test_a_damaged_shard_is_refused_when_opened(prepared: Path, suffix: str, har
     assert len(Slices.open(prepared, split="val")) == 1
 
 
-@pytest.mark.parametrize("harm", ["truncated", "longer", "other type"])
-def test_a_shard_changed_after_opening_is_no_crash(prepared: Path, harm: str) -> None:
-    slices = Slices.open(prepared)
+def test_a_shard_changed_after_opening_is_no_crash(prepared: Path) -> None:
     path = prepared / "CT/a-train-00000.npy"
-    data = np.load(path)
-    if harm == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-    else:
-        np.save(path, np.append(data, data) if harm == "longer" else data.astype(np.int16))
-    with pytest.raises(InputError, match="a-train-00000"):
-        slices[0]
+    whole, data = path.read_bytes(), np.load(path)
+    for array in (data[:1000], np.append(data, data), data.astype(np.int16)):
+        path.write_bytes(whole)
+        slices = Slices.open(prepared)
+        np.save(path, array)
+        with pytest.raises(InputError, match="a-train-00000"):
+            slices[0]
 
 
 @pytest.mark.parametrize(
