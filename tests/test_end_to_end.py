@@ -90,12 +90,14 @@ def litemed(command: str, *arguments: object) -> None:
 def data(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     index, folder = shared("data/open/index.csv"), tmp_path_factory.mktemp("data")
     with index.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [row for row in csv.DictReader(stream) if row["source"] in SOURCES]
+    for row in rows:
+        row |= {part: str(index.parent / row[part]) for part in ("image", "label")}
     with (folder / "chosen.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
-        writer.writerows(row for row in rows if row["source"] in SOURCES)
-    litemed("prepare", index.parent, "--index", folder / "chosen.csv", "-o", folder / "data")
+        writer.writerows(rows)
+    litemed("prepare", folder / "chosen.csv", "-o", folder / "data")
     return folder / "data"
 
 
