@@ -71,12 +71,15 @@ def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(
     assert ((truth > 0) == (labels > 0)).all()
 
 
-def test_small_objects_are_left_out_by_area_at_256_and_by_volume(tmp_path: Path) -> None:
+def test_small_objects_are_left_out_by_area_at_256_and_by_volume_and_the_largest_kept(tmp_path: Path) -> None:
     labels = np.zeros((512, 512), np.uint8)
-    labels[0:8, 0:8] = 1
-    labels[100:107, 100:109] = 2
+    for value, side in ((1, 9), (2, 3), (3, 12), (4, 8), (5, 7)):
+        labels[15 * value - 15 : 15 * value - 15 + side, 0:side] = value
     case, _ = make_case(tmp_path / "c.npz", labels, min_area_pixels=16)
-    assert case.boxes.xyxy.tolist() == [[0, 0, 7, 7]]
+    assert case.boxes.xyxy.tolist() == [[0, 0, 8, 8], [0, 30, 11, 41], [0, 45, 7, 52]]
+    case, truth = make_case(tmp_path / "c.npz", labels, min_area_pixels=1, max_boxes=2)
+    assert case.boxes.xyxy.tolist() == [[0, 0, 8, 8], [0, 30, 11, 41]]
+    assert np.unique(truth).tolist() == [0, 1, 2]
     volume = np.zeros((4, 20, 20), np.uint8)
     volume[:, 0:5, 0:5] = 1
     volume[0:3, 10:15, 10:16] = 2
@@ -96,15 +99,6 @@ def test_a_volume_is_cropped_to_the_slices_that_show_most(tmp_path: Path) -> Non
     assert case.boxes.z is not None
     assert case.boxes.z.tolist() == [[0, 2], [2, 2]]
     assert (truth == np.where(labels[12:15] == 3, 2, labels[12:15] == 2)).all()
-
-
-def test_the_largest_objects_are_kept_in_the_order_of_their_labels(tmp_path: Path) -> None:
-    labels = np.zeros((64, 64), np.uint8)
-    for value, side in ((1, 9), (2, 3), (3, 12), (4, 6)):
-        labels[15 * value - 15 : 15 * value - 15 + side, 0:side] = value
-    case, truth = make_case(tmp_path / "c.npz", labels, min_area_pixels=1, max_boxes=2)
-    assert case.boxes.xyxy.tolist() == [[0, 0, 8, 8], [0, 30, 11, 41]]
-    assert np.unique(truth).tolist() == [0, 1, 2]
 
 
 def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path: Path) -> None:

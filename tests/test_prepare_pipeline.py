@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -55,27 +54,16 @@ def labelled_folder(root: Path, modality: str, count: int) -> None:
 def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(
     shared: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The smallest two pairs of every modality."""
-    index = shared("data/open/index.csv")
-    with index.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    for row in rows:
-        row |= {part: str(index.parent / row[part]) for part in ("image", "label")}
-    rows.sort(key=lambda row: Path(row["image"]).stat().st_size)
-    with (tmp_path / "index.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        for modality in MODALITIES:
-            writer.writerows([row for row in rows if row["modality"] == modality][:2])
-    for arguments in (("slices",), ("cases", "--cases")):
-        finished = prepare(tmp_path / "index.csv", "-o", tmp_path / arguments[0], *arguments[1:])
+    """The first pair of every modality."""
+    for out, *cases in (("slices",), ("cases", "--cases")):
+        finished = prepare(shared("data/open/index.csv"), "-o", tmp_path / out, "--limit", 1, *cases)
         assert finished.exit_code == 0, finished.stderr
     slices = Slices.open(tmp_path / "slices")
     compared = set()
     for i in range(len(slices)):
         image, labels = slices[i]
         info = slices.info(i)
-        counts = np.bincount(labels.ravel(), minlength=info.objects + 1)
+        counts = np.bincount(labels.ravel())
         assert len(counts) == info.objects + 1 >= 2
         assert counts[1:].min() >= 10
         (path,) = (tmp_path / "cases/cases").glob(f"?DBox_{info.modality}*{info.case}.npz")
@@ -83,7 +71,7 @@ def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(
         plane = case.image[info.z] if case.is_volume else case.image
         assert (preprocess(image)[0] == preprocess(plane)[0]).all()
         compared.add(info.case)
-    assert len(compared) == 2 * len(MODALITIES) == len(list((tmp_path / "cases/gts").iterdir()))
+    assert len(compared) == len(MODALITIES) == len(list((tmp_path / "cases/gts").iterdir()))
 
 
 def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:

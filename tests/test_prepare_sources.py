@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,8 @@ def touch(*paths: Path) -> None:
 
 
 def write_index(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -134,16 +131,12 @@ def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tm
 
 
 def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path: Path) -> None:
+    numbered = (
+        [("CT", "big", i) for i in range(5)] + [("CT", "small", 0)] + [("US", "echo", i) for i in range(3)]
+    )
     rows = [
-        {
-            "modality": modality,
-            "source": source,
-            "image": f"{source}{i}.png",
-            "label": f"{source}{i}_l.png",
-            "split": "train" if i % 2 else "val",
-        }
-        for modality, source, n in (("CT", "big", 5), ("CT", "small", 1), ("US", "echo", 3))
-        for i in range(n)
+        {"modality": m, "source": s, "image": f"{s}{i}", "label": "l", "split": "train" if i % 2 else "val"}
+        for m, s, i in numbered
     ]
     found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
     chosen = select(found, limit=2).pairs
