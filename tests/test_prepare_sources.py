@@ -100,7 +100,7 @@ def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path: Path) -> None
     found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
     assert len(found.pairs) == 1
     assert all(f"line {n}: " in problem for n, problem in enumerate(found.problems[:4], start=2))
-    words = ("'Thermo'", "'holdout'", "'soft'", "no image", "second case")
+    words = ("'Thermo'", "'holdout'", "'soft'", "no image", "like")
     for word, problem in zip(words, found.problems, strict=True):
         assert word in problem
     with pytest.raises(UsageError, match="no column image, label"):

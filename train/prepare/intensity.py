@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError, UsageError
 
-# Percentiles of the non-zero voxels that become 0 and 255.
-PERCENTILES: Final = (0.5, 99.5)
 _PIECE: Final = 2**20
 
 
@@ -66,8 +64,10 @@ def to_uint8(
 
     Raises InputError for CT in unsigned integers, which are not Hounsfield units, and for complex values.
     """
-    if image.dtype in (np.uint8, np.bool_):
-        return image * np.uint8(1 if image.dtype == np.uint8 else 255)
+    if image.dtype == np.bool_:
+        image = image * np.uint8(255)
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
     ct = modality == "CT"
     if image.dtype.kind not in ("if" if ct else "iuf"):
         wanted = "in Hounsfield units" if ct else "in integers or floats"
@@ -77,7 +77,7 @@ def to_uint8(
         low, high = window.level - window.width / 2, window.level + window.width / 2
     else:
         values = image[_inside(image, ct)]
-        low, high = map(float, np.percentile(values, PERCENTILES)) if values.size else (0.0, 0.0)
+        low, high = map(float, np.percentile(values, (0.5, 99.5))) if values.size else (0.0, 0.0)
     if not high > low:
         return result
     given, scaled = np.ascontiguousarray(image).reshape(-1), result.reshape(-1)

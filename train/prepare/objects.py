@@ -72,9 +72,8 @@ def find_objects(labels: NDArray[Any], kind: str, components: bool) -> Objects:
 def boxes_of(objects: Objects) -> NDArray[np.int64]:
     """Return the boxes of all objects: (N, 4) x0 y0 x1 y1, or (N, 6) x0 y0 z0 x1 y1 z1 for a volume.
 
-    As the challenge's boxes: the smallest and largest pixel of the object, both inclusive. An object
-    that is one pixel wide or high would have a box without area, which the runtime refuses: its x1
-    or y1 is one larger (at most W or H).
+    As the challenge's boxes: the smallest and largest pixel of the object, both inclusive. Of an object that
+    is one pixel wide or high x1 or y1 is one larger (at most W or H): the runtime refuses a box without area.
     """
     places = ndimage.find_objects(objects.labels)
     bounds = np.array([[(part.start, part.stop - 1) for part in place[::-1]] for place in places], np.int64)

@@ -22,7 +22,7 @@ from litemed.train.prepare.pool import map_in_order
 from litemed.train.prepare.settings import Settings
 from litemed.train.prepare.slices import TrainingSlice, make_slices
 from litemed.train.prepare.sources import Found, Pair
-from litemed.train.prepare.store import FORMAT, MANIFEST, Part, index_path, open_shard, write_shard
+from litemed.train.prepare.store import FORMAT, MANIFEST, Part, open_shard, write_shard
 
 MARKER: Final = "prepare.json"
 _WHERE: Final = ("modality", "source", "split")
@@ -140,8 +140,6 @@ def _build_shard(plan: tuple[str, list[Pair]], out: Path, settings: Settings) ->
         if ready.key == key and not ready.failed:
             return ready
     files.make_folder(path.parent)
-    for part in (path, index_path(path)):
-        files.remove_leftovers(part)
     record.unlink(missing_ok=True)
     slices: dict[str, list[TrainingSlice]] = {}
     tally: Counter[str] = Counter()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, zip_longest
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Final
 
@@ -95,20 +96,17 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
         else:
             raise UsageError(f"{source}: no such folder, index CSV or training npz")
     problems = [line for line in found if isinstance(line, str)]
-    pairs = [pair for pair in found if isinstance(pair, Pair)]
-    pairs.sort(key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image)))
-    by_name: dict[str, Pair] = {}
-    for pair in pairs:
+    pairs: dict[str, Pair] = {}
+    ordered = (pair for pair in found if isinstance(pair, Pair))
+    for pair in sorted(ordered, key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image))):
         # Names become file names, and not every file system tells A from a.
-        first = by_name.setdefault(same_name_key(pair.name), pair)
+        first = pairs.setdefault(same_name_key(pair.name), pair)
         if first is not pair:
-            problems.append(
-                f"{pair.image}: a second case called {pair.name} (first: {first.image}); rename one"
-            )
+            problems.append(f"{pair.image}: is called {pair.name} like {first.image}; rename one")
     if not pairs:
-        reason = problems[0] if problems else "no images/ with labels/, npz or row of an index is wanted"
+        reason = problems[0] if problems else "no images/ with labels/, npz, or row of such a licence status"
         raise UsageError(f"{', '.join(map(str, sources))}: no pair of image and labels found ({reason})")
-    return Found(tuple(by_name.values()), tuple(problems))
+    return Found(tuple(pairs.values()), tuple(problems))
 
 
 def select(
@@ -129,15 +127,13 @@ def select(
     if not pairs:
         raise UsageError(f"no pair of {', '.join(order)} is left of {len(found.pairs)}; choose another part")
     if limit is not None:
-        chosen: set[Pair] = set()
-        for _, of_modality in groupby(pairs, key=lambda pair: pair.modality):
-            queues = [
-                sorted(queue, key=lambda pair: order.index(pair.split))
-                for _, queue in groupby(of_modality, key=lambda pair: pair.source)
-            ]
-            turns = [[pair for pair in turn if pair] for turn in zip_longest(*queues)]
-            ordered = [p for turn in turns for p in sorted(turn, key=lambda p: order.index(p.split))]
-            chosen.update(ordered[:limit])
+        turns: Counter[tuple[str, str]] = Counter()
+        ranks: dict[Pair, tuple[str, int, int]] = {}
+        for pair in sorted(pairs, key=lambda pair: order.index(pair.split)):
+            turns[pair.modality, pair.source] += 1
+            ranks[pair] = (pair.modality, turns[pair.modality, pair.source], order.index(pair.split))
+        by_modality = groupby(sorted(pairs, key=ranks.__getitem__), key=lambda pair: pair.modality)
+        chosen = {pair for _, ranked in by_modality for pair in islice(ranked, limit)}
         pairs = [pair for pair in pairs if pair in chosen]
     return replace(found, pairs=tuple(pairs))
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.files import atomic_write
+from litemed.runtime.files import atomic_write, remove_leftovers
 from litemed.train.prepare.slices import TrainingSlice
 
 FORMAT: Final = 1
@@ -136,8 +136,7 @@ def _map(folder: Path, shard: Part) -> NDArray[np.uint8]:
     return data
 
 
-def index_path(data: Path) -> Path:
-    """Return the path of the index of shard `data`."""
+def _index(data: Path) -> Path:
     return data.with_suffix(".index.npy")
 
 
@@ -154,7 +153,8 @@ def write_shard(path: Path, cases: Sequence[Sequence[TrainingSlice]]) -> None:
             index.append((offset, case, part.z, *shape, len(part.objects)))
             chunks += [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (part.image, little)]
             offset += part.image.nbytes + labels.nbytes
-    for file, array in ((path, np.concatenate(chunks)), (index_path(path), np.array(index, INDEX_DTYPE))):
+    for file, array in ((path, np.concatenate(chunks)), (_index(path), np.array(index, INDEX_DTYPE))):
+        remove_leftovers(file)
         with atomic_write(file) as stream:
             np.save(stream, array, allow_pickle=False)
 
@@ -172,7 +172,7 @@ def open_shard(folder: Path, file: str) -> tuple[Part, NDArray[Any]]:
         # Version 0.1 has some of it one level below.
         content |= content.get("entry", {})
         shard = Part(**{field.name: content[field.name] for field in fields(Part)})
-        index = _load(index_path(path))
+        index = _load(_index(path))
         if path.stat().st_size != shard.bytes or index.shape != (shard.tally["slices"],):
             raise InputError(f"{path}: not what was written; run litemed-prepare again")
     except (KeyError, TypeError, OSError) as error:
