@@ -50,8 +50,3 @@ def test_boxes_are_those_of_the_objects_and_the_cup_lies_within_the_disc(demo: p
             assert (disc[:2] < cup[:2]).all()
             assert (disc[2:] > cup[2:]).all()
         np.testing.assert_array_equal(case["boxes"], expected)
-
-
-def test_the_same_cases_are_drawn_again(demo: pathlib.Path) -> None:
-    again = DEMO["2DBox_US_mass"]()
-    np.testing.assert_array_equal(np.load(demo / "cases/2DBox_US_mass.npz")["imgs"], again.image)
