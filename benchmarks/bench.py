@@ -93,13 +93,11 @@ def speed(models: tuple[str, ...], checkpoint: Path | None, debug: bool, **optio
     help="Folder with the challenge's NAME.npz; stand-ins are drawn for those it lacks.",
 )
 @click.option("--rows", multiple=True, metavar="NAME", help="Only this row; may be repeated.")
-@click.option("--engine", default="auto", show_default=True, help="onnxruntime, openvino or auto.")
 @_shared
 def table4(
     model: str,
-    checkpoint: Path | None,
     rows: tuple[str, ...],
-    engine: str,
+    checkpoint: Path | None,
     threads: int | None,
     debug: bool,
     **options: Any,
@@ -117,7 +115,7 @@ def table4(
         from litemed.benchmarks.table4.rows import find_rows
         from litemed.benchmarks.table4.table4 import columns, run_table4
 
-        contenders = columns(_open(model), checkpoint, engine, threads)
+        contenders = columns(_open(model), checkpoint, threads)
         text, complete = run_table4(find_rows(rows), contenders, **options)
         click.echo(text, nl=False)
         return complete

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -24,13 +23,12 @@ from litemed.runtime.engines.cpu import cpu_instructions
 from litemed.runtime.errors import LitemedError, printable
 from litemed.runtime.files import sha256_of_file
 
-PACKAGES = ("litemed", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
+_PACKAGES = ("litemed", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
 
 # The instruction sets that decide how fast matrices are multiplied.
 _FAST = re.compile("avx|fma$|amx|asimd$|i8mm|bf16")
 _POLL_SECONDS = 0.02
-_WORKER = (sys.executable, "-m", "litemed.benchmarks.worker")
-_LITEMED_RUN = (sys.executable, "-m", "litemed.runtime.cli", "--quiet")
+_WORKER = "litemed.benchmarks.worker"
 
 
 class ContenderError(LitemedError):
@@ -56,25 +54,27 @@ class Contender:
 
 def published(title: str, checkpoint: Path, threads: int | None) -> Contender:
     """Return the published procedure; `threads`: all, if None."""
-    end, words = _threads(threads)
-    what = f"the published procedure in PyTorch, checkpoint {sha256_of_file(checkpoint)[:12]}{words}"
-    command = (*_WORKER, "--checkpoint", str(checkpoint), *end)
-    return Contender(title, what, command, command)
+    what = f"the published procedure in PyTorch, checkpoint {sha256_of_file(checkpoint)[:12]}"
+    return _contender(title, what, _WORKER, ("--checkpoint", str(checkpoint)), threads)
 
 
 def of_bundle(
     title: str, bundle: Bundle, engine: str, precision: str, threads: int | None, *, one_box: bool = False
 ) -> Contender:
     """Return a bundle as litemed-run segments with it, or with one box decoded at a time."""
-    end, words = _threads(threads)
-    how = "one box at a time" if one_box else "litemed-run"
-    what = f"{how}, {bundle.name} ({bundle.digest[:12]}), engine {engine}, precision {precision}{words}"
-    options = ("--model", str(bundle.path), "--engine", engine, "--precision", precision, *end)
-    return Contender(title, what, (*(_WORKER if one_box else _LITEMED_RUN), *options), (*_WORKER, *options))
+    how, module = ("one box at a time", _WORKER) if one_box else ("litemed-run", "litemed.runtime.cli")
+    what = f"{how}, {bundle.name} ({bundle.digest[:12]}), engine {engine}, precision {precision}"
+    options = ("--model", str(bundle.path), "--engine", engine, "--precision", precision)
+    return _contender(title, what, module, options, threads)
 
 
-def _threads(threads: int | None) -> tuple[tuple[str, ...], str]:
-    return ((), ", all threads") if threads is None else (("--threads", str(threads)), f", {threads} threads")
+def _contender(
+    title: str, what: str, module: str, options: tuple[str, ...], threads: int | None
+) -> Contender:
+    if threads is not None:
+        options = (*options, "--threads", str(threads))
+    command, parts = ((sys.executable, "-m", name, *options) for name in (module, _WORKER))
+    return Contender(title, f"{what}, {threads or 'all'} threads", command, parts)
 
 
 def turns(contenders: Sequence[Contender], repeat: int) -> list[Contender]:
@@ -142,15 +142,10 @@ def describe_machine() -> str:
     cpus = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
     installed = {one.name: one.version for one in importlib.metadata.distributions()}
-    versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+    versions = ", ".join(f"{name} {installed[name]}" for name in _PACKAGES if name in installed)
     return (
         f"{names[0] if names else platform.machine()}, {available_threads()} cores "
         f"({' '.join(sorted(filter(_FAST.match, cpu_instructions())))}), "
         f"{psutil.virtual_memory().total / 2**30:.1f} GiB; {platform.platform()}; "
         f"Python {platform.python_version()}, {versions}"
     )
-
-
-def load_average() -> float:
-    """Return how many processes wanted to run in the last minute, on average."""
-    return round(os.getloadavg()[0], 2)

@@ -1,0 +1,159 @@
+"""What contenders took on the rows of a table, in Markdown, JSON and as a chart."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from litemed.benchmarks.markdown import table
+from litemed.benchmarks.measure import Contender
+from litemed.runtime.files import atomic_write
+
+PUBLISHED, PROPOSED = "Baseline", "Proposed"
+"""Titles of the contender that the others are timed against, and of the one that masks are compared with."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender on one row, once.
+
+    Attributes:
+        row, contender: their names.
+        repeat: from 0.
+        seconds: wall clock; None if it failed, see `error`.
+        peak_mib: peak resident memory, of a process from start to exit.
+        dice: with another contender's label map, mean over the labels that either has.
+        error: why it failed.
+    """
+
+    row: str
+    contender: str
+    repeat: int
+    seconds: float | None = None
+    peak_mib: float | None = None
+    dice: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row for each key of `rows`, by what it is called in the table, and a column for each contender."""
+
+    title: str
+    machine: str
+    contenders: Sequence[Contender]
+    rows: Mapping[str, str]
+    measured: Sequence[Measurement]
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What each contender runs, by its title."""
+        return {one.title: one.what for one in self.contenders}
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing failed."""
+        return not any(one.error for one in self.measured)
+
+    def write_json(self, path: Path, **more: object) -> None:
+        """Write all that was measured, and what with."""
+        about = {"machine": self.machine, "contenders": self.words, **more}
+        content = about | {"measurements": [asdict(one) for one in self.measured]}
+        with atomic_write(path) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+    def markdown(self, *notes: str) -> str:
+        """Return the tables of seconds and of memory and agreement, with what they were measured on."""
+        failed = {f"{one.row}, {one.contender} failed: {one.error}." for one in self.measured if one.error}
+        lines = [
+            f"Machine: {self.machine}.",
+            *(f"{one.title}: {one.what}." for one in self.contenders),
+            *notes,
+            *sorted(failed),
+        ]
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                *(f"- {line}" for line in lines),
+                "",
+                "Seconds, median (lowest to highest), and how many times as fast as the published procedure.",
+                "",
+                *self._grid(self._time),
+                "",
+                f"Peak memory of the process in MiB, and mean Dice of the objects with {PROPOSED}.",
+                "",
+                *self._grid(self._memory),
+                "",
+            ]
+        )
+
+    def chart(self) -> bytes:
+        """Return an SVG: horizontal bars on a log scale, one group for each row, the spread as a whisker."""
+        from matplotlib.figure import Figure
+
+        columns = len(self.contenders)
+        size = 9, 1.6 + 0.18 * len(self.rows) * (columns + 1)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for number, contender in enumerate(self.contenders):
+            axes.barh(0, 0, color=f"C{number}", label=contender.title)
+            for position, row in enumerate(self.rows):
+                if seconds := self.seconds(row, contender.title):
+                    middle = statistics.median(seconds)
+                    axes.barh(
+                        position - 0.4 + (number + 0.5) * 0.8 / columns,
+                        middle,
+                        0.8 / columns,
+                        color=f"C{number}",
+                        xerr=[[middle - min(seconds)], [max(seconds) - middle]],
+                        error_kw={"linewidth": 0.8},
+                    )
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds of a process from start to exit, logarithmic; † drawn stand-in")
+        axes.set_yticks(range(len(self.rows)), list(self.rows.values()))
+        axes.set_ylim(len(self.rows) - 0.5, -0.5)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(axis="x", which="both", linewidth=0.3)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=columns)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})  # the same table gives the same file
+        return stream.getvalue()
+
+    def seconds(self, row: str, title: str) -> list[float]:
+        """Return the seconds of a contender on a row, of each repeat; none if it failed."""
+        return [one.seconds for one in self._cell(row, title) if one.seconds is not None]
+
+    def _cell(self, row: str, title: str) -> list[Measurement]:
+        return [one for one in self.measured if (one.row, one.contender) == (row, title)]
+
+    def _grid(self, show: Callable[[str, str], str]) -> list[str]:
+        """Return a table with what `show` makes of rows and titles, without rows where that is nothing."""
+        titles = [one.title for one in self.contenders]
+        cells = [[name, *(show(row, title) for title in titles)] for row, name in self.rows.items()]
+        return table(["", *titles], [line for line in cells if any(line[1:])])
+
+    def _time(self, row: str, title: str) -> str:
+        if not (seconds := self.seconds(row, title)):
+            return "–"
+        text = _digits(middle := statistics.median(seconds))
+        if len(seconds) > 1:
+            text += f" ({_digits(min(seconds))} to {_digits(max(seconds))})"
+        if title != PUBLISHED and (slow := self.seconds(row, PUBLISHED)):
+            text += f", **{statistics.median(slow) / middle:.1f}x**"
+        return text
+
+    def _memory(self, row: str, title: str) -> str:
+        cell = self._cell(row, title)
+        peak = max((one.peak_mib for one in cell if one.peak_mib is not None), default=None)
+        dice = next((f"; {one.dice:.4f}" for one in cell if one.dice is not None), "")
+        return "" if peak is None else f"{peak:.0f}{dice}"
+
+
+def _digits(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
