@@ -26,12 +26,10 @@ Points = NDArray[np.float64]
 _FINE = 4
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0) -> Points:
-    """Return the outline of an ellipse, (48, 2) x y in pixels, turned by so many degrees."""
+def _ellipse(x: float, y: float, rx: float, ry: float) -> Points:
+    """Return the outline of an ellipse, (48, 2) x y in pixels."""
     angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-    c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    upright = np.stack([np.cos(angle) * rx, np.sin(angle) * ry], axis=1)
-    return np.array([x, y]) + upright @ np.array([[c, s], [-s, c]])
+    return np.stack([x + np.cos(angle) * rx, y + np.sin(angle) * ry], axis=1)
 
 
 def _smooth(*xy: float) -> Points:
@@ -76,7 +74,7 @@ def _grain(rng: np.random.Generator, shape: tuple[int, int], *sigma: float) -> P
 
 # Abdominal CT, 320 x 256 pixels of 1.25 mm, in Hounsfield units. The patient's right is on the left.
 _BEAN = _smooth(75, 170, 78, 157, 92, 152, 105, 157, 109, 166, 98, 175, 108, 183, 102, 194, 88, 196, 77, 188)
-_BACK = _ellipse(126, 194, 28, 17, -12)
+_BACK = _ellipse(126, 194, 28, 15)
 _TISSUE = (
     (-80, _smooth(20, 232, 160, 244, 300, 232, 300, 236, 160, 249, 20, 236)),  # table
     (30, _ellipse(160, 128, 148, 104)),  # skin
@@ -86,10 +84,9 @@ _TISSUE = (
     (56, _BACK),  # muscles beside the spine
     (56, _mirrored(_BACK)),
     (480, _ellipse(160, 162, 24, 16)),  # vertebra
-    (215, _ellipse(160, 162, 21, 13)),
     (430, _smooth(146, 174, 174, 174, 178, 190, 164, 198, 163, 216, 157, 216, 156, 198, 142, 190)),
     (40, _ellipse(160, 183, 9.5, 7.5)),  # canal
-    (158, _ellipse(147, 138, 10, 6.5, -10)),  # vena cava
+    (158, _ellipse(147, 138, 10, 6.5)),  # vena cava
     (72, _smooth(186, 66, 214, 56, 248, 64, 256, 88, 240, 108, 212, 112, 196, 96)),  # stomach, and its air
     (-950, _smooth(197, 70, 214, 61, 242, 67, 246, 78, 196, 78)),
     (92, _smooth(150, 112, 172, 104, 200, 114, 236, 122, 234, 132, 204, 128, 176, 122, 152, 126)),  # pancreas
@@ -146,7 +143,7 @@ def draw_fundus() -> Phantom:
     light -= 0.30 * np.exp(-((x - 184) ** 2 + (y - 271) ** 2) / 1570)  # macula
     light += 0.015 * _grain(rng, shape, 3)
     colour = light[..., None] * np.array([196, 92, 44], np.float32)
-    disc = _cover(shape, _ellipse(358, 246, 45, 50, 8))
+    disc = _cover(shape, _ellipse(358, 246, 45, 50))
     cup = _cover(shape, _ellipse(352, 248, 23, 26.5))
     soft = _blur(disc, 2.5)
     _blend(colour, soft, (236, 170, 96))
@@ -200,8 +197,8 @@ def main(out: pathlib.Path) -> None:
     """Write three drawn cases to OUT/cases and their truth to OUT/gts."""
     for name, draw in DEMO.items():
         phantom = draw()
-        phantom.write_case(out / "cases" / f"{name}.npz")
-        phantom.write_truth(out / "gts" / f"{name}.npz")
+        phantom.write(out / "cases" / f"{name}.npz")
+        phantom.write(out / "gts" / f"{name}.npz", truth=True)
         click.echo(f"{out / 'cases' / name}.npz: {phantom.image.shape}, {len(phantom.boxes)} boxes")
 
 

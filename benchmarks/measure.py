@@ -31,10 +31,6 @@ _POLL_SECONDS = 0.02
 _WORKER = "litemed.benchmarks.worker"
 
 
-class ContenderError(LitemedError):
-    """A contender failed; the message says how."""
-
-
 @dataclass(frozen=True)
 class Contender:
     """A column of Table 4, or a row of the table of speed.
@@ -93,19 +89,16 @@ class Process:
 
 
 def run_process(command: Sequence[str]) -> Process:
-    """Run a command from start to exit.
+    """Run a command from start to exit; raises LitemedError where it cannot be started or fails.
 
     Peak memory is that of the process without its children, as seen every 20 ms.
-
-    Raises:
-        ContenderError: it cannot be started or fails.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
         except OSError as error:
-            raise ContenderError(f"cannot be started: {error.strerror}") from error
+            raise LitemedError(f"cannot be started: {error.strerror}") from error
         peaks = [0]
         ended = threading.Event()
         watch = threading.Thread(target=_watch_memory, args=(process.pid, peaks, ended), daemon=True)
@@ -124,7 +117,7 @@ def run_process(command: Sequence[str]) -> Process:
         errors.seek(0)
         if code:
             lines = errors.read().decode(errors="replace").strip().splitlines() or ["said nothing"]
-            raise ContenderError(f"exit code {code}: {printable(lines[-1][:300])}")
+            raise LitemedError(f"exit code {code}: {printable(lines[-1][:300])}")
         return Process(seconds, round(max(peaks) / 2**20, 1), output.read().decode(errors="replace"))
 
 

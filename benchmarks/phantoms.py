@@ -38,19 +38,16 @@ class Phantom:
     boxes: NDArray[np.int64]
     spacing: tuple[float, float, float] | None = None
 
-    def write_case(self, path: Path) -> None:
-        """Write image and boxes in the challenge's npz layout, with the folder that they lie in."""
-        self._write(path, {"imgs": self.image, "boxes": self.boxes})
-
-    def write_truth(self, path: Path) -> None:
-        """Write the labels, as `gts`."""
-        self._write(path, {"gts": self.labels})
-
-    def _write(self, path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    def write(self, path: Path, *, truth: bool = False) -> None:
+        """Write image and boxes, or the labels as `gts`, in the challenge's npz layout."""
+        arrays: dict[str, NDArray[Any]] = {"imgs": self.image, "boxes": self.boxes}
+        if truth:
+            arrays = {"gts": self.labels}
+        if self.spacing is not None:
+            arrays["spacing"] = np.array(self.spacing)
         make_folder(path.parent)
-        spacing = {} if self.spacing is None else {"spacing": np.array(self.spacing)}
         with atomic_write(path) as file:
-            write_npz(file, arrays | spacing)
+            write_npz(file, arrays)
 
 
 def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:

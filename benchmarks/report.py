@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from litemed.benchmarks.markdown import table
 from litemed.benchmarks.measure import Contender
@@ -50,9 +52,9 @@ class Table:
     measured: Sequence[Measurement]
 
     @property
-    def words(self) -> dict[str, str]:
-        """What each contender runs, by its title."""
-        return {one.title: one.what for one in self.contenders}
+    def setup(self) -> dict[str, object]:
+        """What must be equal for measurements to belong into one table."""
+        return {"machine": self.machine, "contenders": {one.title: one.what for one in self.contenders}}
 
     @property
     def complete(self) -> bool:
@@ -61,58 +63,44 @@ class Table:
 
     def write_json(self, path: Path, **more: object) -> None:
         """Write all that was measured, and what with."""
-        about = {"machine": self.machine, "contenders": self.words, **more}
-        content = about | {"measurements": [asdict(one) for one in self.measured]}
+        content = {**self.setup, **more, "measurements": [asdict(one) for one in self.measured]}
         with atomic_write(path) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def markdown(self, *notes: str) -> str:
         """Return the tables of seconds and of memory and agreement, with what they were measured on."""
         failed = {f"{one.row}, {one.contender} failed: {one.error}." for one in self.measured if one.error}
+        runs = [f"{one.title}: {one.what}." for one in self.contenders]
         lines = [
-            f"Machine: {self.machine}.",
-            *(f"{one.title}: {one.what}." for one in self.contenders),
-            *notes,
-            *sorted(failed),
+            f"# {self.title}",
+            "",
+            *(f"- {line}" for line in (f"Machine: {self.machine}.", *runs, *notes, *sorted(failed))),
+            "",
+            "Seconds, median (lowest to highest), and how many times as fast as the published procedure.",
+            "",
+            *self._grid(self._time),
+            "",
+            f"Peak memory of the process in MiB, and mean Dice of the objects with {PROPOSED}.",
+            "",
+            *self._grid(self._memory),
         ]
-        return "\n".join(
-            [
-                f"# {self.title}",
-                "",
-                *(f"- {line}" for line in lines),
-                "",
-                "Seconds, median (lowest to highest), and how many times as fast as the published procedure.",
-                "",
-                *self._grid(self._time),
-                "",
-                f"Peak memory of the process in MiB, and mean Dice of the objects with {PROPOSED}.",
-                "",
-                *self._grid(self._memory),
-                "",
-            ]
-        )
+        return "\n".join(lines) + "\n"
 
     def chart(self) -> bytes:
         """Return an SVG: horizontal bars on a log scale, one group for each row, the spread as a whisker."""
         from matplotlib.figure import Figure
 
-        columns = len(self.contenders)
-        size = 9, 1.6 + 0.18 * len(self.rows) * (columns + 1)
-        figure = Figure(figsize=size, layout="constrained")
+        height = 0.8 / len(self.contenders)
+        figure = Figure(figsize=(9, 1.6 + 0.144 * len(self.rows) * (1 / height + 1)), layout="constrained")
         axes = figure.subplots()
-        for number, contender in enumerate(self.contenders):
-            axes.barh(0, 0, color=f"C{number}", label=contender.title)
-            for position, row in enumerate(self.rows):
-                if seconds := self.seconds(row, contender.title):
-                    middle = statistics.median(seconds)
-                    axes.barh(
-                        position - 0.4 + (number + 0.5) * 0.8 / columns,
-                        middle,
-                        0.8 / columns,
-                        color=f"C{number}",
-                        xerr=[[middle - min(seconds)], [max(seconds) - middle]],
-                        error_kw={"linewidth": 0.8},
-                    )
+        for number, title in enumerate(one.title for one in self.contenders):
+            seconds = [self.seconds(row, title) or [math.nan] for row in self.rows]
+            middle = [statistics.median(one) for one in seconds]
+            low = [median - min(one) for median, one in zip(middle, seconds, strict=True)]
+            high = [max(one) - median for median, one in zip(middle, seconds, strict=True)]
+            places = [row - 0.4 + (number + 0.5) * height for row in range(len(self.rows))]
+            whiskers: dict[str, Any] = {"xerr": [low, high], "error_kw": {"linewidth": 0.8}}
+            axes.barh(places, middle, height, color=f"C{number}", label=title, **whiskers)
         axes.set_xscale("log")
         axes.set_xlabel("seconds of a process from start to exit, logarithmic; † drawn stand-in")
         axes.set_yticks(range(len(self.rows)), list(self.rows.values()))
@@ -120,7 +108,7 @@ class Table:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(axis="x", which="both", linewidth=0.3)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=columns)
+        figure.legend(loc="outside lower center", ncols=len(self.contenders))
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})  # the same table gives the same file
         return stream.getvalue()

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from litemed.benchmarks.measure import (
     Contender,
-    ContenderError,
     describe_machine,
     of_bundle,
     published,
@@ -24,16 +23,14 @@ from litemed.benchmarks.phantoms import draw_image
 from litemed.benchmarks.report import PUBLISHED, Measurement, Table
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES
+from litemed.runtime.errors import LitemedError
 from litemed.runtime.files import atomic_write, make_folder
 
 PROCESS = "process"
 
 
 def contenders(models: Mapping[str, Bundle], checkpoint: Path | None, threads: int | None) -> list[Contender]:
-    """Return the published procedure, if there is a checkpoint, and every installed engine and precision.
-
-    `models` are bundles by the name to show; `threads` None: all.
-    """
+    """Return the published procedure, if there is a checkpoint, and all engines and precisions of models."""
     return [
         *([] if checkpoint is None else [published(PUBLISHED, checkpoint, threads)]),
         *(
@@ -52,12 +49,12 @@ def measure(chosen: Sequence[Contender], repeats: int) -> list[Measurement]:
     order = [(repeat, one) for repeat in range(repeats) for one in turns(chosen, repeat)]
     with tempfile.TemporaryDirectory(prefix="litemed-bench-") as folder:
         case = Path(folder, "2DBox_small.npz")
-        draw_image(256, 256, 1).write_case(case)
+        draw_image(256, 256, 1).write(case)
         for repeat, one in tqdm(order, unit="contender", disable=None):
             try:
                 whole = run_process([*one.command, str(case), "-o", tempfile.mkdtemp(dir=folder)])
                 parts = json.loads(run_process(one.parts).output.splitlines()[-1])
-            except ContenderError as error:
+            except LitemedError as error:
                 measured.append(Measurement(PROCESS, one.title, repeat, error=str(error)))
                 tqdm.write(f"error: {one.title}: {error}", file=sys.stderr)
                 continue
@@ -69,19 +66,11 @@ def measure(chosen: Sequence[Contender], repeats: int) -> list[Measurement]:
 def run_speed(
     models: Mapping[str, Bundle],
     checkpoint: Path | None,
-    *,
     repeats: int,
-    threads: int | None = None,
-    output: Path | None = None,
+    threads: int | None,
+    output: Path | None,
 ) -> tuple[str, bool]:
-    """Measure; write speed.md and speed.json into `output` if it is given.
-
-    Returns:
-        The table in Markdown, and whether nothing failed.
-
-    Raises:
-        OutputError: the folder cannot be written to.
-    """
+    """Measure; write speed.md and speed.json into `output`; return the table, and whether nothing failed."""
     if output is not None:
         make_folder(output)
     chosen = contenders(models, checkpoint, threads)

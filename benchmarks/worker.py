@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,19 +28,20 @@ import numpy as np
 
 import litemed.runtime
 from litemed.runtime.command import run_command
+from litemed.runtime.errors import LitemedError
 
 if TYPE_CHECKING:
     from litemed.runtime.case import Case
     from litemed.runtime.engines.protocol import Float
     from litemed.runtime.segmenter import Segmenter
 
-BOXES = (1, 6)
+BOXES = {1: "1 box", 6: "6 boxes"}
 _RUNS = 3
 _PATH = click.Path(path_type=Path)
 
 
 def run_published(checkpoint: Path, threads: int | None, case: Path | None, output: Path | None) -> None:
-    """Segment a case with LiteMedSAM in eager PyTorch, float32, or time it."""
+    """Segment a case with the published procedure, or time it."""
     import torch
 
     from litemed.benchmarks.table4.baseline import Baseline
@@ -66,8 +67,8 @@ def run_published(checkpoint: Path, threads: int | None, case: Path | None, outp
         )
 
 
-def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> bool:
-    """Segment a case with one box decoded at a time; return whether it could be done."""
+def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> None:
+    """Segment a case with one box decoded at a time."""
     from litemed.runtime.folder import run_cases
 
     together = segmenter.engine.decode
@@ -77,10 +78,9 @@ def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> bool:
         return np.concatenate([logits for logits, _ in decoded]), np.concatenate([iou for _, iou in decoded])
 
     segmenter.engine.decode = decode  # type: ignore[method-assign]
-    errors = [report.error for report in run_cases([case], output, segmenter) if report.error]
-    for error in errors:
-        click.echo(f"error: {error}", err=True)
-    return not errors
+    (report,) = run_cases([case], output, segmenter)
+    if report.error:
+        raise LitemedError(report.error)
 
 
 def time_parts(
@@ -91,8 +91,7 @@ def time_parts(
 ) -> None:
     """Print the seconds of each part, always of the same drawn inputs.
 
-    `encode` takes a network input (1, 3, size, size) float32 in [0, 1], `decode` boxes (N, 4) float32, x0 y0
-    x1 y1 in pixels of the network's input, `segment` a volume of one slice.
+    `encode` takes a network input, `decode` boxes (N, 4), `segment` a volume of one slice.
     """
     from litemed.benchmarks.phantoms import draw_volume
     from litemed.runtime.boxes import Boxes
@@ -103,25 +102,19 @@ def time_parts(
     corner = rng.integers(0, size // 2, (max(BOXES), 2))
     sides = rng.integers(8, size // 2, (max(BOXES), 2))
     boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
-    titles = {count: f"{count} box" + ("es" if count > 1 else "") for count in BOXES}
     found = {"encoder": _seconds(encode, image, _RUNS)}
-    for count in BOXES:
-        found[f"decoder, {titles[count]}"] = _seconds(decode, boxes[:count], _RUNS) / count
-    for count in BOXES:
+    for count, title in BOXES.items():
+        found[f"decoder, {title}"] = _seconds(decode, boxes[:count], _RUNS) / count
+    for count, title in BOXES.items():
         phantom = draw_volume(1, 512, 512, count)
         case = Case("slice", phantom.image, Boxes.parse(phantom.boxes, phantom.image.shape))
-        found[f"slice, {titles[count]}"] = _seconds(segment, case, 1)
+        found[f"slice, {title}"] = _seconds(segment, case, 1)
     click.echo(json.dumps(found))
 
 
 def _seconds(work: Callable[[Any], object], argument: object, runs: int) -> float:
     work(argument)
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work(argument)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(lambda: work(argument), number=1, repeat=runs))
 
 
 @click.command()
@@ -137,17 +130,16 @@ def main(
 ) -> None:
     """Segment CASE into OUTPUT, or time the parts."""
 
-    def work() -> bool:
+    def work() -> None:
         if checkpoint is not None:
-            run_published(checkpoint, threads, case, output)
-            return True
+            return run_published(checkpoint, threads, case, output)
         segmenter = litemed.runtime.load(threads=threads, **options)
         if case is not None and output is not None:
-            return run_one_by_one(segmenter, case, output)
-        size, engine = segmenter.bundle.manifest.input_size, segmenter.engine
-        embedding = engine.encode(np.zeros((1, 3, size, size), np.float32))
-        time_parts(engine.encode, lambda boxes: engine.decode(embedding, boxes), segmenter.run, size)
-        return True
+            run_one_by_one(segmenter, case, output)
+        else:
+            size, engine = segmenter.bundle.manifest.input_size, segmenter.engine
+            embedding = engine.encode(np.zeros((1, 3, size, size), np.float32))
+            time_parts(engine.encode, lambda boxes: engine.decode(embedding, boxes), segmenter.run, size)
 
     run_command(work, debug=False, interrupted="nothing is kept", extra="bench")
 

@@ -15,12 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from litemed.benchmarks.bench import main
-from litemed.benchmarks.measure import Contender, ContenderError, run_process, turns
+from litemed.benchmarks.measure import Contender, run_process, turns
 from litemed.benchmarks.phantoms import draw_volume
 from litemed.benchmarks.report import PROPOSED, PUBLISHED
 from litemed.benchmarks.table4.rows import ROWS, draw, find_rows, prepare
 from litemed.benchmarks.table4.table4 import ABLATION, FAST, run_table4
 from litemed.runtime.boxes import Boxes
+from litemed.runtime.errors import LitemedError
 from litemed.runtime.readers import read_case
 
 Find = Callable[[str], pathlib.Path]
@@ -82,13 +83,13 @@ def test_coverage_is_the_share_of_slices_that_each_object_spans(coverage: float)
 def test_a_stand_in_is_drawn_where_the_real_file_is_absent(tmp_path: pathlib.Path) -> None:
     (row,) = find_rows([SMALL])
     drawn = prepare(row, tmp_path / "real", tmp_path / "drawn")
-    assert drawn.stand_in
+    assert drawn[1]
     real = tmp_path / "real" / f"{SMALL}.npz"
     real.parent.mkdir()
     np.savez(real, imgs=np.zeros(row.shape, np.uint8), boxes=[[5, 6, 70, 80]])
     found = prepare(row, tmp_path / "real", tmp_path / "drawn")
-    assert (found.stand_in, found.path) == (False, real)
-    assert drawn.path.exists()
+    assert found == (real, False)
+    assert drawn[0].exists()
 
 
 # The baseline
@@ -234,7 +235,7 @@ def test_peak_memory_is_that_of_the_process() -> None:
 
 
 def test_a_command_that_is_not_there_is_an_error_of_its_own() -> None:
-    with pytest.raises(ContenderError, match="cannot be started"):
+    with pytest.raises(LitemedError, match="cannot be started"):
         run_process(["/nowhere/at/all"])
 
 

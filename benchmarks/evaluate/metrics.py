@@ -106,12 +106,8 @@ def nsd(first: Mask, second: Mask, spacing: Spacing, tolerance: float) -> float:
     """Return the share of both surfaces that lies within `tolerance` of the other surface.
 
     A surface element lies between the voxels where a 2 x 2 x 2 neighbourhood is neither all inside nor all
-    outside. 0 if one of the masks is empty, NaN if both are.
-
-    Args:
-        first, second: bool (D, H, W); outside of them everything is background.
-        spacing: positive distance between neighbours along each axis, z y x.
-        tolerance: in the unit of the spacing.
+    outside. 0 if one of the masks, bool (D, H, W), is empty, NaN if both are; round them is background.
+    `spacing`: the distance between neighbours along z y x, in the unit of the tolerance.
     """
     element_areas = _element_areas(spacing)
     codes = [_neighbour_codes(mask) for mask in (first, second)]

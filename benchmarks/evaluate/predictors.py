@@ -66,11 +66,11 @@ def _mask(image: Image, region: Region, predictor: Trivial) -> Mask:
         return _ellipse(_extent(region))
     if predictor is Trivial.OTSU:
         return _otsu(image, region)
-    if predictor is Trivial.GRABCUT:
-        if len(region) == 2:
-            return _grabcut(image, region)
-        return np.stack([_grabcut(image[z], region[1:]) for z in range(region[0].start, region[0].stop)])
-    return np.ones(_extent(region), np.bool_)
+    if predictor is Trivial.BOX:
+        return np.ones(_extent(region), np.bool_)
+    if len(region) == 2:
+        return _grabcut(image, region)
+    return np.stack([_grabcut(plane, region[1:]) for plane in image[region[0]]])
 
 
 def _ellipse(extent: tuple[int, ...]) -> Mask:
@@ -115,10 +115,10 @@ def _grabcut(image: Image, region: Region) -> Mask:
         return np.ones(extent, np.bool_)
     # GrabCut starts from random cluster centres: the same ones every time.
     cv2.setRNGSeed(0)
-    models = np.zeros((2, 1, 65))
-    rounds, start = _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK
-    cv2.grabCut(np.ascontiguousarray(colour), classes, (0, 0, 0, 0), models[0], models[1], rounds, start)
-    found = (classes[inner] == cv2.GC_FGD) | (classes[inner] == cv2.GC_PR_FGD)
+    back, front = np.zeros((2, 1, 65))
+    mode = cv2.GC_INIT_WITH_MASK
+    cv2.grabCut(np.ascontiguousarray(colour), classes, (0, 0, 0, 0), back, front, _GRABCUT_ITERATIONS, mode)
+    found = np.isin(classes[inner], (cv2.GC_FGD, cv2.GC_PR_FGD))
     if not found.any():
         return np.ones(extent, np.bool_)
     return cv2.resize(found.view(np.uint8), extent[::-1], interpolation=cv2.INTER_NEAREST).astype(np.bool_)

@@ -78,11 +78,8 @@ def find_cases(
 ) -> list[EvaluatedCase]:
     """Return every case of a ground-truth folder, by name.
 
-    Args:
-        truths: folder of NAME.npz with `gts`.
-        runs: folders by name, checked to have at least one of the cases each.
-        sources: folder of NAME.npz with `imgs` and `boxes`; then every case must be there.
-        modalities: CSV with the columns case,modality, for the cases whose names do not begin with one.
+    `sources` is the folder of the cases themselves, `modalities` a CSV with the columns case,modality, for
+    those whose names do not begin with one.
 
     Raises:
         UsageError: no case at all, a run without any of them, a case without source or modality.
@@ -156,11 +153,10 @@ def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
         return labels, None
     if spacing is None:
         raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
-    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
-        raise InputError(f"{path}: spacing has shape {spacing.shape}; give three lengths in mm, one per axis")
-    z, y, x = (float(length) for length in spacing)
-    if not (np.isfinite(spacing).all() and min(z, y, x) > 0):
-        raise InputError(f"{path}: spacing {(z, y, x)}; lengths are positive")
+    known = spacing.shape == (3,) and spacing.dtype.kind in "iuf"
+    if not (known and np.isfinite(spacing).all() and spacing.min() > 0):
+        raise InputError(f"{path}: spacing {spacing.tolist()}; give three positive lengths in mm, z y x")
+    z, y, x = map(float, spacing)
     return labels, (z, y, x)
 
 

@@ -18,35 +18,9 @@ from litemed.runtime.errors import InputError
 from litemed.runtime.modalities import MODALITIES
 
 RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
+AVERAGE = "Average"
 
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the bounds of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class RunScore:
-    """DSC and NSD of one run, in [0, 1]; for a difference between two runs in [-1, 1]."""
-
-    run: str
-    dsc: Interval
-    nsd: Interval
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: a modality or the macro average, and a score for each run."""
-
-    modality: str
-    cases: int
-    scores: tuple[RunScore, ...]
 
 
 @dataclass(frozen=True)
@@ -55,15 +29,17 @@ class Summary:
 
     Attributes:
         runs: names of the columns; trivial predictors come last.
-        rows: one row per modality that has cases, in the challenge's order.
-        overall: the macro average over the modalities.
-        differences: macro average of the first run minus that of each other, paired by case.
+        rows: the modalities that have cases, in the challenge's order, and the macro average over them.
+        cases: how many there are in each row.
+        scores: (rows, runs, DSC and NSD, 3): the value and the bounds of its confidence interval.
+        differences: (runs - 1, 2, 3): macro average of the first run minus that of each other.
     """
 
     runs: tuple[str, ...]
-    rows: tuple[Row, ...]
-    overall: Row
-    differences: tuple[RunScore, ...]
+    rows: tuple[str, ...]
+    cases: tuple[int, ...]
+    scores: Values
+    differences: Values
 
 
 def summarise(results: Sequence[CaseResult]) -> Summary:
@@ -75,33 +51,27 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
     scored = [result for result in results if result.scores]
     if not scored:
         raise InputError(f"none of the {len(results)} cases could be scored; see the errors above")
-    runs = tuple(score.run for score in scored[0].scores)
     groups: dict[str, Values] = {}  # modality -> (cases, runs, DSC and NSD)
     for modality in MODALITIES:
         if of_modality := [result for result in scored if result.modality == modality]:
             groups[modality] = np.array([[(s.dsc, s.nsd) for s in result.scores] for result in of_modality])
     samples = resample_means(list(groups.values()))
     means = np.stack([scores.mean(axis=0) for scores in groups.values()])
-
-    def run_scores(names: Sequence[str], values: Values, draws: Values) -> tuple[RunScore, ...]:
-        tail = 50 * (1 - CONFIDENCE)
-        low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
-        found = np.stack([values, low, high], axis=-1).tolist()
-        return tuple(
-            RunScore(name, Interval(*dsc), Interval(*nsd))
-            for name, (dsc, nsd) in zip(names, found, strict=True)
-        )
-
-    overall, draws = means.mean(axis=0), samples.mean(axis=1)
+    # With the macro average as a last row.
+    samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
+    means = np.concatenate([means, means.mean(axis=0, keepdims=True)])
     return Summary(
-        runs=runs,
-        rows=tuple(
-            Row(modality, len(scores), run_scores(runs, means[index], samples[:, index]))
-            for index, (modality, scores) in enumerate(groups.items())
-        ),
-        overall=Row("Average", len(scored), run_scores(runs, overall, draws)),
-        differences=run_scores(runs[1:], overall[:1] - overall[1:], draws[:, :1] - draws[:, 1:]),
+        runs=tuple(score.run for score in scored[0].scores),
+        rows=(*groups, AVERAGE),
+        cases=(*map(len, groups.values()), len(scored)),
+        scores=_intervals(means, samples),
+        differences=_intervals(means[-1, :1] - means[-1, 1:], samples[:, -1, :1] - samples[:, -1, 1:]),
     )
+
+
+def _intervals(values: Values, draws: Values) -> Values:
+    tail = 50 * (1 - CONFIDENCE)
+    return np.stack([values, *np.percentile(draws, [tail, 100 - tail], axis=0)], axis=-1)
 
 
 def resample_means(groups: Sequence[Values]) -> Values:

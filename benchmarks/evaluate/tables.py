@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from litemed.benchmarks.evaluate.metrics import TOLERANCE
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult
-from litemed.benchmarks.evaluate.summary import CONFIDENCE, RESAMPLES, SEED, Interval, Row, Summary
+from litemed.benchmarks.evaluate.summary import CONFIDENCE, RESAMPLES, SEED, Summary, Values
 from litemed.benchmarks.markdown import table
 
 # Runs that fit into one table, and how many stand in each of several: as many as in the paper's.
@@ -26,15 +27,27 @@ def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, o
     settings = {"tolerance": TOLERANCE, "resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
     problems = [line for result in results for line in result.problems]
     extra = {"settings": settings, "notes": notes(summary, results), "problems": problems}
-    report = {**about, **asdict(summary), **extra}
+    lines = list(zip(summary.rows, summary.cases, summary.scores.tolist(), strict=True))
+    rows = [
+        {"modality": name, "cases": cases, "scores": [*map(_named, summary.runs, scores)]}
+        for name, cases, scores in lines
+    ]
+    report = {
+        **about,
+        "runs": summary.runs,
+        "rows": rows[:-1],
+        "overall": rows[-1],
+        "differences": [*map(_named, summary.runs[1:], summary.differences.tolist())],
+        **extra,
+    }
     return {
         "table.md": markdown(summary, results),
         "table.csv": _csv(
             ["modality", "cases", "run", *ends],
             (
-                [row.modality, row.cases, score.run, *asdict(score.dsc).values(), *asdict(score.nsd).values()]
-                for row in (*summary.rows, summary.overall)
-                for score in row.scores
+                [name, cases, run, *dsc, *nsd]
+                for name, cases, scores in lines
+                for run, (dsc, nsd) in zip(summary.runs, scores, strict=True)
             ),
         ),
         "cases.csv": _csv(
@@ -79,14 +92,13 @@ def markdown(summary: Summary, results: Sequence[CaseResult]) -> str:
 def _scores(summary: Summary, order: Sequence[int]) -> list[str]:
     """Return the table of some of the runs, by their numbers."""
 
-    def cells(row: Row) -> list[str]:
-        scores = [row.scores[index] for index in order]
-        values = [f"{value:.3f}" for score in scores for value in (score.dsc.value, score.nsd.value)]
-        return [row.modality, str(row.cases), *values]
-
     columns = [f"{summary.runs[index]} {metric}" for index in order for metric in ("DSC", "NSD")]
-    average = [f"**{cell}**" for cell in cells(summary.overall)]
-    return table(["Modality", "Cases", *columns], [*map(cells, summary.rows), average])
+    values = summary.scores[..., 0][:, order].reshape(len(summary.rows), -1).tolist()
+    *rows, average = [
+        [name, str(cases), *(f"{value:.3f}" for value in line)]
+        for name, cases, line in zip(summary.rows, summary.cases, values, strict=True)
+    ]
+    return table(["Modality", "Cases", *columns], [*rows, [f"**{cell}**" for cell in average]])
 
 
 def _intervals(summary: Summary, order: Sequence[int]) -> list[str]:
@@ -94,12 +106,9 @@ def _intervals(summary: Summary, order: Sequence[int]) -> list[str]:
     titles = [f"{summary.runs[0]} minus it, {metric}" for metric in ("DSC", "NSD")]
     rows = []
     for index in order:
-        score, less = summary.overall.scores[index], ["", ""]
-        if index:
-            difference = summary.differences[index - 1]
-            less = [bounds(difference.dsc, "+"), bounds(difference.nsd, "+")]
-        rows.append([score.run, bounds(score.dsc), bounds(score.nsd), *less])
-    columns = 5 if summary.differences else 3
+        less = [bounds(one, "+") for one in summary.differences[index - 1]] if index else ["", ""]
+        rows.append([summary.runs[index], *map(bounds, summary.scores[-1, index]), *less])
+    columns = 5 if len(summary.runs) > 1 else 3
     return table(["Run", "DSC", "NSD", *titles][:columns], [row[:columns] for row in rows])
 
 
@@ -114,26 +123,28 @@ def notes(summary: Summary, results: Sequence[CaseResult]) -> list[str]:
     if left_out := len(results) - len(scored):
         lines.append(f"{left_out} of {len(results)} cases could not be scored and are left out for all")
     if trivial := _trivial(summary):
-        best = max(trivial, key=lambda index: summary.overall.scores[index].dsc.value)
-        ours = summary.runs[0]
-        beaten_by = [
-            row.modality
-            for row in summary.rows
-            if row.scores[0].dsc.value <= max(row.scores[index].dsc.value for index in trivial)
-        ]
-        where = ", ".join(beaten_by) or "none"
+        dsc, ours = summary.scores[..., 0, 0], summary.runs[0]
+        best = max(trivial, key=lambda index: dsc[-1, index])
+        beaten = dsc[:-1, 0] <= dsc[:-1, trivial].max(axis=1)
+        where = ", ".join(itertools.compress(summary.rows, beaten)) or "none"
         lines += [
-            f"best trivial predictor: {summary.runs[best]}, DSC "
-            f"{summary.overall.scores[best].dsc.value:.3f}; "
-            f"{ours} is {bounds(summary.differences[best - 1].dsc, '+')} from it",
+            f"best trivial predictor: {summary.runs[best]}, DSC {dsc[-1, best]:.3f}; "
+            f"{ours} is {bounds(summary.differences[best - 1, 0], '+')} from it",
             f"modalities where {ours} does not beat every trivial predictor: {where}",
         ]
     return lines
 
 
-def bounds(interval: Interval, sign: str = "") -> str:
+def bounds(interval: Values, sign: str = "") -> str:
     """Return a value with its interval, to three places: 0.812 [0.790, 0.833]."""
-    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+    value, low, high = (f"{number:{sign}.3f}" for number in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _named(run: str, scores: Sequence[Sequence[float]]) -> dict[str, object]:
+    """Return DSC and NSD of a run for the report."""
+    dsc, nsd = (dict(zip(("value", "low", "high"), one, strict=True)) for one in scores)
+    return {"run": run, "dsc": dsc, "nsd": nsd}
 
 
 def _trivial(summary: Summary) -> list[int]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BOX_MARGIN = 3
 Labels = NDArray[np.unsignedinteger]
+Float = NDArray[np.float32]
 
 
 @dataclass
@@ -52,30 +53,22 @@ class Baseline:
                 for number, prompt in enumerate(prompts, start=1):
                     labels[self._mask(embedding, prompt, frame)] = number
             else:
-                for number, (prompt, z) in enumerate(
-                    zip(prompts, case.boxes.z.tolist(), strict=True), start=1
-                ):
-                    labels[self._propagate(case.image, prompt, z[0], z[1], number, frame) > 0] = number
+                for number, (prompt, z) in enumerate(zip(prompts, case.boxes.z, strict=True), start=1):
+                    labels[self._propagate(case.image, prompt, z, number, frame) > 0] = number
         return labels
 
     def _propagate(
-        self,
-        volume: NDArray[np.uint8],
-        prompt: NDArray[np.float32],
-        first: int,
-        last: int,
-        number: int,
-        frame: Frame,
+        self, volume: NDArray[np.uint8], prompt: Float, slices: NDArray[np.int64], number: int, frame: Frame
     ) -> NDArray[np.uint8]:
         """Return the masks (D, H, W) of one box; within them they hold its number, as published."""
         masks = np.zeros(volume.shape, np.uint8)
+        first, last = slices.tolist()
         middle = (last - first) // 2 + first
         up = ((z, z - 1) for z in range(middle, last + 1))
         down = ((z, z + 1) for z in range(middle - 1, first - 1, -1))
         for z, previous in (*up, *down):
-            embedding = self._encode(volume[z])
             here = prompt if z == middle else next_prompt(masks[previous], frame, prompt)
-            masks[z, self._mask(embedding, here, frame)] = min(number, 255)
+            masks[z, self._mask(self._encode(volume[z]), here, frame)] = min(number, 255)
         return masks
 
     def _encode(self, image: NDArray[np.uint8]) -> torch.Tensor:
@@ -83,7 +76,7 @@ class Baseline:
         colour = image if image.ndim == 3 else np.repeat(image[:, :, np.newaxis], 3, axis=-1)
         return self.model.encode(torch.from_numpy(preprocess(colour, self.model.size)[0]))
 
-    def _mask(self, embedding: torch.Tensor, prompt: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
+    def _mask(self, embedding: torch.Tensor, prompt: Float, frame: Frame) -> NDArray[np.bool_]:
         """Return one box's mask (H, W) at the original size."""
         logits, _ = self.model.decode(embedding, torch.from_numpy(prompt[np.newaxis]))
         cropped = logits[..., : frame.scaled_height, : frame.scaled_width]
@@ -92,7 +85,7 @@ class Baseline:
         return torch.sigmoid(full).squeeze(0).squeeze(0).numpy() > 0.5
 
 
-def next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: NDArray[np.float32]) -> NDArray[np.float32]:
+def next_prompt(mask: NDArray[np.uint8], frame: Frame, otherwise: Float) -> Float:
     """Return the prompt (4,) that a mask (H, W) gives to the next slice; `otherwise` if it is empty."""
     target = (frame.scaled_width, frame.scaled_height)
     rows, columns = np.nonzero(cv2.resize(mask, target, interpolation=cv2.INTER_AREA))

@@ -41,19 +41,6 @@ ROWS = (
 )
 
 
-class Prepared(NamedTuple):
-    """A row's file; `stand_in`: it was drawn, because the real one is not at hand."""
-
-    row: Row
-    path: Path
-    stand_in: bool
-
-    @property
-    def name(self) -> str:
-        """The row's name, with a mark if the case was drawn."""
-        return f"{self.row.name} †" if self.stand_in else self.row.name
-
-
 def find_rows(names: Sequence[str]) -> tuple[Row, ...]:
     """Return rows by name, in the paper's order, or all of them; raises UsageError for one there is not."""
     if unknown := set(names) - {row.name for row in ROWS}:
@@ -71,24 +58,21 @@ def draw(row: Row) -> Phantom:
     return draw_image(row.shape[0], row.shape[1], row.objects, seed)
 
 
-def prepare(row: Row, real: Path | None, folder: Path) -> Prepared:
-    """Find a row's real file, or draw its stand-in.
+def prepare(row: Row, real: Path | None, folder: Path) -> tuple[Path, bool]:
+    """Find a row's file in `real`, the folder of the challenge's, or draw its stand-in into `folder`.
 
-    `real` is the folder of the challenge's files, if there is one; stand-ins lie in `folder`.
-
-    Raises:
-        InputError: the file is not a readable case.
-        UsageError: the real file has another shape or number of boxes than the paper says.
+    Returns the file, and whether it was drawn.
+    Raises UsageError where the real file has another shape or number of boxes than the paper says.
     """
     path = (real or folder) / f"{row.name}.npz"
     if stand_in := real is None or not path.exists():
         path = folder / path.name
         if not path.exists():
-            draw(row).write_case(path)
+            draw(row).write(path)
     case = read_case(path)
     if case.image.shape != row.shape or len(case.boxes) != row.objects:
         raise UsageError(
             f"{path}: has shape {case.image.shape} and {len(case.boxes)} boxes, in Table 4 it is {row.shape} "
             f"and {row.objects}; give another --cases"
         )
-    return Prepared(row, path, stand_in)
+    return path, stand_in

@@ -64,22 +64,22 @@ def run_table4(
         OutputError: the folder cannot be written to, or its table4.json is none.
     """
     make_folder(output)
-    prepared = [prepare(row, cases, output / "stand-ins") for row in rows]
-    titles = {
-        one.row.name: f"{one.name}, {'×'.join(map(str, one.row.shape))}, {one.row.objects} boxes"
-        for one in prepared
-    }
-    hashes = {one.name: sha256_of_file(one.path) for one in prepared}
+    titles, hashes, paths = {}, {}, {}
+    for row in rows:
+        path, stand_in = prepare(row, cases, output / "stand-ins")
+        shape = "×".join(map(str, row.shape))
+        titles[row.name] = f"{row.name}{' †' if stand_in else ''}, {shape}, {row.objects} boxes"
+        hashes[row.name], paths[row.name] = sha256_of_file(path), path
     measured: list[Measurement] = []
     found = Table("Table 4: seconds for each case", describe_machine(), contenders, titles, measured)
-    path = output / "table4.json"
-    measured += _read(path, {"machine": found.machine, "contenders": found.words, "cases": hashes})
+    kept = output / "table4.json"
+    measured += _read(kept, {**found.setup, "cases": hashes})
     done = {(one.repeat, one.row) for one in measured}
-    passes = [(repeat, one) for repeat in range(repeats) for one in prepared]
+    passes = [(repeat, one) for repeat in range(repeats) for one in rows]
     for repeat, one in tqdm(passes, unit="row", disable=None):
-        if (repeat, one.row.name) not in done:
-            measured += _measure_row(repeat, one.path, turns(contenders, repeat), one.row.objects)
-            found.write_json(path, cases=hashes)
+        if (repeat, one.name) not in done:
+            measured += _measure_row(repeat, paths[one.name], turns(contenders, repeat), one.objects)
+            found.write_json(kept, cases=hashes)
     shown = replace(found, measured=[one for one in measured if one.repeat < repeats])
     text = shown.markdown(
         "† A drawn stand-in of the same size and number of objects; the challenge's own was not at hand. In "
