@@ -49,15 +49,6 @@ def test_a_script_sees_once_which_model_it_uses() -> None:
     assert done.stderr == f"model {Bundle.default().name}, which ships with litemed\n"
 
 
-def test_it_segments_in_float32_on_request() -> None:
-    segmenter = litemed.runtime.load(precision="exact")
-    assert segmenter.engine.precision == "float32"
-    labels = segmenter.segment(PHANTOM.image, PHANTOM.boxes)
-    for label in range(1, 4):
-        found, drawn = labels == label, PHANTOM.labels == label
-        assert 2 * (found & drawn).sum() / (found.sum() + drawn.sum()) > 0.85
-
-
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_it_reproduces_the_golden_outputs(name: str, light_golden: dict[str, np.ndarray]) -> None:
     """As near as weights stored as float16 allow, and with the same masks."""

@@ -20,7 +20,6 @@ from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_prediction, read_truth
 from litemed.benchmarks.evaluate.summary import resample_means, summarise
 from litemed.benchmarks.evaluate.tables import markdown
-from litemed.runtime.errors import InputError
 
 Labels = NDArray[np.unsignedinteger]
 
@@ -73,11 +72,6 @@ def two_blobs(shape: tuple[int, ...]) -> Labels:
     return labels
 
 
-def worse(labels: Labels, pixels: int) -> Labels:
-    """Return the labels moved to the right."""
-    return np.roll(labels, pixels, axis=-1)
-
-
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
     """Five cases of three modalities with ground truth, the cases themselves, and two runs."""
@@ -99,8 +93,8 @@ def data(tmp_path: pathlib.Path) -> pathlib.Path:
             spacing = {"spacing": [2.5, 0.8, 0.8]}
         write(tmp_path / "gts" / f"{name}.npz", gts=truth, **spacing)
         write(tmp_path / "cases" / f"{name}.npz", imgs=image, boxes=boxes, **spacing)
-        write(tmp_path / "good" / f"{name}.npz", segs=worse(truth, number % 2))
-        write(tmp_path / "poor" / f"{name}.npz", segs=worse(truth, 3 + number))
+        write(tmp_path / "good" / f"{name}.npz", segs=np.roll(truth, number % 2, axis=-1))
+        write(tmp_path / "poor" / f"{name}.npz", segs=np.roll(truth, 3 + number, axis=-1))
     return tmp_path
 
 
@@ -129,16 +123,17 @@ class TestCommand:
 
         # The average is the macro average over the modalities.
         table = {row["modality"]: row for row in rows_of(data / "out" / "table.csv")}
-        assert list(table) == ["CT", "US", "XRay", "Average"]
-        assert [row["cases"] for row in table.values()] == ["2", "2", "1", "5"]
-        means = []
-        for modality in ("CT", "US", "XRay"):
-            of_modality = [float(row["dsc"]) for row in cases.values() if row["modality"] == modality]
-            assert float(table[modality]["dsc"]) == pytest.approx(np.mean(of_modality), abs=2e-6)
-            means.append(np.mean(of_modality))
-        assert float(table["Average"]["dsc"]) == pytest.approx(np.mean(means), abs=2e-6)
-        everything = [float(row["dsc"]) for row in cases.values()]
-        assert float(table["Average"]["dsc"]) != pytest.approx(np.mean(everything), abs=1e-3)
+        assert [(name, row["cases"]) for name, row in table.items()] == [
+            ("CT", "2"),
+            ("US", "2"),
+            ("XRay", "1"),
+            ("Average", "5"),
+        ]
+        of_modality = [
+            np.mean([float(row["dsc"]) for row in cases.values() if row["modality"] == modality])
+            for modality in ("CT", "US", "XRay")
+        ]
+        assert float(table["Average"]["dsc"]) == pytest.approx(np.mean(of_modality), abs=2e-6)
 
     def test_several_runs_and_trivial_predictors_side_by_side(self, data: pathlib.Path) -> None:
         runs = (f"tuned={data / 'good'}", data / "gts", "--run", f"base={data / 'poor'}")
@@ -151,18 +146,13 @@ class TestCommand:
         report = json.loads((data / "out" / "report.json").read_text())
         assert report["runs"] == ["tuned", "base", "filled box", "ellipse", "Otsu in box", "GrabCut"]
         assert (report["settings"]["seed"], report["settings"]["resamples"]) == (0, 2000)
-        assert report["folders"]["runs"]["base"] == str(data / "poor")
-        assert report["versions"]["litemed"] == "0.1.0"
-        by_run = {score["run"]: score for score in report["overall"]["scores"]}
+        by_run = {score["run"]: score["dsc"]["value"] for score in report["overall"]["scores"]}
         # The objects are rectangles: the box is the answer.
-        assert by_run["filled box"]["dsc"]["value"] == 1
-        assert by_run["tuned"]["dsc"]["value"] > by_run["base"]["dsc"]["value"]
+        assert by_run["filled box"] == 1
         first = report["differences"][0]
         assert first["run"] == "base"
-        assert first["dsc"]["value"] == pytest.approx(
-            by_run["tuned"]["dsc"]["value"] - by_run["base"]["dsc"]["value"]
-        )
-        assert first["dsc"]["low"] <= first["dsc"]["value"] <= first["dsc"]["high"]
+        assert first["dsc"]["value"] == pytest.approx(by_run["tuned"] - by_run["base"])
+        assert 0 < first["dsc"]["low"] <= first["dsc"]["value"] <= first["dsc"]["high"]
         assert "seed 0" in done.stdout
         assert "best trivial predictor: filled box, DSC 1.000" in done.stdout
         assert "does not beat every trivial predictor: CT, US, XRay" in done.stdout
@@ -199,6 +189,9 @@ class TestCommand:
         assert "good: 3 of 4 predictions missing or bad, counted as 0" in done.stdout
         assert "1 of 5 cases could not be scored" in done.stdout
         assert len(json.loads((data / "out" / "report.json").read_text())["problems"]) == 4
+        for path in (data / "gts").iterdir():
+            path.write_bytes(b"")
+        assert "none of the 5 cases could be scored" in score(data, expect=1).stderr
 
     def test_hostile_predictions(self, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
         marker = tmp_path / "executed"
@@ -226,10 +219,8 @@ class TestCommand:
             ({"gts": np.ones((6, 36, 40), np.uint8)}, "without `spacing`"),
             ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [1.0, 1.0]}, "spacing [1.0, 1.0]"),
             ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [0.0, 1.0, 1.0]}, "positive"),
-            ({"gts": np.ones((6, 36, 40), np.uint8), "spacing": [np.nan, 1.0, 1.0]}, "positive"),
             ({"gts": np.ones((6, 36, 40), np.float32), "spacing": [1.0, 1.0, 1.0]}, "float32"),
             ({"gts": np.ones((36,), np.uint8)}, "shape (36,)"),
-            ({"labels": np.ones((36, 40), np.uint8)}, "no array 'gts'"),
         ],
     )
     def test_bad_ground_truth_leaves_the_case_out(
@@ -268,12 +259,6 @@ class TestCommand:
             (data / "table.csv").write_bytes(text.encode("latin1"))
             assert said in score(data, "--modalities", data / "table.csv", expect=1).stderr
 
-    def test_nothing_to_score_is_an_error(self, data: pathlib.Path) -> None:
-        for path in (data / "gts").iterdir():
-            path.write_bytes(b"")
-        done = score(data, expect=1)
-        assert "none of the 5 cases could be scored" in done.stderr
-
     def test_wrong_use(self, data: pathlib.Path) -> None:
         (data / "empty").mkdir()
         good, gts, out = data / "good", data / "gts", data / "out"
@@ -293,15 +278,13 @@ class TestCommand:
             assert word in done.stderr, arguments
         assert not out.exists()
 
-    def test_needs_neither_torch_nor_onnx(self, data: pathlib.Path) -> None:
-        trivial = ("--cases", data / "cases", "--trivial", "--workers", 1)
+    def test_needs_neither_torch_nor_onnx_and_says_what_it_needs(self, data: pathlib.Path) -> None:
+        arguments = (data / "good", data / "gts", "-o", data / "out", "--workers", 1)
         absent = ("torch", "onnx", "onnxruntime", "openvino")
-        done = start(data / "good", data / "gts", "-o", data / "out", *trivial, without=absent)
+        done = start(*arguments, "--cases", data / "cases", "--trivial", without=absent)
         assert done.returncode == 0, done.stderr
         assert done.stderr.splitlines() == [f"{number}/5 cases" for number in range(1, 6)]
-
-    def test_says_what_to_install(self, data: pathlib.Path) -> None:
-        done = start(data / "good", data / "gts", "-o", data / "out", without=("scipy",))
+        done = start(*arguments, without=("scipy",))
         assert done.returncode == 2
         assert done.stderr == "error: scipy is not installed; in the checkout: pip install '.[eval]'\n"
 
@@ -364,10 +347,6 @@ class TestSummary:
         assert ours.endswith(" |  |  |")
         worse = next(line for line in lines if line.startswith("| g | "))
         assert "| -0.070 [-0.070, -0.070] |" in worse
-
-    def test_nothing_scored(self) -> None:
-        with pytest.raises(InputError, match="none of the 1 cases"):
-            summarise([CaseResult("x", "CT", (), "unreadable")])
 
     def test_a_bar_in_a_name_does_not_break_the_table(self) -> None:
         text = markdown(summarise([result_of("x", "MR", {"a|b": (0.5, 0.5)})]), [])

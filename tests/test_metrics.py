@@ -30,13 +30,6 @@ PUBLISHED = (
 CHALLENGE_SCORES = (
     ("plain_argmax_2DBox_Golden_five", "plain_sequential_2DBox_Golden_five", 0.1384310178928698, 0.0),
     (
-        "plain_argmax_2DBox_Golden_five",
-        "loralib_argmax_2DBox_Golden_five",
-        0.7878058912238588,
-        0.9791853468075077,
-    ),
-    ("plain_argmax_2DBox_Golden_one", "loralib_argmax_2DBox_Golden_one", 0.9646819141658983, 1.0),
-    (
         "plain_argmax_2DBox_Golden_upscaled",
         "plain_sequential_2DBox_Golden_upscaled",
         0.32529291676814776,
@@ -113,32 +106,11 @@ def test_empty_masks() -> None:
     assert nsd(nothing, something, SPACING, 99.0) == nsd(something, nothing, SPACING, 99.0) == 0
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_planes_at_an_offset(axis: int) -> None:
-    spacing = (2.5, 0.8, 1.5)
-    slabs = []
-    for stop in (10, 13):
-        mask = np.zeros((24, 24, 24), np.bool_)
-        mask[(slice(None),) * axis + (slice(6, stop),)] = True
-        slabs.append(mask)
-    offset = 3 * spacing[axis]
-    # Far from the rims the upper plane lies exactly the offset away, on both sides; nothing lies farther.
-    assert nsd(*slabs, spacing, offset * 1.0001) == 1
-    assert nsd(*slabs, spacing, offset * 0.9999) < 1
-
-
-def test_concentric_spheres() -> None:
-    z, y, x = np.indices((45, 45, 45)) - 22
-    inner, outer = (z**2 + y**2 + x**2 <= radius**2 for radius in (14, 18))
-    assert nsd(inner, outer, (1, 1, 1), tolerance=2) == 0
-    assert nsd(inner, outer, (1, 1, 1), tolerance=5.5) == 1
-
-
 masks_3d = st.tuples(arrays(np.bool_, (4, 5, 6)), arrays(np.bool_, (4, 5, 6)))
 paddings = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     masks=masks_3d,
     padding=paddings,
@@ -165,7 +137,7 @@ def test_only_the_shapes_count(
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_dice_is_twice_what_is_common_over_the_sum(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(5, 6), (2, 3, 4)]))
     dtypes = st.sampled_from([np.uint8, np.uint16, np.int32, np.int64, np.uint64])
@@ -208,12 +180,6 @@ def test_label_only_in_the_prediction() -> None:
     assert [s.label for s in score_classes(truth, prediction, None)] == [1, 3]
     prediction[25:30, 25:30] = 2
     assert score_classes(truth, prediction, None)[1] == ClassScore(2, 0.0, 0.0)
-
-
-def test_no_label_in_common_is_zero_and_not_nan() -> None:
-    truth, prediction = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
-    truth[2:5, 2:5], prediction[2:5, 2:5] = 3, 7
-    assert score_classes(truth, prediction, None) == (ClassScore(3, 0.0, 0.0),)
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (9, 9, 9), (1, 9, 9), (1, 1)])

@@ -13,12 +13,12 @@ from litemed.runtime.cli import main as run
 from litemed.train.prepare.cli import main as prepare
 
 MODALITIES = 11
-CASES_EACH = 3
+CASES_EACH = 2
 
 
 @pytest.fixture(scope="module")
 def cases(shared, tmp_path_factory):
-    """Three cases of each modality, volumes cropped to two slices."""
+    """Two cases of each modality, volumes cropped to two slices."""
     out = tmp_path_factory.mktemp("real")
     arguments = [str(shared("data/open/index.csv")), "-o", str(out), "--cases", "--limit", str(CASES_EACH)]
     limits = ["--max-slices", "2", "--max-boxes", "4", "--workers", "1"]
