@@ -3,8 +3,7 @@
     python -m litemed.benchmarks.demo OUT
 
 writes them to OUT/cases and their truth to OUT/gts, in the challenge's npz layout. They stand in for images
-that cannot be shipped: schematic anatomy with the grey values, noise and blur of its kind. The masks are
-known, so they show whether an installation works; real images alone can judge a model.
+that cannot be shipped and show whether an installation works; real images alone can judge a model.
 """
 
 from __future__ import annotations
@@ -76,7 +75,6 @@ def _grain(rng: np.random.Generator, shape: tuple[int, int], *sigma: float) -> P
 _BEAN = _smooth(75, 170, 78, 157, 92, 152, 105, 157, 109, 166, 98, 175, 108, 183, 102, 194, 88, 196, 77, 188)
 _BACK = _ellipse(126, 194, 28, 15)
 _TISSUE = (
-    (-80, _smooth(20, 232, 160, 244, 300, 232, 300, 236, 160, 249, 20, 236)),  # table
     (30, _ellipse(160, 128, 148, 104)),  # skin
     (-105, _ellipse(160, 128, 146, 102)),  # fat
     (58, _ellipse(160, 126, 134, 90)),  # wall
@@ -89,7 +87,6 @@ _TISSUE = (
     (158, _ellipse(147, 138, 10, 6.5)),  # vena cava
     (72, _smooth(186, 66, 214, 56, 248, 64, 256, 88, 240, 108, 212, 112, 196, 96)),  # stomach, and its air
     (-950, _smooth(197, 70, 214, 61, 242, 67, 246, 78, 196, 78)),
-    (92, _smooth(150, 112, 172, 104, 200, 114, 236, 122, 234, 132, 204, 128, 176, 122, 152, 126)),  # pancreas
 )
 _LIVER = _smooth(
     *(38, 128, 40, 92, 62, 62, 100, 46, 150, 44, 184, 54, 176, 68),
@@ -141,7 +138,6 @@ def draw_fundus() -> Phantom:
     light = 1 - 1.1 * ((x / 512 - 0.5) ** 2 + (y / 512 - 0.5) ** 2) + 0.03 * _grain(rng, shape, 13)
     light += 0.22 * np.exp(-((x - 358) ** 2 + (y - 246) ** 2) / 13100)
     light -= 0.30 * np.exp(-((x - 184) ** 2 + (y - 271) ** 2) / 1570)  # macula
-    light += 0.015 * _grain(rng, shape, 3)
     colour = light[..., None] * np.array([196, 92, 44], np.float32)
     disc = _cover(shape, _ellipse(358, 246, 45, 50))
     cup = _cover(shape, _ellipse(352, 248, 23, 26.5))

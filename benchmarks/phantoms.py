@@ -1,7 +1,6 @@
 """Draw deterministic test cases of any size: textured blobs in a body, boxes round them.
 
-They serve where the size and the number of objects of a case matter, not what it shows: timing and tests. The
-masks are known.
+They serve where the size and the number of objects of a case matter, not what it shows: timing and tests.
 """
 
 from __future__ import annotations
@@ -51,10 +50,7 @@ class Phantom:
 
 
 def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:
-    """Draw a 2D colour image of `count` objects that do not touch.
-
-    height, width: in pixels, at least 16 per row and column of objects. The same seed gives the same image.
-    """
+    """Draw a 2D colour image of `count` objects that do not touch; the same seed gives the same image."""
     rng = np.random.default_rng(seed)
     objects = _place(rng, height, width, count)
     tint = rng.uniform(0.75, 1.0, 3)
@@ -66,10 +62,7 @@ def draw_image(height: int, width: int, count: int, seed: int = 0) -> Phantom:
 def draw_volume(
     depth: int, height: int, width: int, count: int, seed: int = 0, coverage: float = 0.3
 ) -> Phantom:
-    """Draw a 3D volume of `count` objects that do not touch, slices 3 mm apart.
-
-    coverage: share of the slices that each object spans; where they lie is drawn at random.
-    """
+    """Draw a volume of objects that do not touch; each spans the share `coverage` of the slices somewhere."""
     rng = np.random.default_rng(seed)
     objects = _place(rng, height, width, count)
     span = max(1, round(coverage * depth))

@@ -4,8 +4,7 @@
     python -m litemed.benchmarks.worker CASE -o OUT --model BUNDLE            # one box decoded at a time
     python -m litemed.benchmarks.worker --model BUNDLE --engine openvino      # the parts
 
-One box at a time, all else is litemed-run's: the same reading, merging and writing. So what differs from
-litemed-run is that it decodes several boxes together, and nothing else. The parts are
+But for one box at a time all is litemed-run's: the same reading, merging and writing. The parts are
 
 - encoder: one network input to its embedding;
 - decoder: boxes on one embedding, seconds per box (published: one after the other);

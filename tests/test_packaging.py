@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from litemed.benchmarks.phantoms import draw_image
+from litemed.runtime.dice import dice_by_label
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FORBIDDEN = {"torch", "onnx", "onnxsim", "safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,6 @@ def pip(command, *arguments, python=sys.executable):
 
 
 @pytest.mark.slow
-def test_the_base_install_has_neither_torch_nor_onnx(base_environment):
-    listing = subprocess.run(
-        [base_environment / "python", "-m", "pip", "list", "--format=json"], capture_output=True, check=True
-    )
-    names = {entry["name"].lower() for entry in json.loads(listing.stdout)}
-    assert {"litemed", "numpy", "onnxruntime"} <= names
-    assert not names & FORBIDDEN
-
-
-@pytest.mark.slow
 def test_the_wheel_holds_the_model_and_stays_small(wheel):
     assert wheel.stat().st_size < 45e6
     with zipfile.ZipFile(wheel) as archive:
@@ -82,22 +72,22 @@ def test_the_wheel_carries_licence_and_attribution_and_a_page_whose_links_work_a
 
 
 @pytest.mark.slow
-def test_the_base_install_segments_with_the_model_that_ships(base_environment, tmp_path):
+def test_the_base_install_segments_without_torch_and_onnx(base_environment, tmp_path):
+    listing = subprocess.run(
+        [base_environment / "python", "-m", "pip", "list", "--format=json"], capture_output=True, check=True
+    )
+    names = {entry["name"].lower() for entry in json.loads(listing.stdout)}
+    assert {"litemed", "numpy", "onnxruntime"} <= names
+    assert not names & {"torch", "onnx", "onnxsim", "safetensors"}
     phantom = draw_image(120, 160, 3)
-    cases = tmp_path / "cases"
-    cases.mkdir()
-    np.savez_compressed(cases / "2DBox_US_a.npz", imgs=phantom.image, boxes=phantom.boxes)
-    folders = [cases, "-o", tmp_path / "segs", "--overlay", tmp_path / "png"]
+    phantom.write(tmp_path / "2DBox_US_a.npz")
+    folders = [tmp_path / "2DBox_US_a.npz", "-o", tmp_path / "segs", "--overlay", tmp_path / "png"]
     done = subprocess.run(
         [base_environment / "litemed-run", *folders], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "segs" / "2DBox_US_a.npz") as output:
-        assert output["segs"].shape == (120, 160)
-        assert output["segs"].dtype == np.uint8
-        for label in (1, 2, 3):
-            found, drawn = output["segs"] == label, phantom.labels == label
-            assert 2 * (found & drawn).sum() / (found.sum() + drawn.sum()) > 0.85
+        assert dice_by_label(output["segs"], phantom.labels, 3).min() > 0.85
     assert len(list((tmp_path / "png").glob("*.png"))) == 1
 
 

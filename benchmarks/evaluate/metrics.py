@@ -14,10 +14,8 @@ A label below the largest that the ground truth does not have (labels 1, 3): the
 number if the prediction does not have it either, and here the class is left out; where the prediction has
 it, the class scores 0, as in the script.
 
-The surface distance is that of S. Nikolov et al., "Deep learning to achieve clinically applicable
-segmentation of head and neck anatomy for radiotherapy" (2018), and of the code published with it,
-google-deepmind/surface-distance. Written anew: its only release on PyPI fails with numpy 2 where one mask is
-empty, calls what SciPy is about to remove, and sorts all surface elements in Python.
+The surface distance is that of S. Nikolov et al. (2018), google-deepmind/surface-distance. Written anew: its
+only release on PyPI fails with numpy 2 where one mask is empty, and calls what SciPy is about to remove.
 """
 
 from __future__ import annotations
@@ -106,8 +104,12 @@ def nsd(first: Mask, second: Mask, spacing: Spacing, tolerance: float) -> float:
     """Return the share of both surfaces that lies within `tolerance` of the other surface.
 
     A surface element lies between the voxels where a 2 x 2 x 2 neighbourhood is neither all inside nor all
-    outside. 0 if one of the masks, bool (D, H, W), is empty, NaN if both are; round them is background.
-    `spacing`: the distance between neighbours along z y x, in the unit of the tolerance.
+    outside. 0 if one of the masks is empty, NaN if both are.
+
+    Args:
+        first, second: bool (D, H, W); outside of them everything is background.
+        spacing: positive distance between neighbours along each axis, z y x.
+        tolerance: in the unit of the spacing.
     """
     element_areas = _element_areas(spacing)
     codes = [_neighbour_codes(mask) for mask in (first, second)]

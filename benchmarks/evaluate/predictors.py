@@ -1,7 +1,6 @@
 """Segmentations that need no network: what a box alone, or its grey values, already give.
 
-A model that does not beat the best of these has learnt nothing worth shipping, so `litemed-eval --trivial`
-prints them beside it. All of them get the image and the boxes that the model gets. Boxes are taken as the
+A model that does not beat the best of these has learnt nothing worth shipping. Boxes are taken as the
 challenge makes them: x0 y0 x1 y1 are the first and last pixel of the object, both inclusive.
 """
 
@@ -37,11 +36,7 @@ class Trivial(enum.StrEnum):
 
 
 def predict(case: Case, predictor: Trivial) -> NDArray[np.unsignedinteger]:
-    """Return the label map that `predictor` makes of a case.
-
-    Shape (H, W) or (D, H, W), label i = box i, 0 elsewhere, in the smallest unsigned dtype that holds them.
-    Where boxes overlap the smaller one is on top.
-    """
+    """Return the label map (H, W) or (D, H, W) of a case, label i = box i; the smaller box is on top."""
     regions = [box_region(case.boxes, index, case.shape) for index in range(len(case.boxes))]
     sizes = [np.prod(_extent(region)) for region in regions]
     labels = np.zeros(case.shape, np.min_scalar_type(len(regions)))

@@ -79,11 +79,7 @@ def find_cases(
     """Return every case of a ground-truth folder, by name.
 
     `sources` is the folder of the cases themselves, `modalities` a CSV with the columns case,modality, for
-    those whose names do not begin with one.
-
-    Raises:
-        UsageError: no case at all, a run without any of them, a case without source or modality.
-        InputError: the CSV cannot be read, lacks a column or names an unknown modality.
+    those whose names do not begin with one. Raises UsageError where a folder lacks cases.
     """
     found = sorted(path for path in truths.glob("*.npz") if path.is_file())
     if not found:
@@ -105,8 +101,7 @@ def score_case(case: EvaluatedCase, runs: Mapping[str, Path], sources: Path | No
     """Score every run on one case, and with `sources`, a folder of the cases, every trivial predictor.
 
     A prediction that is missing or cannot be used counts as zero, so that no run gains by leaving a hard case
-    out. A ground truth (or, with trivial predictors, a case file) that cannot be used is nobody's fault: the
-    case is left out for all.
+    out. A ground truth or case file that cannot be used is nobody's fault: the case is left out for all.
     """
     name = case.truth.name
     try:
@@ -140,10 +135,7 @@ def score_case(case: EvaluatedCase, runs: Mapping[str, Path], sources: Path | No
 
 
 def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
-    """Read NAME.npz with `gts`: the labels, at least one above 0, and mm along the axes of a volume.
-
-    Raises InputError naming the file.
-    """
+    """Read NAME.npz with `gts`: the labels, at least one above 0, and mm along the axes of a volume."""
     with NpzReader(path) as archive:
         labels = _check_labels(archive.read("gts"), f"{path}: gts")
         spacing = archive.read("spacing") if labels.ndim == 3 and "spacing" in archive.names else None
@@ -161,7 +153,7 @@ def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
 
 
 def read_prediction(path: Path) -> LabelMap:
-    """Read NAME.npz with `segs`; raises InputError naming the file."""
+    """Read NAME.npz with `segs`."""
     with NpzReader(path) as archive:
         return _check_labels(archive.read("segs"), f"{path}: segs")
 

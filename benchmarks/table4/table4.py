@@ -54,14 +54,8 @@ def run_table4(
     well. Within a row contender by contender, beginning with another one in each pass. table4.json is written
     after each row of each pass; the next run goes on from there, and tries again what failed.
 
-    `rows` and `contenders` are those of the table, `cases` the folder of real files, if there is one.
-
-    Returns:
-        The table in Markdown, and whether everything was measured.
-
-    Raises:
-        InputError, UsageError: a case cannot be used; the folder holds what was measured otherwise.
-        OutputError: the folder cannot be written to, or its table4.json is none.
+    `cases` is the folder of real files, if there is one. Returns the table in Markdown, and whether all was
+    measured. Raises UsageError where a case cannot be used or the folder holds what was measured otherwise.
     """
     make_folder(output)
     titles, hashes, paths = {}, {}, {}
