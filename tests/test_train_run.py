@@ -1,4 +1,4 @@
-"""A run from prepared data to weights: it learns, stops and resumes exactly,."""
+"""A run from prepared data to weights: it learns, stops and resumes exactly."""
 
 from __future__ import annotations
 

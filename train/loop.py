@@ -76,7 +76,7 @@ class Trainer:
         self._base_digest = weights_digest(base.state)
         run, device = config.run, session.device
         self.network = build_network(base, run, config.lora)
-        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = averaged(self.network, run.average)
         compile_blocks(self.network, config.hardware, device)
         sampler, warnings = training_sampler(config, data.training)
