@@ -43,11 +43,8 @@ def numbered(shape: tuple[int, int, int]) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
-ORIENTATIONS = [
-    "".join(codes)
-    for axes in itertools.permutations(("LR", "PA", "IS"))
-    for codes in itertools.product(*axes)
-]
+AXES = itertools.permutations(("LR", "PA", "IS"))
+ORIENTATIONS = ["".join(codes) for axes in AXES for codes in itertools.product(*axes)]
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)

@@ -131,12 +131,10 @@ def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tm
 
 
 def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path: Path) -> None:
-    numbered = (
-        [("CT", "big", i) for i in range(5)] + [("CT", "small", 0)] + [("US", "echo", i) for i in range(3)]
-    )
     rows = [
         {"modality": m, "source": s, "image": f"{s}{i}", "label": "l", "split": "train" if i % 2 else "val"}
-        for m, s, i in numbered
+        for m, s, count in (("CT", "big", 5), ("CT", "small", 1), ("US", "echo", 3))
+        for i in range(count)
     ]
     found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
     chosen = select(found, limit=2).pairs

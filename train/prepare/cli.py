@@ -24,13 +24,10 @@ Examples:
   litemed-prepare scans -o test --cases --split val --limit 20 --jitter 0.05
 
 \b
-A SOURCE is one of
-  an index CSV, or a folder with an index.csv, of the columns modality, image,
-    label and, where known, source, case, split, labels, licence, attribution,
-    licence_status;
-  a folder of images/ and labels/ with files of the same name, also below
-    folders that name modality, data set and split: val/MR/my_data/images;
-  challenge training npz (imgs, gts), in a folder or one by one.
+A SOURCE is an index CSV or a folder with an index.csv (columns modality, image,
+label; source, case, split, labels, licence, attribution, licence_status), a
+folder of images/ and labels/, also below folders that name modality, data set
+and split (val/MR/my_data/images), or challenge training npz (imgs, gts).
 
 \b
 Exit codes: 0 all done, 1 some pairs could not be used, 2 wrong use, 130 interrupted.

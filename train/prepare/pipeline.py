@@ -34,7 +34,7 @@ _PART_BYTES: Final = 32 * 2**20
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. total: counts by name, as in the manifest; failed: a line for each unusable pair."""
+    """What a run did: counts by name, as in the manifest, and a line for each pair that could not be used."""
 
     total: dict[str, int]
     failed: Sequence[str]
@@ -105,10 +105,7 @@ def _total(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def plan_parts(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
-    """Divide sorted `pairs` into parts of one modality, source and split; name the shard of each.
-
-    Raises UsageError where two sources would share a file name.
-    """
+    """Divide `pairs` into parts of one modality, source and split; name the shard of each."""
     plans: dict[str, tuple[str, list[Pair]]] = {}
     filled: Counter[str] = Counter()
     for pair in pairs:

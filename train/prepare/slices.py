@@ -19,11 +19,7 @@ from litemed.train.prepare.sources import Pair
 
 @dataclass(frozen=True)
 class TrainingSlice:
-    """One slice at longest side 256.
-
-    z: its number in the volume as read, 0 in 2D. image: uint8 (h, w) or (h, w, 3) RGB.
-    objects: labels (h, w), the objects on this slice numbered from 1.
-    """
+    """One slice at longest side 256. z: its number in the volume as read, 0 in 2D; objects: those on it."""
 
     z: int
     image: NDArray[np.uint8]

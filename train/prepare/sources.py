@@ -55,9 +55,8 @@ class SourceOptions:
     """How pairs are found.
 
     modality: for files whose folder and name do not say theirs; kind: of labels that do not say theirs.
-    val_fraction: share of the cases without a split that go to `val`, drawn by a hash of source and
-    case, so that a case keeps its side when others come or go.
-    licence_status: index rows with another status are left out; None takes all.
+    val_fraction: share of `val` among cases without a split, drawn by a hash of source and case, so that a
+    case keeps its side when others come or go. licence_status: of the rows of an index that count; None: all.
     """
 
     modality: str | None = None
@@ -112,11 +111,9 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
 def select(
     found: Found, splits: Sequence[str] = (), limit: int | None = None, exclude: Sequence[str] = ()
 ) -> Found:
-    """Return a part of `found`: pairs of these splits (all if none), at most `limit` of each modality.
+    """Return pairs of these splits (all if none), at most `limit` of each modality, none to exclude.
 
-    exclude: sources that are left out. With a limit the sources of a modality take turns, and the splits come
-    in the order given.
-
+    With a limit the sources of a modality take turns, and the splits come in the order given.
     Raises UsageError where nothing is left, or a source to exclude is unknown.
     """
     for source in exclude:

@@ -11,9 +11,10 @@ one, and a file for each would be millions. A sample, 64 to 260 kB, is one conti
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -88,11 +89,9 @@ class Slices:
         Raises InputError where the folder was not prepared to the end, or a shard is missing or cut short.
         """
         folder = Path(folder)
-        manifest = _read_json(folder / MANIFEST)
-        try:
+        with _reading(folder / MANIFEST):
+            manifest = _read_json(folder / MANIFEST)
             files = [entry["file"] for entry in manifest["shards"] if split in (None, entry["split"])]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder / MANIFEST}: lists no training slices; prepare them again") from error
         opened = [open_shard(folder, file) for file in files]
         indices = [index for _, index in opened]
         shard_of = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
@@ -130,14 +129,11 @@ class Slices:
 @functools.lru_cache(maxsize=256)
 def _map(folder: Path, shard: Part) -> NDArray[np.uint8]:
     path = folder / shard.file
-    data = _load(path, "r")
-    if data.dtype != np.uint8 or path.stat().st_size != shard.bytes:
-        raise InputError(f"{path}: changed since it was opened; run litemed-prepare again")
+    with _reading(path):
+        data = np.load(path, "r", allow_pickle=False)
+        if path.stat().st_size != shard.bytes:
+            raise ValueError("it changed since it was opened")
     return data
-
-
-def _index(data: Path) -> Path:
-    return data.with_suffix(".index.npy")
 
 
 def write_shard(path: Path, cases: Sequence[Sequence[TrainingSlice]]) -> None:
@@ -153,7 +149,9 @@ def write_shard(path: Path, cases: Sequence[Sequence[TrainingSlice]]) -> None:
             index.append((offset, case, part.z, *shape, len(part.objects)))
             chunks += [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (part.image, little)]
             offset += part.image.nbytes + labels.nbytes
-    for file, array in ((path, np.concatenate(chunks)), (_index(path), np.array(index, INDEX_DTYPE))):
+    arrays = {".npy": np.concatenate(chunks), ".index.npy": np.array(index, INDEX_DTYPE)}
+    for suffix, array in arrays.items():
+        file = path.with_suffix(suffix)
         remove_leftovers(file)
         with atomic_write(file) as stream:
             np.save(stream, array, allow_pickle=False)
@@ -167,31 +165,27 @@ def open_shard(folder: Path, file: str) -> tuple[Part, NDArray[Any]]:
     path = folder / file
     if Path(file).is_absolute() or ".." in Path(file).parts:
         raise InputError(f"{folder / MANIFEST}: names {file!r}, which is outside the folder")
-    content = _read_json(path.with_suffix(".json"))
-    try:
+    with _reading(path):
+        content = _read_json(path.with_suffix(".json"))
         # Version 0.1 has some of it one level below.
         content |= content.get("entry", {})
         shard = Part(**{field.name: content[field.name] for field in fields(Part)})
-        index = _load(_index(path))
+        index = np.load(path.with_suffix(".index.npy"), allow_pickle=False)
         if path.stat().st_size != shard.bytes or index.shape != (shard.tally["slices"],):
-            raise InputError(f"{path}: not what was written; run litemed-prepare again")
-    except (KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error!r}); run litemed-prepare again") from error
+            raise ValueError("it is not what was written")
     return shard, index
 
 
-def _load(path: Path, mmap_mode: Any = None) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run litemed-prepare again") from error
-
-
 def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if content["format"] != FORMAT:
+        raise ValueError(f"it is not of format {FORMAT}")
+    return content
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if content["format"] == FORMAT:
-            return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error!r}); run litemed-prepare to its end") from error
-    raise InputError(f"{path}: not of format {FORMAT}; run litemed-prepare of this version")
