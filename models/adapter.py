@@ -1,48 +1,56 @@
-"""The adapter file: LoRA updates in safetensors, with what they were made for.
+"""The adapter file, LoRA updates in safetensors: written, read, and folded into the weights of a base.
 
-`NAME.safetensors` holds the updates only (under 1 MB at rank 4). When the mask
-decoder was trained too, its weights lie beside it in `NAME.decoder.safetensors`,
-and the adapter names their digest, so that one cannot be used without the other.
-Names are those of the network, such as
+`NAME.safetensors` holds the updates only (under 1 MB at rank 4). When the mask decoder was trained too, its
+weights lie beside it in `NAME.decoder.safetensors`, and the adapter names their digest, so that one cannot be
+used without the other. Names are those of the network, such as
 `image_encoder.layers.1.blocks.0.attn.qkv.all.lora_A`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from litemed.models.checkpoint import Checkpoint, expected_entries
-from litemed.models.encoders import ENCODERS, encoders_of
+from litemed.models.checkpoint import Checkpoint
+from litemed.models.encoders import ENCODERS, PREFIX
 from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.lora import LoRAConfig, add_lora, named_updates
-from litemed.models.loralib import FoldedLoRA, fold
-from litemed.models.weight_files import check_entries, file_sha256, read_file, weights_digest
+from litemed.models.lora import TARGETS, lora_tensors
+from litemed.models.lora_folding import FoldedLoRA, folded
+from litemed.models.weight_files import check_entries, read_file, weights_digest
+from litemed.runtime.files import sha256_of_file
 
 FORMAT = "litemed-adapter-1"
 DECODER = "mask_decoder."
+PARTS = ("attn.q", "attn.k", "attn.v")
+"""Targets that are a part of `attn.qkv` each: files of earlier versions may name them."""
+
+MAX_RANK = 1024
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter file says about itself.
+    """An adapter file.
 
     Attributes:
-        config: rank, alpha and targets.
+        lora: rank, alpha and targets, and the sha256 of the file.
         base: `weights_digest` of the weights that it was trained on.
         decoder: `weights_digest` of the mask decoder trained with it, or None.
+        tensors: the updates by name.
     """
 
-    config: LoRAConfig
+    lora: FoldedLoRA
     base: str
-    decoder: str | None = None
+    decoder: str | None
+    tensors: Mapping[str, Tensor]
 
 
 def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
@@ -50,27 +58,24 @@ def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
     return adapter.with_name(adapter.stem + ".decoder.safetensors")
 
 
-def adapter_tensors(model: LiteMedSAM) -> dict[str, Tensor]:
-    """Return the updates of a model with LoRA by their names in an adapter file."""
-    return {
-        f"{name}.{leaf}": getattr(update, leaf).detach().cpu().contiguous()
-        for name, update in named_updates(model).items()
-        for leaf in ("lora_A", "lora_B")
-    }
+def adapter_bytes(model: LiteMedSAM, rank: int, base: str, decoder: str | None = None) -> bytes:
+    """Return the content of an adapter file for a model with LoRA; the same input gives the same bytes.
 
-
-def adapter_bytes(model: LiteMedSAM, adapter: Adapter) -> bytes:
-    """Return the content of an adapter file for a model with LoRA; the same input gives the same bytes."""
-    config = adapter.config
+    Args:
+        model: with LoRA of that rank, whose alpha is the rank too.
+        rank: inner width of the updates.
+        base, decoder: see `Adapter`.
+    """
     about = {
         "format": FORMAT,
-        "rank": config.rank,
-        "alpha": config.rank if config.alpha is None else config.alpha,
-        "targets": list(config.targets),
-        "base": adapter.base,
-        "decoder": adapter.decoder,
+        "rank": rank,
+        "alpha": float(rank),
+        "targets": TARGETS,
+        "base": base,
+        "decoder": decoder,
     }
-    return save(adapter_tensors(model), metadata={"litemed": json.dumps(about, sort_keys=True)})
+    tensors = {name: value.cpu().contiguous() for name, value in lora_tensors(model).items()}
+    return save(tensors, metadata={"litemed": json.dumps(about, sort_keys=True)})
 
 
 def decoder_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,52 +83,40 @@ def decoder_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous() for k, v in state.items() if k.startswith(DECODER)}
 
 
-def read_adapter(path: pathlib.Path) -> tuple[Adapter, dict[str, Tensor]]:
-    """Read an adapter file: what it says, and its tensors.
+def read_adapter(path: pathlib.Path) -> Adapter:
+    """Read an adapter file.
 
     Raises:
         CheckpointError: unreadable, or not an adapter file.
     """
     tensors = read_file(path)
-    if isinstance(tensors, Mapping) and encoders_of(map(str, tensors)):
-        raise CheckpointError(
-            f"{path}: holds a whole network, not an adapter; export it by itself, without a base"
-        )
-    if tensors and all(str(name).startswith(DECODER) for name in tensors):
-        suffix = ".decoder.safetensors"
-        name = path.name.removesuffix(suffix) if path.name.endswith(suffix) else "NAME"
-        raise CheckpointError(
-            f"{path}: holds a mask decoder that was trained with an adapter; give the adapter beside it, "
-            f"{name}.safetensors, which takes the decoder along"
-        )
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("litemed", "null"))
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{path}: adapter format {about['format']!r} is not {FORMAT!r}")
-        config = LoRAConfig(int(about["rank"]), float(about["alpha"]), tuple(map(str, about["targets"])))
-        # Before anything of that size is made.
-        ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A")}
-        if ranks != {config.rank}:
-            raise CheckpointError(f"{path}: says rank {config.rank}, which its tensors do not have")
-        decoder = about["decoder"]
-        return Adapter(config, str(about["base"]), None if decoder is None else str(decoder)), tensors
+            about = json.loads((file.metadata() or {})["litemed"])
+        lora = FoldedLoRA(
+            int(about["rank"]), float(about["alpha"]), tuple(about["targets"]), sha256_of_file(path)
+        )
+        known = about["format"] == FORMAT and {*lora.targets} <= {*TARGETS, *PARTS}
+        if not (known and 0 < lora.rank <= MAX_RANK and 0 < lora.alpha < math.inf):
+            raise ValueError("unknown format, targets, rank or alpha")
+        return Adapter(lora, str(about["base"]), about["decoder"], tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: is not an adapter; give the best.safetensors that litemed-train wrote"
+            f"{path}: is not an adapter; give the best.safetensors that litemed-train --tune lora or "
+            "lora+decoder wrote (its mask decoder is taken along; a whole network is exported by itself)"
         ) from error
 
 
-def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:
-    """Build the network of a base checkpoint with an adapter beside its weights, not folded.
+def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
+    """Return a new checkpoint with an adapter folded in; the base is left as it was.
 
     Raises:
-        CheckpointError: the adapter was made for another base, the base already
-            holds a folded LoRA, the decoder trained with it is missing or
-            another one, or entries are missing, unexpected or wrongly shaped.
+        CheckpointError: the adapter was made for another base, the base already holds a folded LoRA, the
+            decoder trained with it is missing or another one, entries are missing, unexpected or wrongly
+            shaped, or a folded weight is not finite.
     """
     path = pathlib.Path(path)
-    adapter, tensors = read_adapter(path)
+    adapter = read_adapter(path)
     if not ENCODERS[base.encoder].takes_lora:
         raise CheckpointError(
             f"{base.file}: its {base.encoder} encoder has no layers that an adapter could go to"
@@ -135,40 +128,50 @@ def attach(base: Checkpoint, path: str | pathlib.Path) -> LiteMedSAM:
         raise CheckpointError(
             f"{path}: made for another base (digest {adapter.base[:12]}; {base.file} has {digest[:12]})"
         )
-    model = base.model()
+    rank, updates = adapter.lora.rank, _adapted_rows(base.state, adapter.lora.targets)
+    with torch.device("meta"):
+        expected = {
+            f"{name}.{leaf}": torch.empty(shape)
+            for name, (weight, rows) in updates.items()
+            for leaf, shape in (
+                ("lora_A", (rank, base.state[weight].shape[1])),
+                ("lora_B", (len(rows), rank)),
+            )
+        }
+    check_entries(adapter.tensors, expected, str(path))
+    state = dict(base.state)
+    for name, (weight, rows) in updates.items():
+        a, b = (adapter.tensors[f"{name}.{leaf}"] for leaf in ("lora_A", "lora_B"))
+        state[weight] = folded(state[weight], [(rows, a, b)], adapter.lora.alpha)
     if adapter.decoder is not None:
-        model.load_state_dict(_read_decoder(path, adapter.decoder), strict=False)
-    add_lora(model.image_encoder, adapter.config)
-    check_entries(tensors, adapter_tensors(model), str(path))
-    for name, update in named_updates(model).items():
-        update.lora_A.data = tensors[f"{name}.lora_A"].float()
-        update.lora_B.data = tensors[f"{name}.lora_B"].float()
-    return model.eval()
+        state |= _read_decoder(path, adapter.decoder, base.state)
+    check_entries(state, base.state, f"{path}: folded")
+    return replace(base, state=state, layout=f"{base.layout} + adapter", lora=adapter.lora)
 
 
-def _read_decoder(adapter_path: pathlib.Path, digest: str) -> dict[str, Tensor]:
-    path = decoder_path(adapter_path)
+def _adapted_rows(state: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
+    """Of each update, by its name in the file: the weight that it goes to, and the rows of it, int64 (R,)."""
+    updates = {}
+    for target in targets:
+        layer, part = ("attn.qkv", target[-1]) if target in PARTS else (target, "all")
+        for weight in [
+            name for name in state if name.startswith(PREFIX) and name.endswith(f".{layer}.weight")
+        ]:
+            rows = torch.arange(len(state[weight]))
+            name = weight.removesuffix(".weight")
+            if part != "all":  # the rows of qkv are interleaved per head
+                heads = len(state[f"{name.removesuffix('qkv')}attention_biases"])
+                rows = rows.view(heads, 3, -1)[:, "qkv".index(part)].flatten()
+            updates[f"{name}.{part}"] = (weight, rows)
+    return updates
+
+
+def _read_decoder(adapter: pathlib.Path, digest: str, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    path = decoder_path(adapter)
     if not path.exists():
-        raise CheckpointError(
-            f"{adapter_path}: was trained with a mask decoder; put it beside as {path.name}"
-        )
+        raise CheckpointError(f"{adapter}: was trained with a mask decoder; put it beside as {path.name}")
     state = read_file(path)
-    expected = {k: v for k, v in expected_entries().items() if k.startswith(DECODER)}
-    check_entries(state, expected, str(path))
+    check_entries(state, decoder_tensors(base), str(path))
     if weights_digest(state) != digest:
-        raise CheckpointError(f"{path}: not the mask decoder that {adapter_path.name} was trained with")
+        raise CheckpointError(f"{path}: not the mask decoder that {adapter.name} was trained with")
     return {k: v.float() for k, v in state.items()}
-
-
-def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
-    """Return a new checkpoint with an adapter folded in; the base is left as it was.
-
-    Raises:
-        CheckpointError: as `attach`, or a folded weight is not finite.
-    """
-    path = pathlib.Path(path)
-    model = attach(base, path)
-    config = read_adapter(path)[0].config
-    alpha = float(config.rank if config.alpha is None else config.alpha)
-    lora = FoldedLoRA(config.rank, alpha, config.targets, file_sha256(path))
-    return replace(base, state=fold(model, str(path)), layout=f"{base.layout} + adapter", lora=lora)

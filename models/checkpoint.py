@@ -26,8 +26,9 @@ from torch import Tensor
 from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
 from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.loralib import LORALIB_ALPHA, SUFFIXES, FoldedLoRA, fold, loralib_summary, wrap_loralib
-from litemed.models.weight_files import check_entries, file_sha256, listing, read_file
+from litemed.models.lora_folding import LORALIB_ALPHA, SUFFIXES, FoldedLoRA, fold_loralib
+from litemed.models.weight_files import check_entries, read_file
+from litemed.runtime.files import sha256_of_file
 
 CONTAINER_KEYS = ("model", "state_dict")
 UNTRAINED = "untrained"
@@ -81,22 +82,17 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
             shaped entries (all listed), values that are not finite.
     """
     path = pathlib.Path(path)
-    state, training = _state_dict(path, read_file(path))
-    has_lora = any(name.endswith(SUFFIXES) for name in state)
-    layout = ", ".join(["training"] * training + ["loralib"] * has_lora) or "plain"
-    plain = {k: v for k, v in state.items() if not k.endswith(SUFFIXES)}
-    encoder = _encoder(plain, path)
-    if has_lora and not ENCODERS[encoder].takes_lora:
-        raise CheckpointError(f"{path}: carries LoRA, which the {encoder} encoder has no layers for")
-    check_entries(plain, expected_entries(encoder), str(path))
-    plain = {k: v.float() if v.is_floating_point() else v for k, v in plain.items()}
+    entries, training = _state_dict(path, read_file(path))
+    adapted = {k: v for k, v in entries.items() if k.endswith(SUFFIXES)}
+    layout = ", ".join(["training"] * training + ["loralib"] * bool(adapted)) or "plain"
+    state = {k: v for k, v in entries.items() if k not in adapted}
+    encoder = _encoder(state, path)
+    check_entries(state, _expected_entries(encoder), str(path))
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     lora = None
-    if has_lora:
-        model = wrap_loralib(
-            plain, {k: v for k, v in state.items() if k not in plain}, loralib_alpha, str(path)
-        )
-        plain, lora = fold(model, str(path)), loralib_summary(model, loralib_alpha)
-    return Checkpoint(plain, encoder, layout, path.name, file_sha256(path), lora)
+    if adapted:
+        state, lora = fold_loralib(state, adapted, loralib_alpha, str(path))
+    return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora)
 
 
 def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
@@ -107,41 +103,33 @@ def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
     return Checkpoint(dict(state), encoder, UNTRAINED, f"random, seed {seed}", "")
 
 
-def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
-    """Find the state dict in what a file held; second, whether it was inside a training checkpoint."""
-    training = False
-    if isinstance(loaded, Mapping):
-        for key in CONTAINER_KEYS:
-            if isinstance(loaded.get(key), Mapping):
-                loaded, training = loaded[key], True
-                break
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError(
-            f"{path}: holds no state dict (looked at the top level and under {CONTAINER_KEYS})"
-        )
-    wrong = [str(k) for k, v in loaded.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if wrong:
-        raise CheckpointError(f"{path}: entries that are not tensors: {listing(wrong)}")
-    if all(name.startswith("module.") for name in loaded):
-        return {name.removeprefix("module."): v for name, v in loaded.items()}, True
-    return dict(loaded), training
-
-
-def expected_entries(encoder: str = TINY_VIT) -> dict[str, Tensor]:
+def _expected_entries(encoder: str = TINY_VIT) -> dict[str, Tensor]:
     """Return the entries of a network as tensors without storage (shape and dtype only)."""
     with torch.device("meta"):
         return dict(LiteMedSAM(encoder=encoder).state_dict())
 
 
-def _encoder(state: Mapping[str, Tensor], path: pathlib.Path) -> str:
-    """The encoder whose entries these are; hundreds of missing names would say less than these messages."""
-    found = encoders_of(state)
-    if len(found) > 1:
-        raise CheckpointError(f"{path}: holds entries of several image encoders: {listing(found)}")
-    if not found:
+def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
+    """Find the state dict in what a file held; second, whether it was inside a training checkpoint."""
+    inner = [loaded[k] for k in CONTAINER_KEYS if k in loaded] if isinstance(loaded, Mapping) else []
+    state = inner[0] if inner else loaded
+    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
         raise CheckpointError(
-            f"{path}: holds no image encoder known here ({listing(list(ENCODERS))}), so it is no whole "
-            "checkpoint; name the base instead (an adapter and its mask decoder go with it: litemed-export "
-            "BASE --adapter FILE)"
+            f"{path}: holds no state dict of tensors (looked at the top level and under {CONTAINER_KEYS})"
+        )
+    names = list(map(str, state))
+    prefix = "module." if all(name.startswith("module.") for name in names) else ""
+    entries = dict(zip((name.removeprefix(prefix) for name in names), state.values(), strict=True))
+    return entries, bool(inner or prefix)
+
+
+def _encoder(state: Mapping[str, Tensor], path: pathlib.Path) -> str:
+    """The encoder whose entries these are; hundreds of missing names would say less than this message."""
+    found = encoders_of(state)
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{path}: holds entries of {' and '.join(found) or 'no'} image encoder known here "
+            f"({', '.join(ENCODERS)}), so it is no whole checkpoint; of an adapter or its mask decoder name "
+            "the base instead: litemed-export BASE --adapter FILE"
         )
     return found[0]

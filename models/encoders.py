@@ -7,12 +7,10 @@ the mask decoder are the same for all. To add one: its module beside this one, a
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import nn
 
 from litemed.models.light_encoder import LightEncoder
@@ -28,36 +26,24 @@ class EncoderKind:
 
     Attributes:
         build: makes the module, its weights drawn at random.
+        mark: how entries begin that every checkpoint of this encoder has, and none of another.
         takes_lora: whether it has the layers that `litemed.models.lora` adapts.
     """
 
     build: Callable[[], nn.Module]
+    mark: str
     takes_lora: bool
 
 
 TINY_VIT: Final = "tiny_vit"
 LIGHT: Final = "light"
 ENCODERS: Final = {
-    TINY_VIT: EncoderKind(TinyViT, takes_lora=True),
-    LIGHT: EncoderKind(LightEncoder, takes_lora=False),
+    TINY_VIT: EncoderKind(TinyViT, "patch_embed.", takes_lora=True),
+    LIGHT: EncoderKind(LightEncoder, "gamma", takes_lora=False),
 }
 
 
-def encoders_of(names: Iterable[str]) -> list[str]:
-    """Return the encoders that a checkpoint with these entries has parts of.
-
-    Told by the entries that the encoders do not share.
-    """
-    present = {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
-    return [kind for kind, own in _own_entries().items() if present & own]
-
-
-@functools.cache
-def _own_entries() -> dict[str, set[str]]:
-    """The entries that only one encoder has, without the prefix."""
-    with torch.device("meta"):
-        entries = {kind: set(row.build().state_dict()) for kind, row in ENCODERS.items()}
-    return {
-        kind: own.difference(*(other for name, other in entries.items() if name != kind))
-        for kind, own in entries.items()
-    }
+def encoders_of(names: Collection[str]) -> list[str]:
+    """Return the encoders that a checkpoint with these entries has parts of."""
+    marks = {kind: PREFIX + row.mark for kind, row in ENCODERS.items()}
+    return [kind for kind, mark in marks.items() if any(name.startswith(mark) for name in names)]

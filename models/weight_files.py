@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,36 +26,29 @@ def read_file(path: pathlib.Path) -> Any:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            magic = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if size > MAX_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes are more than a checkpoint can have ({MAX_BYTES})")
-    if zipfile.is_zipfile(path):
-        return _read_torch_zip(path)
-    if len(magic) == 9 and magic[8:] == b"{" and struct.unpack("<Q", magic[:8])[0] < size:
-        try:
-            return load_file(path)
-        except (SafetensorError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: damaged safetensors file: {_first_line(error)}") from error
-    raise CheckpointError(
-        f"{path}: neither a safetensors file nor torch's zip format "
-        "(re-save a file older than torch 1.6 with torch.save)"
-    )
-
-
-def _read_torch_zip(path: pathlib.Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(entry.file_size for entry in archive.infolist())
-        if declared > MAX_BYTES:
-            raise CheckpointError(f"{path}: entries declare {declared} bytes, more than {MAX_BYTES}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+            start = file.read(9)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                size = max(size, sum(entry.file_size for entry in archive.infolist()))
+        elif start[8:] != b"{" or int.from_bytes(start[:8], "little") >= size:
+            raise CheckpointError(
+                f"{path}: neither a safetensors file nor torch's zip format "
+                "(re-save a file older than torch 1.6 with torch.save)"
+            )
+        if size > MAX_BYTES:
+            raise CheckpointError(
+                f"{path}: declares {size} bytes, more than a checkpoint can have ({MAX_BYTES})"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a hostile stream can make the restricted unpickler raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
-            f"{path}: not a file of tensors only, refused without running it ({_first_line(error)})"
+            f"{path}: not a whole file of tensors only, refused without running it ({reason})"
         ) from error
 
 
@@ -67,41 +58,35 @@ def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
     Raises:
         CheckpointError: every missing, unexpected and wrong entry is listed in one message.
     """
-    findings = []
-    if missing := [k for k in expected if k not in state]:
-        findings.append(f"{len(missing)} missing: {listing(missing)}")
-    if unexpected := [k for k in state if k not in expected]:
-        findings.append(f"{len(unexpected)} unexpected: {listing(unexpected)}")
-    common = [k for k in expected if k in state]
-    shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in common
-        if state[k].shape != expected[k].shape
-    ]
-    if shapes:
-        findings.append(f"{len(shapes)} wrongly shaped: {listing(shapes)}")
-    kinds = [
-        f"{k} {state[k].dtype}".replace("torch.", "")
-        for k in common
-        if state[k].is_floating_point() != expected[k].is_floating_point()
-        or state[k].is_complex()
-        or state[k].is_sparse
-    ]
-    if kinds:
-        findings.append(f"{len(kinds)} of another kind of number: {listing(kinds)}")
-    if not findings:  # only now is it sure that the values are of a bounded size
-        values = [k for k in common if not bool(torch.isfinite(state[k]).all())]
-        if values:
-            findings.append(f"{len(values)} not finite: {listing(values)}")
-    if findings:
-        raise CheckpointError(f"{source}: " + "; ".join(findings))
+    pairs = [(k, state[k], v) for k, v in expected.items() if k in state]
+    findings = {
+        "missing": [k for k in expected if k not in state],
+        "unexpected": [k for k in state if k not in expected],
+        "wrongly shaped": [
+            f"{k} {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+            for k, found, wanted in pairs
+            if found.shape != wanted.shape
+        ],
+        "of another kind of number": [
+            f"{k} {found.dtype}".replace("torch.", "")
+            for k, found, wanted in pairs
+            if found.is_floating_point() != wanted.is_floating_point()
+            or found.is_complex()
+            or found.is_sparse
+        ],
+    }
+    if not any(findings.values()):  # only now is it sure that the values are of a bounded size
+        findings["not finite"] = [k for k, found, _ in pairs if not bool(torch.isfinite(found).all())]
+    faults = [f"{len(names)} {what}: {', '.join(names)}" for what, names in findings.items() if names]
+    if faults:
+        raise CheckpointError(f"{source}: " + "; ".join(faults))
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the weights themselves, whatever file or precision they were stored in.
 
-    Names, shapes and float32 values in the order of the names; counters of
-    batch norm are left out, since they do not change the network.
+    Names, shapes and float32 values in the order of the names; counters of batch norm are left out, since
+    they do not change the network.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -110,18 +95,3 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
             digest.update(f"{name}{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def listing(names: Sequence[str]) -> str:
-    """Return names as a message lists them."""
-    return ", ".join(names)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

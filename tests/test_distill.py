@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from litemed.models.adapter import Adapter, adapter_bytes, fold_adapter
+from litemed.models.adapter import adapter_bytes, fold_adapter
 from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 from litemed.models.encoders import LIGHT
-from litemed.models.lora import LoRAConfig, add_lora
+from litemed.models.lora import add_lora
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import LitemedError, UsageError
 from litemed.runtime.preprocess import preprocess
@@ -77,14 +77,14 @@ def base(tmp_path_factory) -> Path:
 def adapter(base, tmp_path_factory) -> Path:
     """Return an adapter of `base` that changes its embedding by much."""
     checkpoint = read_checkpoint(base)
-    model, config = checkpoint.model(), LoRAConfig(rank=2)
-    add_lora(model.image_encoder, config)
+    model = checkpoint.model()
+    add_lora(model.image_encoder, rank=2)
     torch.manual_seed(5)
     for name, weights in model.named_parameters():
         if name.endswith(("lora_A", "lora_B")):
             torch.nn.init.normal_(weights, std=0.3)
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    path.write_bytes(adapter_bytes(model, Adapter(config, weights_digest(checkpoint.state), None)))
+    path.write_bytes(adapter_bytes(model, 2, weights_digest(checkpoint.state)))
     return path
 
 

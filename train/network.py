@@ -9,7 +9,7 @@ from litemed.models import light_encoder, tiny_vit
 from litemed.models.checkpoint import Checkpoint
 from litemed.models.encoders import ENCODERS
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.lora import LoRAConfig, add_lora
+from litemed.models.lora import add_lora
 from litemed.models.transformer import TwoWayBlock
 from litemed.runtime.errors import UsageError
 from litemed.train.config import (
@@ -148,7 +148,7 @@ def build_network(base: Checkpoint, run: Run, lora: LoRA) -> TrainedNetwork:
     torch.manual_seed(run.seed)  # of new adapters
     model = base.model(run.size)
     if run.tune in WITH_LORA:
-        add_lora(model.image_encoder, LoRAConfig(lora.rank, float(lora.rank)))
+        add_lora(model.image_encoder, lora.rank)
     return TrainedNetwork(model, run.tune)
 
 

@@ -26,8 +26,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save
 
-from litemed.models.adapter import Adapter, adapter_bytes, decoder_path, decoder_tensors
-from litemed.models.lora import LoRAConfig
+from litemed.models.adapter import adapter_bytes, decoder_path, decoder_tensors
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.train.config import TUNE_LORA_DECODER, Config
@@ -159,7 +158,7 @@ def write_weights(path: Path, network: TrainedNetwork, rank: int, base_digest: s
         digest = weights_digest(decoder)
         # First: an adapter whose decoder is not there yet is refused, so a kill in between does no harm.
         write_bytes(decoder_path(path), save(decoder))
-    write_bytes(path, adapter_bytes(model, Adapter(LoRAConfig(rank, float(rank)), base_digest, digest)))
+    write_bytes(path, adapter_bytes(model, rank, base_digest, digest))
 
 
 def clean(folder: Path, overwrite: bool, names: Sequence[str] = (STATE, REPORT, *_RESULTS)) -> None:
