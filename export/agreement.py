@@ -8,10 +8,11 @@ into the manifest are means over the cases of a modality. Whether they are good 
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,11 @@ MIN_CASES = 10
 MAX_LABEL = 65_535
 
 Labels = NDArray[np.integer]
+Found = tuple[str, float, float | None]
+"""Of one case: its modality, Dice with float32's label map, and DSC minus float32's, if known."""
 
 
-@dataclass(frozen=True)
-class MeasuredCase:
+class MeasuredCase(NamedTuple):
     """A case to measure on: its file, its modality, and the file of its ground truth if it has one."""
 
     path: pathlib.Path
@@ -44,38 +46,26 @@ class MeasuredCase:
     truth: pathlib.Path | None
 
 
-@dataclass(frozen=True)
-class CaseAgreement:
-    """Of one case: Dice with float32's label map, and DSC in this precision minus float32's, if known."""
-
-    modality: str
-    dice: float
-    dsc_change: float | None
-
-
 def find_measured_cases(folder: pathlib.Path, truths: pathlib.Path | None = None) -> list[MeasuredCase]:
-    """Return the cases of a folder, by name.
+    """Return the cases of a folder, as `litemed-run` reads them, named after their modality (2DBox_US_0525).
 
-    Args:
-        folder: cases as `litemed-run` reads them, named after their modality (2DBox_US_0525).
-        truths: folder of NAME.npz with `gts`, label i for box i; not every case needs one.
+    `truths` is a folder of NAME.npz with `gts`, label i for box i; not every case needs one.
 
     Raises:
         UsageError: fewer than `MIN_CASES`, a name without a modality, or a ground truth for none of them.
     """
-    paths = list_cases([folder])
-    if len(paths) < MIN_CASES:
-        raise UsageError(
-            f"{folder}: {len(paths)} cases to measure agreement on; at least {MIN_CASES} are needed, of all "
-            "the modalities that the model is meant for"
-        )
     cases = []
-    for path in paths:
+    for path in list_cases([folder]):
         modality = modality_of_name(path.stem)
         if modality is None:
             raise UsageError(f"{path}: no modality known; name the file like 2DBox_US_0525")
         truth = None if truths is None else truths / f"{path.stem}.npz"
         cases.append(MeasuredCase(path, modality, truth if truth is not None and truth.is_file() else None))
+    if len(cases) < MIN_CASES:
+        raise UsageError(
+            f"{folder}: {len(cases)} cases to measure agreement on; at least {MIN_CASES} are needed, of all "
+            "the modalities that the model is meant for"
+        )
     if truths is not None and all(case.truth is None for case in cases):
         raise UsageError(
             f"{truths}: has the ground truth of none of the cases in {folder}; names must be equal"
@@ -89,13 +79,7 @@ def measure_agreement(
     cases: Sequence[MeasuredCase],
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Agreement]:
-    """Measure precisions that a bundle lists on every engine that runs them.
-
-    Args:
-        folder: a complete bundle.
-        precisions: names, float32 not among them.
-        cases: at least one.
-        progress: is told how far it is.
+    """Measure precisions that a bundle lists, float32 not among them, on every engine that runs them.
 
     Raises:
         InputError: a case or a ground truth cannot be used.
@@ -110,7 +94,7 @@ def measure_agreement(
         segmenters = {
             name: Segmenter(bundle, open_engine(engine, bundle, precision=name)) for name in (REFERENCE, *run)
         }
-        measured: dict[str, list[CaseAgreement]] = {name: [] for name in run}
+        measured: dict[str, list[Found]] = {name: [] for name in run}
         for done, one in enumerate(cases):
             if done % 10 == 0:
                 progress(f"measuring {' and '.join(run)} on {engine}: {done} of {len(cases)} cases")
@@ -123,33 +107,30 @@ def measure_agreement(
                 if truth is not None:
                     count = int(truth.max())
                     change = mean_dice(truth, labels[name], count) - mean_dice(truth, expected, count)
-                measured[name].append(CaseAgreement(one.modality, dice, change))
+                measured[name].append((one.modality, dice, change))
         for name in run:
             found[name][engine] = summarise(measured[name])
     return {name: Agreement(len(cases), engines) for name, engines in found.items()}
 
 
-def summarise(cases: Iterable[CaseAgreement]) -> EngineAgreement:
+def summarise(cases: Iterable[Found]) -> EngineAgreement:
     """Return the means over the cases of each modality; numbers to six places."""
-    by_modality: dict[str, list[CaseAgreement]] = {}
-    for case in cases:
-        by_modality.setdefault(case.modality, []).append(case)
+    by_modality = collections.defaultdict(list)
+    for modality, dice, change in cases:
+        by_modality[modality].append((dice, change))
     modalities = {}
     for name, some in sorted(by_modality.items()):
-        changes = [case.dsc_change for case in some if case.dsc_change is not None]
+        changes = [change for _, change in some if change is not None]
         modalities[name] = ModalityAgreement(
             cases=len(some),
-            dice=round(statistics.fmean(case.dice for case in some), 6),
+            dice=round(statistics.fmean(dice for dice, _ in some), 6),
             dsc_change=round(statistics.fmean(changes), 6) if changes else None,
         )
     return EngineAgreement(modalities)
 
 
 def mean_dice(first: Labels, second: Labels, count: int) -> float:
-    """Return the mean Dice of the labels 1 to `count` of two label maps of one shape.
-
-    A label that neither map has is left out; if there is none at all, they agree: 1.
-    """
+    """Return the mean Dice of the labels 1 to `count` that either label map has; 1 if neither has one."""
     dice = dice_by_label(first, second, count)
     return 1.0 if np.isnan(dice).all() else float(np.nanmean(dice))
 
@@ -157,11 +138,10 @@ def mean_dice(first: Labels, second: Labels, count: int) -> float:
 def _read_truth(path: pathlib.Path, case: Case) -> Labels:
     with NpzReader(path) as archive:
         labels = archive.read("gts")
-    if labels.dtype.kind not in "ui" or labels.shape != case.shape:
+    fits = labels.dtype.kind in "ui" and labels.shape == case.shape
+    if not fits or int(labels.min()) < 0 or not 0 < int(labels.max()) <= MAX_LABEL:
         raise InputError(
-            f"{path}: gts is {labels.dtype} of shape {labels.shape}; give integers of shape {case.shape}"
+            f"{path}: gts is {labels.dtype} of shape {labels.shape}; give integers of shape {case.shape}, "
+            f"0 and some of 1 to {MAX_LABEL}"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or not 0 < high <= MAX_LABEL:
-        raise InputError(f"{path}: gts has labels from {low} to {high}; give 1 to {MAX_LABEL} and 0 around")
     return labels.astype(np.uint16, copy=False)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from litemed.export.agreement import measure_agreement
 from litemed.export.graphs import check, graph_specs, simplify, to_onnx
 from litemed.export.manifest import FLOAT32, Contents
-from litemed.export.precisions import Plan, PrecisionOptions, plan
+from litemed.export.precisions import Plan, passing, plan
 from litemed.export.quantise import KEY, KEY_BF16, quantise
-from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references, sample_images
+from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references
 from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.bundle import MANIFEST
 from litemed.runtime.errors import OutputError
-from litemed.runtime.precision import Agreement, Precision
+from litemed.runtime.precision import Precision
 
 Progress = Callable[[str], None]
 
@@ -32,7 +31,11 @@ class ExportOptions:
         overwrite: replace a bundle that lies at the target.
         size: side of the network's input in pixels, a multiple of 64; 256 as published.
         box_counts: numbers of boxes to verify.
-        precisions: what to offer beside float32.
+        int8: quantise the encoder.
+        calibration: folder of cases to quantise it with, see `litemed.export.quantise`.
+        agreement: folder of cases to measure agreement with float32 on; bf16 too if the CPU computes
+            in it.
+        ground_truth: folder of their ground truth.
         compact: store weights as float16; they are computed with in float32 all the same.
     """
 
@@ -40,7 +43,10 @@ class ExportOptions:
     overwrite: bool = False
     size: int = 256
     box_counts: Sequence[int] = BOX_COUNTS
-    precisions: PrecisionOptions = field(default_factory=PrecisionOptions)
+    int8: bool = False
+    calibration: pathlib.Path | None = None
+    agreement: pathlib.Path | None = None
+    ground_truth: pathlib.Path | None = None
     compact: bool = False
 
 
@@ -65,17 +71,15 @@ def write_bundle(
         all comparisons with PyTorch, before and after simplification and as stored.
 
     Raises:
-        ExportError: a graph could not be written, simplified, quantised or checked.
-        VerificationError: a graph does not reproduce the PyTorch model.
+        ExportError: a graph could not be written, simplified, quantised or checked, or (VerificationError)
+            does not reproduce the PyTorch model.
         OutputError: the target exists or cannot be written.
-        UsageError: what a precision needs is missing.
-        InputError: an image or a case for a precision cannot be used.
-        EngineError: an engine failed at a precision.
+        UsageError, InputError, EngineError: what a precision needs is missing, cannot be read or fails.
     """
     out = pathlib.Path(out)
     options = options or ExportOptions()
     _check_target(out, options.overwrite)
-    planned = plan(options.precisions)
+    planned = plan(options.int8, options.calibration, options.agreement, options.ground_truth)
     model = checkpoint.model(options.size)
     specs = graph_specs(model)
     with _staging(out) as staging:
@@ -87,7 +91,7 @@ def write_bundle(
             check(exported[spec.name], spec)
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
-        expected = list(references(model, sample_images(), max(options.box_counts)))
+        expected = list(references(model, max(options.box_counts)))
         name = options.name or out.resolve().name
         contents = Contents(name, checkpoint, options.size, specs, simplified, compact=options.compact)
         stages = {
@@ -101,10 +105,18 @@ def write_bundle(
             if stage != "exported":
                 judge(parity)
         contents = replace(contents, parity=parity)
-        if planned.attempts:
+        if planned[0]:
             contents = _with_precisions(contents, planned, staging / "candidate", progress)
         contents.write(staging / "finished")
-        _move(staging / "finished", out, options.overwrite)
+        _check_target(out, options.overwrite)  # again, for what has come to lie there meanwhile
+        if out.exists() and options.overwrite:
+            out.rename(staging / "old")
+        try:
+            (staging / "finished").rename(out)
+        except BaseException:
+            if (staging / "old").exists():
+                (staging / "old").rename(out)
+            raise
     return parity
 
 
@@ -112,16 +124,13 @@ def _with_precisions(
     contents: Contents, planned: Plan, candidate: pathlib.Path, progress: Progress
 ) -> Contents:
     """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
+    tried, images, cases = planned
     encoder, decoder = contents.specs
     graphs, specs = dict(contents.graphs), [encoder, decoder]
-    if planned.images:
-        wanted = {one.encoder for attempts in planned.attempts.values() for one in attempts}
-        keys = [key for key in (KEY, KEY_BF16) if key in wanted]
-        made = quantise(graphs[encoder.name], planned.images, contents.size, progress, keys)
-        for key, graph in made.items():
-            specs.append(replace(encoder, name=key))
-            graphs[key] = graph
-            check(graph, specs[-1])
+    for key in {p.encoder: None for p in tried.values() if p.encoder in (KEY, KEY_BF16)}:
+        specs.append(replace(encoder, name=key))
+        graphs[key] = quantise(graphs[encoder.name], images, contents.size, key, progress)
+        check(graphs[key], specs[-1])
 
     def offering(precisions: Mapping[str, Precision]) -> Contents:
         used = {key for one in precisions.values() for key in (one.encoder, one.decoder)}
@@ -129,25 +138,18 @@ def _with_precisions(
             contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=precisions
         )
 
-    def measure_them(precisions: Mapping[str, Precision]) -> Mapping[str, Agreement]:
-        shutil.rmtree(candidate, ignore_errors=True)
-        offering(FLOAT32 | dict(precisions)).write(candidate)
-        return measure_agreement(candidate, list(precisions), planned.cases, progress)
-
-    return offering(planned.passing(measure_them, progress))
+    offering(FLOAT32 | tried).write(candidate)
+    return offering(passing(tried, measure_agreement(candidate, list(tried), cases, progress), progress))
 
 
 def _check_target(out: pathlib.Path, overwrite: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: exists and is not a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / MANIFEST).is_file():
-            raise OutputError(f"{out}: is a folder with other files in it; name a new one")
-        if not overwrite:
-            raise OutputError(f"{out}: a bundle lies here already; pass --overwrite to replace it")
-        others = sorted(p.name for p in out.iterdir() if p.name != MANIFEST and p.suffix != ".onnx")
-        if others:
-            raise OutputError(f"{out}: beside a bundle holds {', '.join(others[:5])}, which would be lost")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if others := [name for name in names if name != MANIFEST and not name.endswith(".onnx")]:
+        raise OutputError(f"{out}: holds {', '.join(others[:5])}, which would be lost; name a new folder")
+    if names and not (overwrite and MANIFEST in names):
+        raise OutputError(f"{out}: a bundle lies here already; pass --overwrite to replace it")
 
 
 @contextlib.contextmanager
@@ -161,18 +163,3 @@ def _staging(out: pathlib.Path) -> Iterator[pathlib.Path]:
             yield pathlib.Path(folder)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
-
-
-def _move(folder: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
-    """Put a finished folder in the target's place; an older bundle gives way only then."""
-    _check_target(out, overwrite)  # again, for what has come to lie there meanwhile
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = folder.with_name("old")
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise

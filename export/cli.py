@@ -36,47 +36,28 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
 @click.option("--name", help="Name of the bundle; the folder's name by default.")
 @click.option(
-    "--size",
-    default=256,
-    show_default=True,
-    type=click.IntRange(64, 1024),
-    help="Side of the network's input, a multiple of 64; other than 256 for weights trained so.",
+    "--size", default=256, type=click.IntRange(64, 1024), help="Input side, a multiple of 64 [256]."
 )
 @click.option(
     "--verify",
     type=click.Choice(["full", "quick"]),
     default="full",
-    show_default=True,
-    help="Compare with PyTorch for 1, 2, 17 and 241 boxes (minutes), or for 1 and 2.",
-)
-@click.option(
-    "--loralib-alpha",
-    default=1.0,
-    show_default=True,
-    help="Alpha of LoRA weights in the paper's own layout, which does not record it.",
+    help="Compare with PyTorch for 1, 2, 17 and 241 boxes [full], or for 1 and 2.",
 )
 @click.option("--int8", is_flag=True, help="Offer int8 too: quantise the encoder, if its masks agree well.")
-@click.option(
-    "--calibration",
-    type=_FOLDER,
-    help="Folder of images or cases (16 or more, of every modality) to quantise with.",
-)
+@click.option("--calibration", type=_FOLDER, help="Cases (16 or more, of every modality) to quantise with.")
 @click.option(
     "--agreement",
     type=_FOLDER,
-    help="Folder of other cases (10 or more) to measure agreement with float32 on: of int8, and, if this CPU "
-    "computes in bf16, of bf16 and of both together.",
+    help="Other cases (10 or more) to measure agreement with float32 on: of int8, and, if this CPU computes "
+    "in bf16, of bf16 and of both together.",
 )
 @click.option("--ground-truth", type=_FOLDER, help="Folder of their ground truth, to measure DSC as well.")
-@click.option(
-    "--compact",
-    is_flag=True,
-    help="Store weights as float16, in half the bytes; computed in float32 all the same.",
-)
+@click.option("--compact", is_flag=True, help="Store weights as float16, in half the bytes.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that lies at the target.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
-def main(**options: Any) -> None:
+def main(debug: bool, **options: Any) -> None:
     """Turn a LiteMedSAM CHECKPOINT into a verified ONNX bundle.
 
     Reads the published layout (.pth or .safetensors), training checkpoints and
@@ -89,9 +70,7 @@ def main(**options: Any) -> None:
     by more than 0.005, on one engine at least. Cases are named after their
     modality, as litemed-prepare --cases does.
     """
-    run_command(
-        lambda: _run(**options), debug=options["debug"], interrupted="nothing was written", extra="export"
-    )
+    run_command(lambda: _run(**options), debug=debug, interrupted="nothing was written", extra="export")
 
 
 def _run(
@@ -100,17 +79,9 @@ def _run(
     adapter: pathlib.Path | None,
     inspect: pathlib.Path | None,
     untrained: bool,
-    name: str | None,
     size: int,
     verify: str,
-    loralib_alpha: float,
-    int8: bool,
-    calibration: pathlib.Path | None,
-    agreement: pathlib.Path | None,
-    ground_truth: pathlib.Path | None,
-    compact: bool,
-    overwrite: bool,
-    debug: bool,
+    **options: Any,
 ) -> None:
     if inspect is not None:
         if checkpoint or output or adapter or untrained:
@@ -121,46 +92,33 @@ def _run(
         return
     if output is None:
         raise UsageError("name the bundle folder to create with -o")
-    if (checkpoint is None) != untrained:
-        raise UsageError("name one checkpoint, or pass --untrained")
+    if (checkpoint is None) != untrained or (untrained and adapter):
+        raise UsageError("name one checkpoint (with or without --adapter), or pass --untrained")
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
-    if untrained and adapter:
-        raise UsageError("--adapter needs the checkpoint that it was trained on")
 
     require_extra("export", "torch", "onnx", "onnxsim", "openvino", "safetensors")
     from litemed.export.bundle import ExportOptions, write_bundle
-    from litemed.export.precisions import PrecisionOptions
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
     from litemed.models.adapter import fold_adapter
     from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 
-    if checkpoint is None:
-        weights = untrained_checkpoint()
+    weights = untrained_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
+    if adapter is not None:
+        weights = fold_adapter(weights, adapter)
+    if untrained:
         click.echo("warning: untrained weights; the masks mean nothing", err=True)
-    else:
-        weights = read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
-        if adapter is not None:
-            weights = fold_adapter(weights, adapter)
-        click.echo(f"{checkpoint}: layout {weights.layout}, encoder {weights.encoder}")
-    if weights.lora:
-        click.echo(
-            f"folded LoRA of rank {weights.lora.rank}, alpha {weights.lora.alpha:g}, "
-            f"in {', '.join(weights.lora.targets)}"
-        )
-    settings = ExportOptions(
-        name=name,
-        overwrite=overwrite,
-        size=size,
-        box_counts=BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS,
-        precisions=PrecisionOptions(int8, calibration, agreement, ground_truth),
-        compact=compact,
-    )
+    click.echo(f"{weights.file}: layout {weights.layout}, encoder {weights.encoder}")
+    if lora := weights.lora:
+        click.echo(f"folded LoRA of rank {lora.rank}, alpha {lora.alpha:g}, in {', '.join(lora.targets)}")
+    counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS
+    settings = ExportOptions(size=size, box_counts=counts, **options)
     parity = write_bundle(weights, output, settings, progress=click.echo)
-    worst = [max(p.max_abs_diff for p in parity if p.stage != COMPACT)]
-    worst += [p.max_abs_diff for p in parity if p.stage == COMPACT]
-    stored = f", {max(worst[1:]):.1e} as stored, with weights rounded to float16" if compact else ""
+    exact, stored = (
+        max((p.max_abs_diff for p in parity if (p.stage == COMPACT) == rounded), default=0.0)
+        for rounded in (False, True)
+    )
     click.echo(
-        f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {worst[0]:.1e} in float32"
-        + stored
+        f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {exact:.1e} in float32"
+        + (f", {stored:.1e} as stored, with weights rounded to float16" if stored else "")
     )

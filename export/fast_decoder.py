@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.export.folding import linear
+from litemed.export.norm_folding import channel_norm, linear
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
@@ -82,10 +82,7 @@ class PerHead(nn.Module):
 
 
 class TokensToImage(nn.Module):
-    """Attention from t `tokens` of each box to that box's image tokens, projections absorbed.
-
-    q (N, t, 256), keys and values (N, L, 256) to (N, t, 256).
-    """
+    """Attention from t tokens of each box (N, t, 256) to its image (N, L, 256), projections absorbed."""
 
     def __init__(self, attention: Attention, tokens: int) -> None:
         super().__init__()
@@ -106,7 +103,8 @@ class TokensToImage(nn.Module):
 class TokensToSharedImage(nn.Module):
     """Attention from the tokens of all boxes to one image's tokens, which are projected once.
 
-    `offset` (256,) is added to the image tokens, `positions` (256, L) to the keys besides.
+    q (N, T, 256) and image (256, L) to (N, T, 256). `offset` (256,) is added to the image tokens, `positions`
+    (256, L) to the keys besides.
     """
 
     key_offset: Tensor
@@ -114,8 +112,7 @@ class TokensToSharedImage(nn.Module):
     def __init__(self, attention: Attention, offset: Tensor, positions: Tensor) -> None:
         super().__init__()
         self.q = scaled_queries(attention)
-        self.key_weight = nn.Parameter(attention.k_proj.weight.detach().clone(), requires_grad=False)
-        self.value_weight = nn.Parameter(attention.v_proj.weight.detach().clone(), requires_grad=False)
+        self.key_weight, self.value_weight = attention.k_proj.weight, attention.v_proj.weight
         offset_key = attention.k_proj.weight @ (positions + offset[:, None])
         self.register_buffer("key_offset", offset_key.detach())
         value = attention.v_proj.weight @ offset + attention.v_proj.bias
@@ -123,7 +120,6 @@ class TokensToSharedImage(nn.Module):
         self.out = linear(out.weight, out.bias + out.weight @ value)
 
     def forward(self, q: Tensor, image: Tensor) -> Tensor:
-        """Map q (N, T, 256) and image (256, L) to (N, T, 256)."""
         keys = (self.key_weight @ image + self.key_offset).reshape(HEADS, INNER // HEADS, -1)
         values = (self.value_weight @ image).reshape(HEADS, INNER // HEADS, -1)
         rows = self.q(q).reshape(-1, HEADS, INNER // HEADS).transpose(0, 1)  # (H, N T, 16)
@@ -132,11 +128,7 @@ class TokensToSharedImage(nn.Module):
 
 
 class ImageToTokens(nn.Module):
-    """Attention from image tokens to the tokens of each box, projections absorbed.
-
-    Image tokens with positions (N or 1, L, 256), keys and values (N, T, 256) to the update of the
-    image tokens (N, L, 256).
-    """
+    """Attention from an image (N or 1, L, 256) to tokens of each box (N, T, 256), projections absorbed."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -157,19 +149,13 @@ class ImageToTokens(nn.Module):
 
 
 class Upscaling(nn.Module):
-    """Image tokens (N, L, 256) and mask weights (N, 32) to logits (N, 4s, 4s).
-
-    A token becomes 2 x 2 sub-tokens of 64 channels, each of these 2 x 2 pixels of 32 channels.
-    """
+    """Image tokens (N, L, 256), each 4 x 4 pixels, and mask weights (N, 32) to logits (N, 4s, 4s)."""
 
     def __init__(self, upscaling: nn.Sequential, side: int) -> None:
         super().__init__()
         first, norm, _, second, _ = cast(Any, upscaling)
         self.side = side
-        self.first = _unrolled(first)
-        self.norm = nn.LayerNorm(norm.weight.shape[0], norm.eps)
-        self.norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
-        self.second = _unrolled(second)
+        self.first, self.norm, self.second = _unrolled(first), channel_norm(norm), _unrolled(second)
 
     def forward(self, image: Tensor, weights: Tensor) -> Tensor:
         side, channels = self.side, weights.shape[1]
@@ -179,10 +165,9 @@ class Upscaling(nn.Module):
         return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
 
-def _unrolled(convolution: nn.ConvTranspose2d) -> nn.Linear:
+def _unrolled(convolution: Any) -> nn.Linear:
     """A transposed convolution of stride = kernel = 2 as a layer from C to 2 * 2 * C' (dy, dx, C')."""
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return linear(weight, None if convolution.bias is None else convolution.bias.repeat(4))
+    return linear(convolution.weight.permute(2, 3, 1, 0).flatten(0, 2), convolution.bias.repeat(4))
 
 
 class FastDecoderGraph(nn.Module):
@@ -196,11 +181,10 @@ class FastDecoderGraph(nn.Module):
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
         prompt, decoder = model.prompt_encoder, model.mask_decoder
-        side = model.size // 4
         self.size = model.size
         self.register_buffer("gaussian", prompt.pe_layer.positional_encoding_gaussian_matrix)
-        rows: list[Tensor] = [decoder.iou_token.weight, decoder.mask_tokens.weight]
-        rows += [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in (TOP_LEFT, BOTTOM_RIGHT)]
+        corners = [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in (TOP_LEFT, BOTTOM_RIGHT)]
+        rows = [decoder.iou_token.weight, decoder.mask_tokens.weight, *corners]
         self.register_buffer("prefix", torch.cat(rows).detach())
         positions = prompt.image_positions().detach().flatten(2)[0]  # (256, L)
         offset = prompt.no_mask_embed.weight.detach()[0]
@@ -217,20 +201,21 @@ class FastDecoderGraph(nn.Module):
         self.last_norm = decoder.transformer.norm_final_attn
         self.hypernetwork = decoder.output_hypernetworks_mlps[0]
         self.iou = decoder.iou_prediction_head
-        self.upscaling = Upscaling(decoder.output_upscaling, side)
+        self.upscaling = Upscaling(decoder.output_upscaling, model.size // 4)
 
     def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = self.first, self.second
+        first, second, positions = self.first, self.second, self.positions
         embedding = image_embedding.reshape(DIM, -1)  # (256, L)
         image = embedding.T.unsqueeze(0) + self.offset
-        positions = self.positions
-        token_pe = self._embed(boxes)
+        corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
+        phase = (2 * math.pi) * ((2 * corners - 1) @ self.gaussian)
+        corners = torch.cat([phase.sin(), phase.cos()], dim=-1)
+        token_pe = F.pad(corners, (0, 0, TOKENS - 2, 0)) + self.prefix  # corners behind the learnt tokens
 
         tokens = first.norm1(self.self_attention[0](token_pe, token_pe))
         tokens = first.norm2(tokens + self.shared(tokens + token_pe, embedding))
         tokens = first.norm3(tokens + first.mlp(tokens))
-        update = self.back[0](image + positions, tokens + token_pe, tokens)
-        image = first.norm4(image + update)
+        image = first.norm4(image + self.back[0](image + positions, tokens + token_pe, tokens))
 
         placed = image + positions
         q = tokens + token_pe
@@ -243,10 +228,3 @@ class FastDecoderGraph(nn.Module):
         tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + positions, image))
         logits = self.upscaling(image, self.hypernetwork(tokens[:, 1]))
         return logits, self.iou(tokens[:, 0])[:, 0]
-
-    def _embed(self, boxes: Tensor) -> Tensor:
-        """Box corners as tokens behind the learnt ones: (N, 4) to (N, T, 256)."""
-        corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
-        phase = (2 * math.pi) * ((2 * corners - 1) @ self.gaussian)
-        corners = torch.cat([phase.sin(), phase.cos()], dim=-1)
-        return F.pad(corners, (0, 0, TOKENS - 2, 0)) + self.prefix

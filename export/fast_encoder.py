@@ -17,25 +17,14 @@ why it is the same:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.export.folding import after_norm, convolution, linear, pointwise
+from litemed.export.norm_folding import after_norm, channel_norm, convolution, linear, pointwise
 from litemed.models import tiny_vit
 from litemed.models.litemedsam import LiteMedSAM
-
-
-class Norm(nn.Module):
-    """Layer norm over the last axis without scale and shift."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.shape, self.eps = list(norm.normalized_shape), norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.shape, eps=self.eps)
 
 
 class WindowAttention(nn.Module):
@@ -45,45 +34,37 @@ class WindowAttention(nn.Module):
 
     def __init__(self, attention: tiny_vit.Attention, side: int) -> None:
         super().__init__()
-        dim, heads, self.head_dim = attention.proj.out_features, attention.heads, attention.head_dim
+        dim, heads, head_dim = attention.proj.out_features, attention.heads, attention.head_dim
         self.dim, self.heads, self.side = dim, heads, side
         self.window = round(attention.attention_biases.shape[1] ** 0.5)
         self.padding = -side % self.window
         self.windows = (side + self.padding) // self.window
-        self.norm = Norm(attention.norm)
-        weight, bias = after_norm(attention.norm, attention.qkv.weight, attention.qkv.bias)
-        q, k, v = weight.view(heads, 3, self.head_dim, dim).transpose(0, 1).reshape(3, dim, dim)
-        bias_q, _, bias_v = bias.view(heads, 3, self.head_dim).transpose(0, 1).reshape(3, dim)
-        scale = self.head_dim**-0.5
+        self.norm = nn.LayerNorm(dim, attention.norm.eps, elementwise_affine=False)
+        weight, bias = after_norm(attention.norm, attention.qkv)
+        q, k, v = weight.view(heads, 3, head_dim, dim).transpose(0, 1).reshape(3, dim, dim)
+        bias_q, _, bias_v = bias.view(heads, 3, head_dim).transpose(0, 1).reshape(3, dim)
+        scale = head_dim**-0.5
         self.q, self.k, self.v = linear(q * scale, bias_q * scale), linear(k), linear(v)
         weight = attention.proj.weight.double()
         self.proj = linear(weight, attention.proj.bias + weight @ bias_v)
         self.register_buffer("bias", attention.attention_biases[:, attention.offset_index].detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._partition(self.norm(x))
-        q, k, v = (self._split_heads(layer(x)) for layer in (self.q, self.k, self.v))
-        context = (q @ k.transpose(-2, -1) + self.bias).softmax(dim=-1) @ v
-        return self.proj(self._reverse(context.transpose(1, 2)))
-
-    def _partition(self, x: Tensor) -> Tensor:
-        """Tokens (1, H W, C) to (windows, tokens of a window, C)."""
-        x = x.reshape(1, self.side, self.side, self.dim)
+        window, windows, padded = self.window, self.windows, self.side + self.padding
+        x = self.norm(x).reshape(1, self.side, self.side, self.dim)
         if self.padding:
             x = F.pad(x, (0, 0, 0, self.padding, 0, self.padding))
-        x = x.reshape(self.windows, self.window, self.windows, self.window, self.dim)
-        return x.transpose(1, 2).reshape(self.windows**2, self.window**2, self.dim)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self.window**2, self.heads, self.head_dim).transpose(1, 2)
-
-    def _reverse(self, x: Tensor) -> Tensor:
-        """Windows (windows, tokens of a window, heads, C / heads) to tokens (1, H W, C)."""
-        x = x.reshape(self.windows, self.windows, self.window, self.window, self.dim).transpose(1, 2)
+        x = x.reshape(windows, window, windows, window, self.dim).transpose(1, 2)
+        x = x.reshape(windows**2, window**2, self.dim)
+        q, k, v = (
+            layer(x).reshape(-1, window**2, self.heads, self.dim // self.heads).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        context = (q @ k.transpose(-2, -1) + self.bias).softmax(dim=-1) @ v
+        x = context.transpose(1, 2).reshape(windows, windows, window, window, self.dim).transpose(1, 2)
         if self.padding:
-            padded = self.side + self.padding
             x = x.reshape(1, padded, padded, self.dim)[:, : self.side, : self.side]
-        return x.reshape(1, self.side**2, self.dim)
+        return self.proj(x.reshape(1, self.side**2, self.dim))
 
 
 class Block(nn.Module):
@@ -95,14 +76,13 @@ class Block(nn.Module):
         self.attention = WindowAttention(block.attn, side)
         self.convolution = convolution(block.local_conv.c, block.local_conv.bn)
         mlp = block.mlp
-        self.norm = Norm(mlp.norm)
-        self.fc1 = linear(*after_norm(mlp.norm, mlp.fc1.weight, mlp.fc1.bias))
-        self.fc2 = mlp.fc2
+        norm = nn.LayerNorm(mlp.fc1.in_features, mlp.norm.eps, elementwise_affine=False)
+        self.mlp = nn.Sequential(norm, linear(*after_norm(mlp.norm, mlp.fc1)), nn.GELU(), mlp.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x + self.attention(x)).reshape(1, self.side, self.side, -1)
         x = channels_last(self.convolution(channels_first(x))).reshape(1, self.side**2, -1)
-        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return x + self.mlp(x)
 
 
 class PatchMerging(nn.Module):
@@ -118,27 +98,15 @@ class PatchMerging(nn.Module):
         return self.conv3(channels_last(F.gelu(self.conv2(x))))
 
 
-class FirstStage(nn.Module):
-    """Patch embedding, inverted bottlenecks and the first change of resolution, all convolutions.
+class Bottleneck(nn.Module):
+    """An inverted bottleneck with its residual: (1, C, H, W) to the same."""
 
-    Image (1, 3, S, S) to (1, C, S/2, S/2).
-    """
-
-    def __init__(self, encoder: tiny_vit.TinyViT) -> None:
+    def __init__(self, block: tiny_vit.MBConv) -> None:
         super().__init__()
-        first, _, second = cast(Any, encoder.patch_embed.seq)
-        stage = cast(tiny_vit.Stage, encoder.layers[0])
-        self.embed = nn.Sequential(
-            convolution(first.c, first.bn), nn.GELU(), convolution(second.c, second.bn)
-        )
-        self.blocks = nn.ModuleList(_bottleneck(block) for block in stage.blocks)
-        self.merging = _bottleneck(stage.downsample)
+        self.layers = _convolutions(block.conv1, block.conv2, block.conv3)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.embed(image)
-        for block in self.blocks:
-            x = F.gelu(x + block(x))
-        return self.merging(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.layers(x))
 
 
 class FastEncoderGraph(nn.Module):
@@ -146,31 +114,30 @@ class FastEncoderGraph(nn.Module):
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
-        encoder = cast(tiny_vit.TinyViT, model.image_encoder)
-        self.first = FirstStage(encoder)
+        encoder: Any = model.image_encoder
+        embed, (first, *stages) = encoder.patch_embed.seq, encoder.layers
+        change = first.downsample
+        self.first = nn.Sequential(
+            _convolutions(embed[0], embed[2]),
+            *(Bottleneck(block) for block in first.blocks),
+            _convolutions(change.conv1, change.conv2, change.conv3),
+        )
         self.sides = (model.size // 2, model.size // 4, model.size // 4)
-        stages = [cast(tiny_vit.Stage, stage) for stage in encoder.layers][1:]
         self.stages = nn.ModuleList(
-            nn.ModuleList(Block(cast(tiny_vit.TinyViTBlock, block), side) for block in stage.blocks)
+            nn.Sequential(*(Block(block, side) for block in stage.blocks))
             for stage, side in zip(stages, self.sides, strict=True)
         )
-        self.mergings = nn.ModuleList(
-            PatchMerging(cast(tiny_vit.PatchMerging, stage.downsample)) for stage in stages[:-1]
-        )
-        project, norm, smooth, last_norm = cast(Any, encoder.neck)
+        self.mergings = nn.ModuleList(PatchMerging(stage.downsample) for stage in stages[:-1])
+        project, norm, self.smooth, last_norm = encoder.neck
         self.project = linear(project.weight[:, :, 0, 0])
-        self.norm, self.last_norm = _channel_norm(norm), _channel_norm(last_norm)
-        self.smooth = smooth
+        self.norm, self.last_norm = channel_norm(norm), channel_norm(last_norm)
 
     def forward(self, image: Tensor) -> Tensor:
         x = channels_last(self.first(image))
-        for i, (blocks, side) in enumerate(zip(self.stages, self.sides, strict=True)):
+        for i, (stage, side) in enumerate(zip(self.stages, self.sides, strict=True)):
             if i:
                 x = self.mergings[i - 1](x)
-            x = x.reshape(1, side**2, -1)
-            for block in cast(nn.ModuleList, blocks):
-                x = block(x)
-            x = x.reshape(1, side, side, -1)
+            x = stage(x.reshape(1, side**2, -1)).reshape(1, side, side, -1)
         x = channels_first(self.norm(self.project(x)))
         return channels_first(self.last_norm(channels_last(self.smooth(x))))
 
@@ -185,16 +152,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def _bottleneck(block: Any) -> nn.Sequential:
-    """Three convolutions with GELU between them, of an `MBConv` or a `PatchMerging`."""
-    first, second, third = (
-        convolution(layer.c, layer.bn) for layer in (block.conv1, block.conv2, block.conv3)
-    )
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
-
-
-def _channel_norm(norm: Any) -> nn.LayerNorm:
-    """A norm over the channels of (B, C, H, W) as one over the last axis."""
-    layer = nn.LayerNorm(norm.weight.shape[0], norm.eps)
-    layer.load_state_dict({"weight": norm.weight, "bias": norm.bias})
-    return layer.requires_grad_(False)
+def _convolutions(*layers: tiny_vit.ConvNorm) -> nn.Sequential:
+    """Convolutions with their norms folded, and GELU between them."""
+    first, *others = (convolution(layer.c, layer.bn) for layer in layers)
+    return nn.Sequential(first, *(part for layer in others for part in (nn.GELU(), layer)))

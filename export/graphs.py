@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -24,6 +25,7 @@ from litemed.models.litemedsam import LiteMedSAM
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 BOXES_AXIS = "N"
+Shapes = Mapping[str, tuple[int | str, ...]]
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
 
@@ -39,8 +41,8 @@ class GraphSpec:
 
     name: str
     module: nn.Module
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: dict[str, tuple[int | str, ...]]
+    inputs: Shapes
+    outputs: Shapes
 
     @property
     def file(self) -> str:
@@ -50,21 +52,13 @@ class GraphSpec:
 
 def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     """Return the encoder and the decoder of a model."""
-    size = model.size
-    embedding = (1, 256, size // 4, size // 4)
+    size, n = model.size, BOXES_AXIS
+    embedding: Shapes = {"image_embedding": (1, 256, size // 4, size // 4)}
+    outputs: Shapes = {"logits": (n, size, size), "iou": (n,)}
     encoder = GraphSpec(
-        "encoder",
-        ENCODER_GRAPHS[model.encoder](model),
-        {"image": (1, 3, size, size)},
-        {"image_embedding": embedding},
+        "encoder", ENCODER_GRAPHS[model.encoder](model), {"image": (1, 3, size, size)}, embedding
     )
-    decoder = GraphSpec(
-        "decoder",
-        FastDecoderGraph(model),
-        {"image_embedding": embedding, "boxes": (BOXES_AXIS, 4)},
-        {"logits": (BOXES_AXIS, size, size), "iou": (BOXES_AXIS,)},
-    )
-    return encoder, decoder
+    return encoder, GraphSpec("decoder", FastDecoderGraph(model), {**embedding, "boxes": (n, 4)}, outputs)
 
 
 def to_onnx(spec: GraphSpec) -> onnx.ModelProto:
@@ -74,38 +68,32 @@ def to_onnx(spec: GraphSpec) -> onnx.ModelProto:
         ExportError: torch could not trace the module.
     """
     buffer = io.BytesIO()
-    dynamic = {
+    examples = [torch.rand([2 if isinstance(d, str) else d for d in shape]) for shape in spec.inputs.values()]
+    axes = {
         name: {axis: d for axis, d in enumerate(shape) if isinstance(d, str)}
-        for name, shape in (spec.inputs | spec.outputs).items()
+        for name, shape in ({**spec.inputs, **spec.outputs}).items()
     }
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # on the deprecated tracer, and on shapes that are constant here
             torch.onnx.export(
                 spec.module.eval(),
-                tuple(
-                    torch.rand([2 if isinstance(d, str) else d for d in shape])
-                    for shape in spec.inputs.values()
-                ),
+                tuple(examples),
                 buffer,  # type: ignore[arg-type]  # the tracer does take a buffer
                 opset_version=OPSET,
                 dynamo=False,
                 input_names=list(spec.inputs),
                 output_names=list(spec.outputs),
-                dynamic_axes={k: v for k, v in dynamic.items() if v},
+                dynamic_axes={k: v for k, v in axes.items() if v},
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         raise ExportError(f"{spec.name}: torch could not write it as ONNX: {error}") from error
     graph = onnx.load_from_string(buffer.getvalue())
-    for value in graph.graph.output:  # the tracer leaves computed names where the shape is known
-        shape = value.type.tensor_type.shape
-        del shape.dim[:]
-        for d in spec.outputs[value.name]:
-            dim = shape.dim.add()
-            if isinstance(d, str):
-                dim.dim_param = d
-            else:
-                dim.dim_value = d
+    del graph.graph.output[:]  # the tracer leaves computed names where the shape is known
+    graph.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in spec.outputs.items()
+    )
     return graph
 
 
@@ -113,16 +101,16 @@ def simplify(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Fold constants and shape arithmetic with onnxsim; interface and dynamic axis stay.
 
     Raises:
-        ExportError: onnxsim failed.
+        ExportError: onnxsim failed, or its own check found the result to differ.
     """
     import onnxsim
 
     try:
         simple, same = onnxsim.simplify(graph)
+        if not same:
+            raise ValueError("the simplified graph differs")
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise ExportError(f"{name}: onnxsim failed: {error}") from error
-    if not same:
-        raise ExportError(f"{name}: onnxsim's own check found the simplified graph to differ")
     return simple
 
 
@@ -130,23 +118,16 @@ def check(graph: onnx.ModelProto, spec: GraphSpec) -> None:
     """Check a graph by ONNX's own rules and against its specified interface.
 
     Raises:
-        ExportError: invalid, or other inputs, outputs, types or shapes; all findings are listed.
+        ExportError: invalid, or other inputs, outputs or shapes.
     """
-    findings = []
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        findings.append(str(error).splitlines()[0])
-    for kind, values, expected in (
-        ("inputs", graph.graph.input, spec.inputs),
-        ("outputs", graph.graph.output, spec.outputs),
-    ):
-        found = {v.name: _shape(v) for v in values}
-        if found != expected or any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
-            findings.append(f"{kind} {found} instead of float32 {expected}")
-    if findings:
-        raise ExportError(f"{spec.name}: " + "; ".join(findings))
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+        raise ExportError(f"{spec.name}: {str(error).splitlines()[0]}") from error
+    expected = {**spec.inputs, **spec.outputs}
+    found = {
+        value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.graph.input, *graph.graph.output)
+    }
+    if found != expected:
+        raise ExportError(f"{spec.name}: inputs and outputs are {found} instead of {expected}")

@@ -8,12 +8,12 @@ last axis, as one operator that engines know.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from litemed.export.fast_encoder import channels_first, channels_last
-from litemed.export.folding import convolution, norm_scale_and_shift
+from litemed.export.norm_folding import convolution, norm_scale_and_shift
 from litemed.models import light_encoder
 from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON, ConvNorm, upsample
 from litemed.models.litemedsam import LiteMedSAM
@@ -50,13 +50,13 @@ class LightEncoderGraph(nn.Module):
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
-        encoder = cast(light_encoder.LightEncoder, model.image_encoder)
+        encoder: Any = model.image_encoder
         self.levels = nn.ModuleList(
-            nn.Sequential(*(_folded(stage) for stage in stages))
-            for stages in (
-                [encoder.stem, encoder.s64],
-                [encoder.d32, encoder.s32],
-                [encoder.d16, encoder.s16],
+            nn.Sequential(_folded(change), _folded(blocks))
+            for change, blocks in (
+                (encoder.stem, encoder.s64),
+                (encoder.d32, encoder.s32),
+                (encoder.d16, encoder.s16),
             )
         )
         self.lateral = nn.ModuleList(_folded(layer) for layer in (encoder.l64, encoder.l32, encoder.l16))
@@ -66,29 +66,23 @@ class LightEncoderGraph(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        levels = []
-        x = image
+        levels = [image]
         for level in self.levels:
-            x = level(x)
-            levels.append(x)
-        fine, middle, coarse = (layer(x) for layer, x in zip(self.lateral, levels, strict=True))
+            levels.append(level(levels[-1]))
+        fine, middle, coarse = (layer(x) for layer, x in zip(self.lateral, levels[1:], strict=True))
         y = self.refine(fine + upsample(middle + upsample(coarse)))
         return channels_first(self.norm(channels_last(y)))
 
 
-class _Residual(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
+class _Residual(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        return x + super().forward(x)
 
 
-def _folded(module: nn.Module) -> nn.Module:
+def _folded(module: Any) -> nn.Module:
     """A part of the encoder with every batch norm folded, as new modules."""
     if isinstance(module, ConvNorm):
-        conv, norm, *activation = cast(Any, module)
+        conv, norm, *activation = module
         return nn.Sequential(convolution(conv, norm), *(nn.ReLU() for _ in activation))
     if isinstance(module, light_encoder.Attention):
         return Attention(module)
@@ -96,6 +90,4 @@ def _folded(module: nn.Module) -> nn.Module:
         return _Residual(_folded(module.dw), _folded(module.f))
     if isinstance(module, light_encoder.FusedBlock):
         return _Residual(_folded(module.f))
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*(_folded(part) for part in module))
-    raise TypeError(f"no rule to fold {type(module).__name__}")
+    return nn.Sequential(*(_folded(part) for part in module))

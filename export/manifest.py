@@ -9,13 +9,12 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
 from litemed.export.graphs import OPSET, GraphSpec
-from litemed.export.storage import with_half_weights
 from litemed.export.verify import Parity
 from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.bundle import MANIFEST
@@ -25,20 +24,15 @@ from litemed.runtime.precision import REFERENCE, ROLES, Precision
 FLOAT32 = {REFERENCE: Precision(*ROLES)}
 TOOLS = ("onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 
+HALF_FROM = 4096
+"""Elements of a tensor that is worth a cast; biases, and the scales of a quantised graph, have fewer."""
+
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a bundle.
+    """What goes into a bundle of this name: graphs with their interfaces, and what is said of them.
 
-    Attributes:
-        name: shown to users.
-        checkpoint: where the weights came from.
-        size: side of the network's input in pixels.
-        specs: the graphs' interfaces.
-        graphs: the graphs by name, in full.
-        parity: what was measured against PyTorch.
-        precisions: by name, with their measured agreement.
-        compact: store the graphs' weights as float16.
+    `size` is the side of the network's input in pixels; `compact` stores the graphs' weights as float16.
     """
 
     name: str
@@ -58,12 +52,13 @@ class Contents:
             graph = self.graphs[spec.name]
             data = (with_half_weights(graph) if self.compact else graph).SerializeToString(deterministic=True)
             (folder / spec.file).write_bytes(data)
-            graphs[spec.name] = _graph(spec, data)
-        (folder / MANIFEST).write_text(json.dumps(self._manifest(graphs), indent=2) + "\n")
-
-    def _manifest(self, graphs: Mapping[str, Any]) -> dict[str, Any]:
+            sha256 = hashlib.sha256(data).hexdigest()
+            graphs[spec.name] = {"file": spec.file, "sha256": sha256, "bytes": len(data), "opset": OPSET} | {
+                end: [{"name": k, "dtype": "float32", "shape": list(v)} for k, v in shapes.items()]
+                for end, shapes in (("inputs", spec.inputs), ("outputs", spec.outputs))
+            }
         weights = self.checkpoint
-        return {
+        manifest = {
             "schema": SCHEMA,
             "name": self.name,
             "litemed": importlib.metadata.version("litemed"),
@@ -83,18 +78,29 @@ class Contents:
                 "lora": None if weights.lora is None else asdict(weights.lora),
             },
             "parity": [asdict(p) for p in self.parity],
-            "tools": {"torch": torch.__version__}
-            | {tool: importlib.metadata.version(tool) for tool in TOOLS},
+            "tools": {"torch": torch.__version__} | {k: importlib.metadata.version(k) for k in TOOLS},
         }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _graph(spec: GraphSpec, data: bytes) -> dict[str, Any]:
-    entry = {
-        "file": spec.file,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "opset": OPSET,
-    }
-    for key, shapes in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        entry[key] = [{"name": k, "dtype": "float32", "shape": list(v)} for k, v in shapes.items()]
-    return entry
+def with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph whose large float32 weights are stored as float16, with casts back to float32.
+
+    Engines fold the casts while they load the graph, so that it computes in float32 and as fast as before;
+    only the rounding of the weights, to 11 bits, stays. What is beyond its range, 65504, stays as it is.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(graph)
+    casts = []
+    for tensor in half.graph.initializer:
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < HALF_FROM or np.abs(values).max() >= 65520:
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.float16"))
+        casts.append(
+            onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half

@@ -18,14 +18,18 @@ from __future__ import annotations
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from litemed.export.errors import ExportError
+from litemed.runtime.errors import UsageError
+from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.preprocess import preprocess
+from litemed.runtime.readers import list_cases, read_case
 
 KEY, KEY_BF16 = "encoder_int8", "encoder_int8_bf16"
 """Of the graphs in a bundle: for both engines, and for OpenVINO with bf16 between the quantised operators."""
@@ -33,68 +37,98 @@ KEY, KEY_BF16 = "encoder_int8", "encoder_int8_bf16"
 LINEAR = ("Gemm", "MatMul")
 CONVOLUTION = "Conv"
 
+MIN_IMAGES = 16
+"""Fewer leave the range of activations to chance."""
+
+MAX_IMAGES = 48
+"""Four of each of the challenge's eleven modalities, and more where there are fewer modalities."""
+
+Image = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+def calibration_images(folder: pathlib.Path) -> list[Image]:
+    """Return `MIN_IMAGES` to `MAX_IMAGES` images and slices of a folder of cases, uint8 (H, W) or (H, W, 3).
+
+    The names of the files alone decide. Every modality (the beginning of the name; all others count as one
+    more) gets an equal share: files at even distances by name, and where there are fewer than the share,
+    several slices of each volume, at even distances among those that a box covers.
+
+    Raises:
+        UsageError: there are too few.
+        InputError: a file that was chosen cannot be read.
+    """
+    by_modality: dict[str, list[pathlib.Path]] = {}
+    for path in list_cases([folder]):
+        by_modality.setdefault(modality_of_name(path.stem) or "", []).append(path)
+    share = max(1, MAX_IMAGES // len(by_modality))
+    images: list[Image] = []
+    for _, paths in sorted(by_modality.items()):
+        chosen = _spread(paths, share)
+        for i, path in enumerate(chosen):
+            case = read_case(path)
+            if case.boxes.z is None:
+                images.append(case.image)
+                continue
+            first, last = case.boxes.z.T
+            covered = [z for z in range(len(case.image)) if ((first <= z) & (z <= last)).any()]
+            count = share // len(chosen) + (i < share % len(chosen))
+            images += [case.image[z] for z in _spread(covered, count)]
+    if len(images) < MIN_IMAGES:
+        raise UsageError(
+            f"{folder}: {len(images)} images to calibrate on; int8 needs at least {MIN_IMAGES} real ones, of "
+            "all the modalities that it is meant for"
+        )
+    return images
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the items, or all if there are fewer, at even distances and in their order."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
 
 def quantise(
-    encoder: onnx.ModelProto,
-    images: Sequence[NDArray[np.uint8]],
-    size: int,
-    progress: Callable[[str], None] = lambda line: None,
-    keys: Sequence[str] = (KEY,),
-) -> dict[str, onnx.ModelProto]:
-    """Return encoder graphs with their matrix products in int8; inputs and outputs stay as they are.
+    encoder: onnx.ModelProto, images: Sequence[Image], size: int, key: str, progress: Callable[[str], None]
+) -> onnx.ModelProto:
+    """Return an encoder graph with its matrix products in int8; inputs and outputs stay as they are.
 
-    The same graph and images give the same bytes on one machine.
-
-    Args:
-        encoder: any encoder in float32; it is not changed.
-        images: to calibrate on, uint8 (H, W) or (H, W, 3), see `litemed.export.calibration`.
-        size: side S of the network's input.
-        progress: is told how far the calibration is.
-        keys: which graphs, of `KEY` and `KEY_BF16`.
+    The same graph and images, uint8 (H, W) or (H, W, 3), give the same bytes on one machine. `key` says which
+    graph, `KEY` or `KEY_BF16`.
 
     Raises:
         ExportError: there is nothing to quantise in it, or ONNX Runtime fails.
     """
-    nodes = [node.name for node in quantised_nodes(encoder)]
+    nodes = quantised_nodes(encoder)
+    silence_onnxruntime()
+    from onnxruntime.quantization import QuantType, quantize_static
+
     # A mark that the graph is simplified, without which ONNX Runtime's quantiser advises that.
     prepared = onnx.ModelProto()
     prepared.CopyFrom(encoder)
     onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    found = {}
-    for key in keys:
-        inputs = _Inputs(encoder.graph.input[0].name, images, size, progress)
-        try:
-            found[key] = _quantised(prepared, nodes, inputs, outputs=key == KEY)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            raise ExportError(f"encoder: ONNX Runtime cannot quantise it: {error}") from error
-    return found
-
-
-def _quantised(
-    graph: onnx.ModelProto, nodes: list[str], inputs: _Inputs, *, outputs: bool
-) -> onnx.ModelProto:
-    """Return a graph with nodes quantised; `outputs`: convolutions' as well."""
-    silence_onnxruntime()
-    from onnxruntime.quantization import QuantType, quantize_static
-
+    excluded = [*LINEAR] if key == KEY else [*LINEAR, CONVOLUTION]
     with tempfile.TemporaryDirectory() as folder:
         source, target = (pathlib.Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
-        source.write_bytes(graph.SerializeToString())
-        quantize_static(
-            source,
-            target,
-            inputs,
-            op_types_to_quantize=[*LINEAR, CONVOLUTION],
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
-            extra_options={
-                "CalibMovingAverage": True,  # by which it means the mean over the images
-                "OpTypesToExcludeOutputQuantization": [*LINEAR, *[CONVOLUTION] * (not outputs)],
-            },
-        )
+        source.write_bytes(prepared.SerializeToString())
+        try:
+            quantize_static(
+                source,
+                target,
+                _Inputs(encoder.graph.input[0].name, images, size, progress),
+                op_types_to_quantize=[*LINEAR, CONVOLUTION],
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=nodes,
+                extra_options={
+                    "CalibMovingAverage": True,  # by which it means the mean over the images
+                    "OpTypesToExcludeOutputQuantization": excluded,
+                },
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ExportError(f"encoder: ONNX Runtime cannot quantise it: {error}") from error
         return onnx.load(target)
 
 
@@ -102,38 +136,34 @@ class _Inputs:
     """The network's input for one image after the other, as ONNX Runtime's calibration asks for them."""
 
     def __init__(
-        self, name: str, images: Sequence[NDArray[np.uint8]], size: int, progress: Callable[[str], None]
+        self, name: str, images: Sequence[Image], size: int, progress: Callable[[str], None]
     ) -> None:
-        self.name, self.images, self.size, self.progress = name, images, size, progress
-        self.done = 0
+        self.name, self.size, self.progress, self.count = name, size, progress, len(images)
+        self.left = list(images)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        if self.done == len(self.images):
+        if not self.left:
             return None
-        if self.done % 10 == 0:
-            self.progress(f"calibrating int8: {self.done} of {len(self.images)} images")
-        self.done += 1
-        return {self.name: preprocess(self.images[self.done - 1], self.size)[0]}
+        if (done := self.count - len(self.left)) % 10 == 0:
+            self.progress(f"calibrating int8: {done} of {self.count} images")
+        return {self.name: preprocess(self.left.pop(0), self.size)[0]}
 
 
-def quantised_nodes(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
+def quantised_nodes(graph: onnx.ModelProto) -> list[str]:
     """Return the nodes to quantise: linear layers and convolutions that do not read the graph's input itself.
 
     Raises:
-        ExportError: there are none, or one of them has no name of its own.
+        ExportError: there are none.
     """
     constants = {tensor.name for tensor in graph.graph.initializer}
     inputs = {value.name for value in graph.graph.input}
-    nodes = [
-        node
+    names = [
+        node.name
         for node in graph.graph.node
         if node.op_type in (*LINEAR, CONVOLUTION)
         and node.input[0] not in inputs
         and node.input[1] in constants
     ]
-    names = [node.name for node in graph.graph.node]
-    if not nodes:
+    if not names:
         raise ExportError("encoder: has no layer to quantise")
-    if nameless := [node for node in nodes if not node.name or names.count(node.name) > 1]:
-        raise ExportError(f"encoder: {len(nameless)} of its layers have no name of their own")
-    return nodes
+    return names

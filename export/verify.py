@@ -11,6 +11,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,7 +39,6 @@ MIN_COMPACT_IOU = 0.99
 CHUNK = 16  # boxes that PyTorch decodes at once; 241 would take 7 GB
 
 Float = NDArray[np.float32]
-Decoded = tuple[Float, Float]
 
 
 @dataclass(frozen=True)
@@ -82,54 +82,26 @@ class Parity:
         return None
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What PyTorch computes for one image.
+class Reference(NamedTuple):
+    """What PyTorch computes for one image and the most boxes."""
 
-    Attributes:
-        image: (1, 3, S, S).
-        embedding: (1, 256, S/4, S/4).
-        rounding: largest absolute difference of that embedding from PyTorch's in float64.
-        boxes: (N, 4) in input pixels, for the largest count.
-        logits: (N, S, S).
-        iou: (N,).
-    """
-
-    image: Float
-    embedding: Float
-    rounding: float
-    boxes: Float
-    logits: Float
-    iou: Float
+    image: Float  # (1, 3, S, S)
+    embedding: Float  # (1, 256, S/4, S/4)
+    rounding: float  # largest absolute difference of that embedding from PyTorch's in float64
+    boxes: Float  # (N, 4), input pixels
+    logits: Float  # (N, S, S)
+    iou: Float  # (N,)
 
 
-def sample_images() -> list[NDArray[np.uint8]]:
-    """Return two drawn images to verify on, (H, W, 3) uint8."""
-    rng = np.random.default_rng(0)
-    images = []
-    for height, width in ((512, 512), (300, 420)):
-        image = cv2.GaussianBlur(rng.uniform(0, 255, (height, width, 3)).astype(np.float32), (0, 0), 3)
-        for _ in range(12):
-            centre = tuple(int(v) for v in rng.integers(0, (width, height)))
-            axes = tuple(int(v) for v in rng.integers(15, 90, 2))
-            colour = rng.uniform(0, 255, 3).tolist()
-            cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
-        noisy = image + rng.normal(0, 8, image.shape)
-        images.append(np.clip(noisy, 0, 255).astype(np.uint8))
-    return images
-
-
-def references(model: LiteMedSAM, images: Sequence[NDArray[np.uint8]], count: int) -> Iterator[Reference]:
-    """Run PyTorch on images with `count` random boxes each, at most `MANY` on all but the first."""
-    rng = np.random.default_rng(0)
+def references(model: LiteMedSAM, count: int) -> Iterator[Reference]:
+    """Run PyTorch on two drawn images with `count` random boxes each, at most `MANY` on the second."""
+    drawing, rng = np.random.default_rng(0), np.random.default_rng(0)
     exact = copy.deepcopy(model.image_encoder).double()
-    for i, raw in enumerate(images):
-        if i:
-            count = min(count, MANY)
-        image, frame = preprocess(raw, model.size)
+    for shape, boxes_here in (((512, 512), count), ((300, 420), min(count, MANY))):
+        image, frame = preprocess(_drawn_image(*shape, drawing), model.size)
         limit = np.array([frame.scaled_width, frame.scaled_height])
-        corner = rng.integers(0, np.maximum(limit - 8, 1), (count, 2))
-        far = np.minimum(corner + rng.integers(4, model.size // 2, (count, 2)), limit - 1)
+        corner = rng.integers(0, np.maximum(limit - 8, 1), (boxes_here, 2))
+        far = np.minimum(corner + rng.integers(4, model.size // 2, (boxes_here, 2)), limit - 1)
         boxes = np.concatenate([corner, far], axis=1).astype(np.float32)
         with torch.inference_mode():
             embedding = model.encode(torch.from_numpy(image))
@@ -139,21 +111,27 @@ def references(model: LiteMedSAM, images: Sequence[NDArray[np.uint8]], count: in
         yield Reference(image, embedding.numpy(), rounding, boxes, logits, iou)
 
 
+def _drawn_image(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Ellipses on a soft ground, with noise: (H, W, 3)."""
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (height, width, 3)).astype(np.float32), (0, 0), 3)
+    for _ in range(12):
+        centre = tuple(int(v) for v in rng.integers(0, (width, height)))
+        axes = tuple(int(v) for v in rng.integers(15, 90, 2))
+        colour = rng.uniform(0, 255, 3).tolist()
+        cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+
 def measure(
     folder: pathlib.Path,
     stage: str,
     expected: Sequence[Reference],
-    counts: Sequence[int] = BOX_COUNTS,
+    counts: Sequence[int],
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Parity]:
     """Run a bundle on every engine and compare it with PyTorch.
 
-    Args:
-        folder: a complete bundle.
-        stage: name of the stage of export, for the record.
-        expected: one reference per image.
-        counts: numbers of boxes to decode, each on the images that have so many.
-        progress: is told what is being run.
+    `stage` is for the record; each of the `counts` of boxes is decoded on the images that have so many.
 
     Raises:
         VerificationError: an engine refuses the graphs or returns another shape.
@@ -165,17 +143,24 @@ def measure(
         try:
             engine = open_engine(name, bundle)
             embeddings = [engine.encode(r.image) for r in expected]
-            diff, largest = _difference(embeddings, [r.embedding for r in expected], stage, "encoder", name)
+            diff, largest = _difference(embeddings, [r.embedding for r in expected])
             rounding = max(r.rounding for r in expected)
             found.append(Parity("encoder", stage, name, None, diff, largest, rounding))
-            for count in counts:
-                able = [r for r in expected if len(r.boxes) >= count]
-                decoded = [engine.decode(r.embedding, r.boxes[:count]) for r in able]
-                found.append(_compare_decoded("decoder", stage, name, count, decoded, able))
-            count = max(n for n in counts if n <= MANY)
-            decoded = [engine.decode(e, r.boxes[:count]) for e, r in zip(embeddings, expected, strict=True)]
-            found.append(_compare_decoded("both", stage, name, count, decoded, expected))
-        except EngineError as error:
+            own = list(zip(embeddings, expected, strict=True))
+            given = [(r.embedding, r) for r in expected]
+            both = max(n for n in counts if n <= MANY)
+            for graph, count, inputs in (*(("decoder", n, given) for n in counts), ("both", both, own)):
+                able = [(embedding, r) for embedding, r in inputs if len(r.boxes) >= count]
+                decoded = [engine.decode(embedding, r.boxes[:count]) for embedding, r in able]
+                logits, wanted = [one for one, _ in decoded], [r.logits[:count] for _, r in able]
+                diff, largest = _difference(logits, wanted)
+                of_iou, _ = _difference([iou for _, iou in decoded], [r.iou[:count] for _, r in able])
+                masks = [(a > 0, b > 0) for a, b in zip(logits, wanted, strict=True)]
+                union = sum(int((a | b).sum()) for a, b in masks)
+                mask_iou = sum(int((a & b).sum()) for a, b in masks) / union if union else 1.0
+                diff = float(np.maximum(diff, of_iou))  # which hands NaN on, where max() would drop it
+                found.append(Parity(graph, stage, name, count, diff, largest, mask_iou=mask_iou))
+        except (EngineError, VerificationError) as error:
             raise VerificationError(f"{stage} graphs on {name}: {error}") from error
     return found
 
@@ -193,24 +178,9 @@ def judge(found: Sequence[Parity]) -> None:
         )
 
 
-def _compare_decoded(
-    graph: str, stage: str, engine: str, boxes: int, decoded: Sequence[Decoded], expected: Sequence[Reference]
-) -> Parity:
-    logits, wanted = [one for one, _ in decoded], [r.logits[:boxes] for r in expected]
-    diff, largest = _difference(logits, wanted, stage, graph, engine)
-    ious = _difference([iou for _, iou in decoded], [r.iou[:boxes] for r in expected], stage, graph, engine)
-    both = sum(int(((a > 0) & (b > 0)).sum()) for a, b in zip(logits, wanted, strict=True))
-    either = sum(int(((a > 0) | (b > 0)).sum()) for a, b in zip(logits, wanted, strict=True))
-    # np.maximum hands NaN on, where max() would drop it
-    diff = float(np.maximum(diff, ious[0]))
-    return Parity(graph, stage, engine, boxes, diff, largest, mask_iou=both / either if either else 1.0)
-
-
-def _difference(
-    found: Sequence[Float], wanted: Sequence[Float], stage: str, graph: str, engine: str
-) -> tuple[float, float]:
+def _difference(found: Sequence[Float], wanted: Sequence[Float]) -> tuple[float, float]:
     """Return the largest absolute difference, NaN if there is one, and the largest value that is wanted."""
     pairs = list(zip(found, wanted, strict=True))
     if wrong := [f"{a.shape} instead of {b.shape}" for a, b in pairs if a.shape != b.shape]:
-        raise VerificationError(f"{stage} {graph} on {engine} returns {', '.join(wrong)}")
+        raise VerificationError(f"a graph returns {', '.join(wrong)}")
     return float(np.max([np.abs(a - b).max() for a, b in pairs])), float(max(np.abs(b).max() for b in wanted))

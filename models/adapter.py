@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.encoders import ENCODERS, PREFIX
 from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import TARGETS, lora_tensors
@@ -32,25 +31,7 @@ FORMAT = "litemed-adapter-1"
 DECODER = "mask_decoder."
 PARTS = ("attn.q", "attn.k", "attn.v")
 """Targets that are a part of `attn.qkv` each: files of earlier versions may name them."""
-
 MAX_RANK = 1024
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter file.
-
-    Attributes:
-        lora: rank, alpha and targets, and the sha256 of the file.
-        base: `weights_digest` of the weights that it was trained on.
-        decoder: `weights_digest` of the mask decoder trained with it, or None.
-        tensors: the updates by name.
-    """
-
-    lora: FoldedLoRA
-    base: str
-    decoder: str | None
-    tensors: Mapping[str, Tensor]
 
 
 def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
@@ -62,18 +43,13 @@ def adapter_bytes(model: LiteMedSAM, rank: int, base: str, decoder: str | None =
     """Return the content of an adapter file for a model with LoRA; the same input gives the same bytes.
 
     Args:
-        model: with LoRA of that rank, whose alpha is the rank too.
+        model: with LoRA of that rank.
         rank: inner width of the updates.
-        base, decoder: see `Adapter`.
+        base, decoder: `weights_digest` of the weights that it was trained on, and of the mask decoder trained
+            with it, if one was.
     """
-    about = {
-        "format": FORMAT,
-        "rank": rank,
-        "alpha": float(rank),
-        "targets": TARGETS,
-        "base": base,
-        "decoder": decoder,
-    }
+    about = {"format": FORMAT, "rank": rank, "alpha": float(rank), "targets": TARGETS}
+    about |= {"base": base, "decoder": decoder}
     tensors = {name: value.cpu().contiguous() for name, value in lora_tensors(model).items()}
     return save(tensors, metadata={"litemed": json.dumps(about, sort_keys=True)})
 
@@ -83,23 +59,48 @@ def decoder_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous() for k, v in state.items() if k.startswith(DECODER)}
 
 
-def read_adapter(path: pathlib.Path) -> Adapter:
-    """Read an adapter file.
+def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
+    """Return a new checkpoint with an adapter folded in; the base is left as it was.
 
     Raises:
-        CheckpointError: unreadable, or not an adapter file.
+        CheckpointError: the file is no adapter, or one for another base (one that holds a LoRA is);
+            the decoder trained with it is missing or another one; entries are missing, unexpected or wrongly
+            shaped; or a folded weight is not finite.
     """
+    path = pathlib.Path(path)
     tensors = read_file(path)
+    lora, made_for, decoder = _read_about(path)
+    digest = weights_digest(base.state)
+    if made_for != digest:
+        raise CheckpointError(
+            f"{path}: made for another base (digest {made_for[:12]}; {base.file} has {digest[:12]})"
+        )
+    updates = _adapted_rows(base.state, lora.targets)
+    expected = {}
+    for name, (weight, rows) in updates.items():
+        expected[f"{name}.lora_A"] = torch.empty(lora.rank, base.state[weight].shape[1], device="meta")
+        expected[f"{name}.lora_B"] = torch.empty(len(rows), lora.rank, device="meta")
+    check_entries(tensors, expected, str(path))
+    state = dict(base.state)
+    for name, (weight, rows) in updates.items():
+        a, b = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        state[weight] = folded(state[weight], rows, a, b, lora.alpha)
+    if decoder is not None:
+        state |= _read_decoder(path, decoder, base.state)
+    check_entries(state, base.state, f"{path}: folded")
+    return replace(base, state=state, layout=f"{base.layout} + adapter", lora=lora)
+
+
+def _read_about(path: pathlib.Path) -> tuple[FoldedLoRA, str, str | None]:
+    """What an adapter file says of itself: its updates, the digests of its base and of its mask decoder."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["litemed"])
-        lora = FoldedLoRA(
-            int(about["rank"]), float(about["alpha"]), tuple(about["targets"]), sha256_of_file(path)
-        )
-        known = about["format"] == FORMAT and {*lora.targets} <= {*TARGETS, *PARTS}
-        if not (known and 0 < lora.rank <= MAX_RANK and 0 < lora.alpha < math.inf):
+        rank, alpha, targets = int(about["rank"]), float(about["alpha"]), tuple(about["targets"])
+        known = about["format"] == FORMAT and {*targets} <= {*TARGETS, *PARTS}
+        if not (known and 0 < rank <= MAX_RANK and 0 < alpha < math.inf):
             raise ValueError("unknown format, targets, rank or alpha")
-        return Adapter(lora, str(about["base"]), about["decoder"], tensors)
+        return FoldedLoRA(rank, alpha, targets, sha256_of_file(path)), str(about["base"]), about["decoder"]
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is not an adapter; give the best.safetensors that litemed-train --tune lora or "
@@ -107,62 +108,17 @@ def read_adapter(path: pathlib.Path) -> Adapter:
         ) from error
 
 
-def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
-    """Return a new checkpoint with an adapter folded in; the base is left as it was.
-
-    Raises:
-        CheckpointError: the adapter was made for another base, the base already holds a folded LoRA, the
-            decoder trained with it is missing or another one, entries are missing, unexpected or wrongly
-            shaped, or a folded weight is not finite.
-    """
-    path = pathlib.Path(path)
-    adapter = read_adapter(path)
-    if not ENCODERS[base.encoder].takes_lora:
-        raise CheckpointError(
-            f"{base.file}: its {base.encoder} encoder has no layers that an adapter could go to"
-        )
-    if base.lora is not None:
-        raise CheckpointError(f"{base.file}: already holds a LoRA; folding {path.name} on top is refused")
-    digest = weights_digest(base.state)
-    if adapter.base != digest:
-        raise CheckpointError(
-            f"{path}: made for another base (digest {adapter.base[:12]}; {base.file} has {digest[:12]})"
-        )
-    rank, updates = adapter.lora.rank, _adapted_rows(base.state, adapter.lora.targets)
-    with torch.device("meta"):
-        expected = {
-            f"{name}.{leaf}": torch.empty(shape)
-            for name, (weight, rows) in updates.items()
-            for leaf, shape in (
-                ("lora_A", (rank, base.state[weight].shape[1])),
-                ("lora_B", (len(rows), rank)),
-            )
-        }
-    check_entries(adapter.tensors, expected, str(path))
-    state = dict(base.state)
-    for name, (weight, rows) in updates.items():
-        a, b = (adapter.tensors[f"{name}.{leaf}"] for leaf in ("lora_A", "lora_B"))
-        state[weight] = folded(state[weight], [(rows, a, b)], adapter.lora.alpha)
-    if adapter.decoder is not None:
-        state |= _read_decoder(path, adapter.decoder, base.state)
-    check_entries(state, base.state, f"{path}: folded")
-    return replace(base, state=state, layout=f"{base.layout} + adapter", lora=adapter.lora)
-
-
 def _adapted_rows(state: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
     """Of each update, by its name in the file: the weight that it goes to, and the rows of it, int64 (R,)."""
     updates = {}
     for target in targets:
         layer, part = ("attn.qkv", target[-1]) if target in PARTS else (target, "all")
-        for weight in [
-            name for name in state if name.startswith(PREFIX) and name.endswith(f".{layer}.weight")
-        ]:
-            rows = torch.arange(len(state[weight]))
-            name = weight.removesuffix(".weight")
+        for name in [name.removesuffix(".weight") for name in state if name.endswith(f".{layer}.weight")]:
+            rows = torch.arange(len(state[f"{name}.weight"]))
             if part != "all":  # the rows of qkv are interleaved per head
                 heads = len(state[f"{name.removesuffix('qkv')}attention_biases"])
                 rows = rows.view(heads, 3, -1)[:, "qkv".index(part)].flatten()
-            updates[f"{name}.{part}"] = (weight, rows)
+            updates[f"{name}.{part}"] = (f"{name}.weight", rows)
     return updates
 
 

@@ -1,16 +1,14 @@
 """Read a LiteMedSAM checkpoint of any known layout into one complete float32 state dict.
 
 Layouts:
-    plain      a bare state dict with the names of `LiteMedSAM` (.pth or .safetensors): the
-               435 published ones, or those of another encoder; which one is told by the entries
-    training   {"model": state dict, ...} or {"state_dict": ...}, names possibly
-               prefixed with "module." by data-parallel training
-    loralib    either of these in which some linear layers carry `lora_A` and
-               `lora_B` next to their frozen weight, as the paper's training code
-               saves it; it is folded on reading
+    plain      a bare state dict with the names of `LiteMedSAM` (.pth or .safetensors): the 435 published
+               ones, or those of another encoder; which one is told by the entries
+    training   {"model": state dict, ...} or {"state_dict": ...}, names possibly prefixed with "module."
+    loralib    either of these in which some linear layers carry `lora_A` and `lora_B` next to their frozen
+               weight, as the paper's training code saves it; it is folded on reading
 
-Nothing is unpickled beyond tensors and plain containers, and sizes are checked
-from the file's own table before anything is read.
+Nothing is unpickled beyond tensors and plain containers, and sizes are checked from the file's own table
+before anything is read.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from torch import Tensor
 from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
 from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.lora_folding import LORALIB_ALPHA, SUFFIXES, FoldedLoRA, fold_loralib
+from litemed.models.lora_folding import SUFFIXES, FoldedLoRA, fold_loralib
 from litemed.models.weight_files import check_entries, read_file
 from litemed.runtime.files import sha256_of_file
 
@@ -60,22 +58,17 @@ class Checkpoint:
         return self.layout != UNTRAINED
 
     def model(self, size: int = 256) -> LiteMedSAM:
-        """Build the network with these weights, in evaluation mode.
-
-        Args:
-            size: side of its input in pixels, a multiple of 64.
-        """
+        """Build the network with these weights, in evaluation mode, for inputs of `size` pixels a side."""
         model = LiteMedSAM(size, self.encoder)
         model.load_state_dict(self.state)
         return model.eval()
 
 
-def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_ALPHA) -> Checkpoint:
+def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     """Read a checkpoint of any known layout; LoRA inside it is folded.
 
     Args:
         path: a .pth / .pt file in torch's zip format, or a .safetensors file.
-        loralib_alpha: alpha of the loralib layout, which does not record it.
 
     Raises:
         CheckpointError: unreadable, not tensors, missing, unexpected or wrongly
@@ -87,11 +80,13 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
     layout = ", ".join(["training"] * training + ["loralib"] * bool(adapted)) or "plain"
     state = {k: v for k, v in entries.items() if k not in adapted}
     encoder = _encoder(state, path)
-    check_entries(state, _expected_entries(encoder), str(path))
+    with torch.device("meta"):
+        expected = LiteMedSAM(encoder=encoder).state_dict()
+    check_entries(state, expected, str(path))
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     lora = None
     if adapted:
-        state, lora = fold_loralib(state, adapted, loralib_alpha, str(path))
+        state, lora = fold_loralib(state, adapted, str(path))
     return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora)
 
 
@@ -101,12 +96,6 @@ def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
         torch.manual_seed(seed)
         state = LiteMedSAM(encoder=encoder).state_dict()
     return Checkpoint(dict(state), encoder, UNTRAINED, f"random, seed {seed}", "")
-
-
-def _expected_entries(encoder: str = TINY_VIT) -> dict[str, Tensor]:
-    """Return the entries of a network as tensors without storage (shape and dtype only)."""
-    with torch.device("meta"):
-        return dict(LiteMedSAM(encoder=encoder).state_dict())
 
 
 def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:

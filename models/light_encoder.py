@@ -2,10 +2,8 @@
 
 A strided stem, then a pyramid of 64, 32 and 16 positions a side (for a 256 x 256 image), attention only over
 the smallest, and the three levels added up at the largest: 14.6 GFLOP where TinyViT has 75. It is distilled
-from a LiteMedSAM (see `litemed.train`), whose embedding it imitates.
-
-Parameter names are those of the trained weights. Shapes in this module: B images, C channels, H x W the
-spatial size of the level.
+from a LiteMedSAM (see `litemed.train`), whose embedding it imitates. Shapes: B images, C channels, H x W the
+size of the level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LiteMedSAM: SAM's prompt encoder and mask decoder on a small image encoder.
 
-Source: Ma et al., "Segment Anything in Medical Images" (Nature Communications
-2024), its Lite variant with TinyViT; 9.79 million parameters.
+Source: Ma et al., "Segment Anything in Medical Images" (Nature Communications 2024), its Lite variant with
+TinyViT; 9.79 million parameters.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class LiteMedSAM(nn.Module):
 
         Args:
             embedding: (1, 256, h, w) for prompts of one image, or (N, 256, h, w), one per prompt.
-            boxes: see `PromptEncoder.forward`, also for the next two.
-            points: pairs of coordinates and labels.
-            masks: logits of an earlier answer.
+            boxes, points, masks: see `PromptEncoder.forward`.
             multimask: three candidate masks per prompt instead of one.
 
         Returns:

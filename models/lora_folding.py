@@ -6,7 +6,7 @@ the paper's training code (loralib's), which has `lora_A` and `lora_B` next to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,6 @@ from litemed.models.weight_files import check_entries
 
 SUFFIXES = (".lora_A", ".lora_B")
 LORALIB_ALPHA = 1.0  # the default of the loralib package, which the paper's code leaves as it is
-
-Update = tuple[Tensor, Tensor, Tensor]
-"""The output rows of a layer that are adapted, int64 (R,); A (rank, in); B (R, rank)."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,15 @@ class FoldedLoRA:
     sha256: str | None = None
 
 
-def folded(weight: Tensor, updates: Sequence[Update], alpha: float) -> Tensor:
-    """Return a new weight (out, in): the given one with its updates added."""
+def folded(weight: Tensor, rows: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Return a copy of a weight (out, in) with A (rank, in) and B (R, rank) added to its rows (R,)."""
     weight = weight.clone()
-    for rows, a, b in updates:
-        weight[rows] += alpha / len(a) * (b.float() @ a.float())
+    weight[rows] += alpha / len(a) * (b.float() @ a.float())
     return weight
 
 
 def fold_loralib(
-    plain: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float, source: str
+    plain: Mapping[str, Tensor], lora: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], FoldedLoRA]:
     """Fold the paper's adapters, `lora`, into the weights beside them.
 
@@ -67,8 +63,9 @@ def fold_loralib(
         if weight is None or weight.ndim != 2 or a is None or b is None:
             findings.append(f"{layer} lacks its linear layer, lora_A or lora_B")
         elif groups := _loralib_groups(weight, a, b):
-            updates = zip(groups, a.chunk(len(groups)), b.chunk(len(groups)), strict=True)
-            state[f"{layer}.weight"] = folded(weight, list(updates), alpha)
+            for update in zip(groups, a.chunk(len(groups)), b.chunk(len(groups)), strict=True):
+                weight = folded(weight, *update, LORALIB_ALPHA)
+            state[f"{layer}.weight"] = weight
             rank = max(rank, b.shape[1])
         else:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (a, b, weight))
@@ -77,17 +74,16 @@ def fold_loralib(
         raise CheckpointError(f"{source}: {len(findings)} unusable LoRA layers: {', '.join(findings)}")
     targets = tuple(sorted({".".join(layer.split(".")[-2:]) for layer in layers}))
     check_entries(state, plain, f"{source}: folded")
-    return state, FoldedLoRA(rank, alpha, targets)
+    return state, FoldedLoRA(rank, LORALIB_ALPHA, targets)
 
 
 def _loralib_groups(weight: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
     """The output rows of each group of a pair; none if the shapes fit no known arrangement."""
     if a.ndim != 2 or b.ndim != 2 or not b.shape[1] or a.shape[1] != weight.shape[1]:
         return []
-    everything = torch.arange(len(weight))
-    thirds = everything.chunk(3)
-    for rows in ([everything], [thirds[0], thirds[-1]], list(thirds)):
-        fits = (len(rows) * b.shape[1], sum(map(len, rows))) == (len(a), len(b))
-        if fits and len({len(part) for part in rows}) == 1:
-            return rows
+    first, second, third = torch.arange(len(weight)).tensor_split(3)
+    for groups in ([torch.arange(len(weight))], [first, third], [first, second, third]):
+        sizes = {len(rows) for rows in groups}
+        if len(a) == len(groups) * b.shape[1] and sizes == {len(b) / len(groups)}:
+            return groups
     return []

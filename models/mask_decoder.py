@@ -54,13 +54,9 @@ class MaskDecoder(nn.Module):
         prefix = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([prefix.expand(count, -1, -1), sparse], dim=1)
         source = embedding + dense
-        height, width = source.shape[-2:]
-        hidden, image = self.transformer(
-            source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
-        )
-        image = image.transpose(1, 2).unflatten(2, (height, width))
-        features = self.output_upscaling(image)
-
+        flat, positions = (x.flatten(2).transpose(1, 2) for x in (source, image_pe))
+        hidden, image = self.transformer(flat, positions, tokens)
+        features = self.output_upscaling(image.transpose(1, 2).unflatten(2, source.shape[-2:]))
         chosen = range(1, MASKS) if multimask else range(1)
         weights = [self.output_hypernetworks_mlps[i](hidden[:, 1 + i]) for i in chosen]  # M of (N, 32)
         logits = (torch.stack(weights, dim=1) @ features.flatten(2)).unflatten(2, features.shape[-2:])

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from litemed.models.layers import LayerNorm2d
 from litemed.models.transformer import DIM
 
-BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = range(4)
-NOT_A_POINT = -1
+NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = range(-1, 4)
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Fourier features of positions in the unit square under a fixed random projection."""
+    """Fourier features of x, y in [0, 1] under a fixed random projection: (..., 2) to (..., 256)."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -28,16 +27,8 @@ class PositionEmbeddingRandom(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, DIM // 2))
 
     def forward(self, unit_xy: Tensor) -> Tensor:
-        """Encode (..., 2) x, y in [0, 1] as (..., 256)."""
         phase = (2 * math.pi) * ((2 * unit_xy - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
-
-    def grid(self, side: int) -> Tensor:
-        """Encode the cell centres of a side x side grid: (1, 256, side, side)."""
-        matrix = self.positional_encoding_gaussian_matrix
-        centres = (torch.arange(side, device=matrix.device, dtype=matrix.dtype) + 0.5) / side
-        xy = torch.stack([centres.expand(side, side), centres[:, None].expand(side, side)], dim=-1)
-        return self(xy).permute(2, 0, 1).unsqueeze(0)
 
 
 class PromptEncoder(nn.Module):
@@ -65,45 +56,18 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, DIM)
 
-    def embed_boxes(self, boxes: Tensor) -> Tensor:
-        """Embed boxes (N, 4) x0, y0, x1, y1 in input pixels as tokens (N, 2, 256)."""
-        corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
-        kind = torch.cat([self._point_embedding(k) for k in (TOP_LEFT, BOTTOM_RIGHT)])
-        return self.pe_layer(corners) + kind
-
-    def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Embed points (N, P, 2) x, y with labels (N, P) as tokens (N, P, 256).
-
-        Labels: 1 foreground, 0 background, -1 padding (its position is ignored).
-        """
-        labels = labels.unsqueeze(-1)
-        tokens = self.pe_layer((points + 0.5) / self.size)
-        tokens = torch.where(labels == NOT_A_POINT, self.not_a_point_embed.weight, tokens)
-        for kind in (BACKGROUND, FOREGROUND):
-            tokens = tokens + (labels == kind) * self._point_embedding(kind)
-        return tokens
-
-    def _point_embedding(self, kind: int) -> Tensor:
-        return self.point_embeddings.get_parameter(f"{kind}.weight")  # (1, 256)
-
-    def embed_masks(self, masks: Tensor | None) -> Tensor:
-        """Embed mask logits (N, 1, size, size) as (N, 256, size/4, size/4), none as (1, 256, 1, 1)."""
-        if masks is None:
-            return self.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return self.mask_downscaling(masks)
-
     def forward(
         self,
         boxes: Tensor | None = None,
         points: tuple[Tensor, Tensor] | None = None,
         masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embed the prompts of N objects.
+        """Embed the prompts of N objects: boxes, points or both.
 
         Args:
             boxes: (N, 4) x0, y0, x1, y1.
-            points: (N, P, 2) coordinates and (N, P) labels. Without boxes a padding point is appended, as
-                published.
+            points: (N, P, 2) coordinates x, y, and (N, P) labels: 1 foreground, 0 background, -1 padding,
+                whose position is ignored. Without boxes a padding point is appended, as published.
             masks: (N, 1, size, size) logits of an earlier prediction.
 
         Returns:
@@ -115,14 +79,24 @@ class PromptEncoder(nn.Module):
             if boxes is None:
                 xy = torch.cat([xy, xy.new_zeros(len(xy), 1, 2)], dim=1)
                 labels = torch.cat([labels, labels.new_full((len(labels), 1), NOT_A_POINT)], dim=1)
-            tokens.append(self.embed_points(xy, labels))
+            labels = labels.unsqueeze(-1)
+            embedded = self.pe_layer((xy + 0.5) / self.size)
+            embedded = torch.where(labels == NOT_A_POINT, self.not_a_point_embed.weight, embedded)
+            for kind in (BACKGROUND, FOREGROUND):
+                embedded = embedded + (labels == kind) * self._point_embedding(kind)
+            tokens.append(embedded)
         if boxes is not None:
-            tokens.append(self.embed_boxes(boxes))
-        if not tokens:
-            count = 1 if masks is None else len(masks)
-            tokens.append(self.no_mask_embed.weight.new_zeros(count, 0, self.no_mask_embed.embedding_dim))
-        return torch.cat(tokens, dim=1), self.embed_masks(masks)
+            corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / self.size)
+            tokens.append(corners + torch.cat([self._point_embedding(k) for k in (TOP_LEFT, BOTTOM_RIGHT)]))
+        no_mask = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        return torch.cat(tokens, dim=1), no_mask if masks is None else self.mask_downscaling(masks)
+
+    def _point_embedding(self, kind: int) -> Tensor:
+        return self.point_embeddings.get_parameter(f"{kind}.weight")  # (1, 256)
 
     def image_positions(self) -> Tensor:
         """Return the positional encoding of the image embedding, (1, 256, size/4, size/4)."""
-        return self.pe_layer.grid(self.size // 4)
+        matrix, side = self.pe_layer.positional_encoding_gaussian_matrix, self.size // 4
+        centres = (torch.arange(side, device=matrix.device, dtype=matrix.dtype) + 0.5) / side
+        xy = torch.stack([centres.expand(side, side), centres[:, None].expand(side, side)], dim=-1)
+        return self.pe_layer(xy).permute(2, 0, 1).unsqueeze(0)

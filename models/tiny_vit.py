@@ -18,13 +18,8 @@ from torch.nn import functional as F
 from litemed.models.layers import LayerNorm2d
 
 # Of each stage; the strides are those between them.
-DIMS, DEPTHS, HEADS, WINDOWS, STRIDES = (
-    (64, 128, 160, 320),
-    (2, 2, 6, 2),
-    (2, 4, 5, 10),
-    (7, 7, 14, 7),
-    (2, 2, 1),
-)
+DIMS, DEPTHS = (64, 128, 160, 320), (2, 2, 6, 2)
+HEADS, WINDOWS, STRIDES = (2, 4, 5, 10), (7, 7, 14, 7), (2, 2, 1)
 EXPAND = 4
 """How many times as wide perceptrons and inverted bottlenecks are within."""
 
@@ -66,9 +61,7 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv1(x))
-        y = F.gelu(self.conv2(y))
-        return F.gelu(x + self.conv3(y))
+        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
 
 
 class PatchMerging(nn.Module):
@@ -87,9 +80,9 @@ class PatchMerging(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over one window with a learnt bias per head and offset.
 
-    The bias depends on the absolute row and column offsets of two tokens:
-    `attention_biases[head, |dy| * window + |dx|]`. The output rows of `qkv` are
-    interleaved per head: head 0's q, k, v, then head 1's, and so on.
+    Tokens (B * windows, window², C) to the same. The bias depends on the absolute offsets of two tokens:
+    `attention_biases[head, |dy| * window + |dx|]`. The output rows of `qkv` are interleaved per head: head
+    0's q, k, v, then head 1's, and so on.
     """
 
     offset_index: Tensor
@@ -108,7 +101,6 @@ class Attention(nn.Module):
         self.register_buffer("offset_index", offsets, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B * windows, window², C) to the same shape."""
         windows, tokens, dim = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * self.head_dim)
         q, k, v = qkv.permute(0, 2, 1, 3).split(self.head_dim, dim=-1)
@@ -134,8 +126,8 @@ class Mlp(nn.Module):
 class TinyViTBlock(nn.Module):
     """Window attention, a depthwise 3 x 3 convolution and an MLP: (B, C, H, W) to the same.
 
-    Where the window does not divide H or W, zeros are appended at the bottom and
-    right before the norm; those tokens take part in the attention, as published.
+    Where the window does not divide H or W, zeros are appended at the bottom and right before the norm; those
+    tokens take part in the attention, as published.
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -146,19 +138,16 @@ class TinyViTBlock(nn.Module):
         self.local_conv = ConvNorm(dim, dim, kernel=3, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.local_conv(x + self._window_attention(x))
-        tokens = x.flatten(2).transpose(1, 2)
-        return (tokens + self.mlp(tokens)).transpose(1, 2).reshape(x.shape)
-
-    def _window_attention(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
         w = self.window
-        x = F.pad(x, (0, -width % w, 0, -height % w))
-        rows, columns = x.shape[2] // w, x.shape[3] // w
-        x = x.view(batch, dim, rows, w, columns, w).permute(0, 2, 4, 3, 5, 1)
-        x = self.attn(x.reshape(batch * rows * columns, w * w, dim))
-        x = x.view(batch, rows, columns, w, w, dim).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(batch, dim, rows * w, columns * w)[:, :, :height, :width]
+        padded = F.pad(x, (0, -width % w, 0, -height % w))
+        rows, columns = padded.shape[2] // w, padded.shape[3] // w
+        y = padded.view(batch, dim, rows, w, columns, w).permute(0, 2, 4, 3, 5, 1)
+        y = self.attn(y.reshape(batch * rows * columns, w * w, dim))
+        y = y.view(batch, rows, columns, w, w, dim).permute(0, 5, 1, 3, 2, 4)
+        x = self.local_conv(x + y.reshape(padded.shape)[:, :, :height, :width])
+        tokens = x.flatten(2).transpose(1, 2)
+        return (tokens + self.mlp(tokens)).transpose(1, 2).reshape(x.shape)
 
 
 class Stage(nn.Module):
@@ -187,10 +176,10 @@ class TinyViT(nn.Module):
         stages = []
         for i, (dim, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
             blocks: list[nn.Module] = [
-                MBConv(dim) if i == 0 else TinyViTBlock(dim, HEADS[i], WINDOWS[i]) for _ in range(depth)
+                TinyViTBlock(dim, HEADS[i], WINDOWS[i]) if i else MBConv(dim) for _ in range(depth)
             ]
-            last = i == len(DIMS) - 1
-            stages.append(Stage(blocks, None if last else PatchMerging(dim, DIMS[i + 1], STRIDES[i])))
+            change = PatchMerging(dim, DIMS[i + 1], STRIDES[i]) if i < len(STRIDES) else None
+            stages.append(Stage(blocks, change))
         self.layers = nn.ModuleList(stages)
         self.neck = nn.Sequential(
             nn.Conv2d(DIMS[-1], 256, 1, bias=False),

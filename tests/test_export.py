@@ -18,7 +18,7 @@ from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main
 from litemed.export.errors import ExportError, VerificationError
 from litemed.export.graphs import check, graph_specs
-from litemed.export.storage import with_half_weights
+from litemed.export.manifest import with_half_weights
 from litemed.export.verify import Parity
 from litemed.models.checkpoint import Checkpoint, untrained_checkpoint
 from litemed.runtime.bundle import DEFAULT, Bundle
@@ -69,23 +69,16 @@ def test_both_stages_agree_with_pytorch_on_both_engines_for_every_number_of_boxe
     assert [p["max_abs_diff"] for p in manifest(path)["parity"]] == [p.max_abs_diff for p in parity]
 
 
-def test_a_bundle_holds_three_files_and_opens_after_a_move(bundle, tmp_path):
+def test_a_bundle_of_three_files_opens_after_a_move_and_the_number_of_boxes_stays_symbolic(bundle, tmp_path):
     assert sorted(p.name for p in bundle.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
     shutil.copytree(bundle, tmp_path / "elsewhere")
     assert not Bundle.open(tmp_path / "elsewhere").manifest.weights.trained  # drawn at random
-
-
-def test_the_number_of_boxes_stays_symbolic_and_no_data_lies_elsewhere(bundle):
-    graphs = [
-        onnx.load(bundle / f"{name}.onnx", load_external_data=False).graph for name in ("encoder", "decoder")
-    ]
+    graph = onnx.load(bundle / "decoder.onnx", load_external_data=False).graph
     shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*graphs[1].input, *graphs[1].output)
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.output
     }
-    assert (shapes["boxes"], shapes["logits"], shapes["iou"]) == (["N", 4], ["N", SIZE, SIZE], ["N"])
-    for graph in graphs:
-        assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer)
+    assert shapes == {"logits": ["N", SIZE, SIZE], "iou": ["N"]}
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer)
 
 
 def test_a_frozen_number_of_boxes_is_found_out(checkpoint, bundle):
@@ -93,7 +86,7 @@ def test_a_frozen_number_of_boxes_is_found_out(checkpoint, bundle):
     graph = onnx.load(bundle / "decoder.onnx")
     check(graph, spec)
     graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(ExportError, match="decoder: outputs"):
+    with pytest.raises(ExportError, match="decoder: inputs and outputs"):
         check(graph, spec)
 
 
@@ -102,8 +95,7 @@ def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(bundle, 
     result = run("--untrained", "-o", path, "--compact", "--verify", "quick", "--size", SIZE)
     assert result.exit_code == 0, result.output
     parity = manifest(path)["parity"]
-    found = {(p["engine"], p["graph"], p["boxes"]) for p in parity if p["stage"] == "compact"}
-    assert found == {(p["engine"], p["graph"], p["boxes"]) for p in parity if p["stage"] == "simplified"}
+    assert len(parity) == 3 * 2 * 4  # stages, engines, comparisons
     stored = max(p["max_abs_diff"] for p in parity if p["stage"] == "compact")
     exact = max(p["max_abs_diff"] for p in parity if p["stage"] != "compact")
     assert exact < stored / 5
@@ -112,17 +104,14 @@ def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(bundle, 
         f"{stored:.1e} as stored, with weights rounded to float16"
     )
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
-    boxes = np.array([[5, 5, 40, 40], [20, 30, 60, 50]], np.float32)
     for name in ("encoder", "decoder"):
         full, half = ((folder / f"{name}.onnx").stat().st_size for folder in (bundle, path))
         assert 0.45 < half / full < 0.56
     for engine in ENGINES:
-        full, half = (open_engine(engine, Bundle.open(folder), 1) for folder in (bundle, path))
-        embedding = full.encode(image)
-        apart = np.abs(half.encode(image) - embedding).max() / np.abs(embedding).max()
-        assert 1e-6 < apart < 0.02  # weights were rounded, nothing else
-        whole, rounded = (one.decode(embedding, boxes)[0] for one in (full, half))
-        assert np.abs(whole - rounded).max() < 0.02 * np.abs(whole).max()
+        full, half = (open_engine(engine, Bundle.open(folder), 1).encode(image) for folder in (bundle, path))
+        assert (
+            1e-6 < np.abs(half - full).max() / np.abs(full).max() < 0.02
+        )  # weights were rounded, nothing else
 
 
 def test_weights_that_float16_cannot_hold_stay_as_they_are():
@@ -152,7 +141,7 @@ def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypa
 
 def test_weights_other_than_the_bundles_are_found_out(bundle):
     other = untrained_checkpoint(seed=1).model(SIZE)
-    expected = list(verify.references(other, verify.sample_images()[:1], 2))
+    expected = list(verify.references(other, 2))
     with pytest.raises(VerificationError, match="6 of 6 comparisons"):
         verify.judge(verify.measure(bundle, "simplified", expected, counts=(2,)))
 
@@ -181,9 +170,14 @@ def test_an_older_bundle_gives_way_only_if_asked_and_alone(tmp_path, checkpoint,
     before = (path / "manifest.json").read_bytes()
     with pytest.raises(OutputError, match="--overwrite"):
         write_bundle(checkpoint, path, quick())
-    (path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds notes\.txt, which would be lost"):
-        write_bundle(checkpoint, path, quick(overwrite=True))
+
+    def other(line):
+        if line == "simplifying and checking them":  # what comes to lie there meanwhile is kept too
+            (path / "notes.txt").write_text("mine")
+
+    for _ in range(2):
+        with pytest.raises(OutputError, match=r"holds notes\.txt, which would be lost"):
+            write_bundle(checkpoint, path, quick(overwrite=True), progress=other)
     assert (path / "manifest.json").read_bytes() == before
     (path / "notes.txt").unlink()
     write_bundle(checkpoint, path, quick(name="second", overwrite=True))
@@ -200,30 +194,14 @@ def test_other_files_are_never_replaced(tmp_path, checkpoint):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_bundle_that_came_to_lie_there_meanwhile_is_kept(tmp_path, checkpoint):
-    path = tmp_path / "bundle"
-
-    def other(line):
-        if line == "simplifying and checking them":
-            path.mkdir()
-            (path / "manifest.json").write_text("another export's")
-
-    with pytest.raises(OutputError, match="--overwrite"):
-        write_bundle(checkpoint, path, quick(), progress=other)
-    assert [p.name for p in path.iterdir()] == ["manifest.json"]
-
-
-@pytest.mark.slow
-def test_inspection_describes_a_bundle_and_names_a_damaged_file(tmp_path, golden_bundle):
-    path = shutil.copytree(golden_bundle("loralib"), tmp_path / "bundle")
+def test_inspection_describes_a_bundle_and_names_a_damaged_file(tmp_path, bundle):
+    path = shutil.copytree(bundle, tmp_path / "bundle")
+    said = manifest(path)
+    said["weights"]["lora"] = {"rank": 4, "alpha": 1.0, "targets": ["attn.qkv", "mlp.fc1"], "sha256": None}
+    (path / "manifest.json").write_text(json.dumps(said))
     result = run("--inspect", path)
     assert result.exit_code == 0
-    for part in (
-        "loralib.pth",
-        "training, loralib",
-        '"rank": 4, "alpha": 1.0, "targets": ["attn.qkv", "mlp.fc1", "mlp.fc2"]',
-        '"boxes": 2',
-    ):
+    for part in ("random, seed 0", "UNTRAINED", '"rank": 4, "alpha": 1.0', '"boxes": 2'):
         assert part in result.output
     (path / "decoder.onnx").write_bytes(b"")
     result = run("--inspect", path)
