@@ -77,7 +77,7 @@ def measure_agreement(
     folder: pathlib.Path,
     precisions: Sequence[str],
     cases: Sequence[MeasuredCase],
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None],
 ) -> dict[str, Agreement]:
     """Measure precisions that a bundle lists, float32 not among them, on every engine that runs them.
 
@@ -95,9 +95,8 @@ def measure_agreement(
             name: Segmenter(bundle, open_engine(engine, bundle, precision=name)) for name in (REFERENCE, *run)
         }
         measured: dict[str, list[Found]] = {name: [] for name in run}
-        for done, one in enumerate(cases):
-            if done % 10 == 0:
-                progress(f"measuring {' and '.join(run)} on {engine}: {done} of {len(cases)} cases")
+        progress(f"measuring {' and '.join(run)} on {engine}, {len(cases)} cases")
+        for one in cases:
             case = read_case(one.path)
             truth = None if one.truth is None else _read_truth(one.truth, case)
             labels = {name: segmenter.run(case).labels for name, segmenter in segmenters.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from litemed.export.agreement import measure_agreement
@@ -17,7 +17,6 @@ from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, r
 from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.bundle import MANIFEST
 from litemed.runtime.errors import OutputError
-from litemed.runtime.precision import Precision
 
 Progress = Callable[[str], None]
 
@@ -94,13 +93,10 @@ def write_bundle(
         expected = list(references(model, max(options.box_counts)))
         name = options.name or out.resolve().name
         contents = Contents(name, checkpoint, options.size, specs, simplified, compact=options.compact)
-        stages = {
-            "exported": replace(contents, graphs=exported, compact=False),
-            "simplified": replace(contents, compact=False),
-        } | ({COMPACT: contents} if options.compact else {})
         parity: list[Parity] = []
-        for stage, some in stages.items():
-            some.write(staging / stage)
+        for stage in ("exported", "simplified", *[COMPACT] * options.compact):
+            graphs = exported if stage == "exported" else simplified
+            replace(contents, graphs=graphs, compact=stage == COMPACT).write(staging / stage)
             parity += measure(staging / stage, stage, expected, options.box_counts, progress)
             if stage != "exported":
                 judge(parity)
@@ -131,15 +127,11 @@ def _with_precisions(
         specs.append(replace(encoder, name=key))
         graphs[key] = quantise(graphs[encoder.name], images, contents.size, key, progress)
         check(graphs[key], specs[-1])
-
-    def offering(precisions: Mapping[str, Precision]) -> Contents:
-        used = {key for one in precisions.values() for key in (one.encoder, one.decoder)}
-        return replace(
-            contents, graphs=graphs, specs=[s for s in specs if s.name in used], precisions=precisions
-        )
-
-    offering(FLOAT32 | tried).write(candidate)
-    return offering(passing(tried, measure_agreement(candidate, list(tried), cases, progress), progress))
+    contents = replace(contents, graphs=graphs, specs=specs, precisions=FLOAT32 | tried)
+    contents.write(candidate)
+    kept = passing(tried, measure_agreement(candidate, list(tried), cases, progress), progress)
+    used = [spec for spec in specs if any(spec.name in (p.encoder, p.decoder) for p in kept.values())]
+    return replace(contents, specs=used, precisions=kept)
 
 
 def _check_target(out: pathlib.Path, overwrite: bool) -> None:

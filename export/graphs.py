@@ -31,13 +31,7 @@ ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """Name, adapter and interface of one graph.
-
-    Attributes:
-        name: "encoder" or "decoder"; its file is `NAME.onnx`.
-        module: the adapter module.
-        inputs, outputs: shapes by name; a string is a dynamic axis.
-    """
+    """Name, module and interface of one graph: shapes by name, in which a string is a dynamic axis."""
 
     name: str
     module: nn.Module

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -99,7 +99,8 @@ def quantise(
     Raises:
         ExportError: there is nothing to quantise in it, or ONNX Runtime fails.
     """
-    nodes = quantised_nodes(encoder)
+    nodes, name = quantised_nodes(encoder), encoder.graph.input[0].name
+    progress(f"calibrating int8 on {len(images)} images")
     silence_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -115,7 +116,7 @@ def quantise(
             quantize_static(
                 source,
                 target,
-                _Inputs(encoder.graph.input[0].name, images, size, progress),
+                _Inputs({name: preprocess(image, size)[0]} for image in images),
                 op_types_to_quantize=[*LINEAR, CONVOLUTION],
                 per_channel=True,
                 reduce_range=True,
@@ -135,18 +136,11 @@ def quantise(
 class _Inputs:
     """The network's input for one image after the other, as ONNX Runtime's calibration asks for them."""
 
-    def __init__(
-        self, name: str, images: Sequence[Image], size: int, progress: Callable[[str], None]
-    ) -> None:
-        self.name, self.size, self.progress, self.count = name, size, progress, len(images)
-        self.left = list(images)
+    def __init__(self, inputs: Iterator[dict[str, NDArray[np.float32]]]) -> None:
+        self.inputs = inputs
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        if not self.left:
-            return None
-        if (done := self.count - len(self.left)) % 10 == 0:
-            self.progress(f"calibrating int8: {done} of {self.count} images")
-        return {self.name: preprocess(self.left.pop(0), self.size)[0]}
+        return next(self.inputs, None)
 
 
 def quantised_nodes(graph: onnx.ModelProto) -> list[str]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HEAD_DIM = 32
-"""Channels of each attention head."""
-
+HEAD_DIM = 32  # channels of each attention head
 NORM_EPSILON = 1e-6
 
 
@@ -41,9 +39,8 @@ class FusedBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.f = nn.Sequential(
-            ConvNorm(channels, 2 * channels), ConvNorm(2 * channels, channels, kernel=1, activate=False)
-        )
+        wide = 2 * channels
+        self.f = nn.Sequential(ConvNorm(channels, wide), ConvNorm(wide, channels, 1, activate=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.f(x)
@@ -55,10 +52,8 @@ class MixBlock(nn.Module):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         self.dw = ConvNorm(channels, channels, kernel, groups=channels, activate=False)
-        self.f = nn.Sequential(
-            ConvNorm(channels, 4 * channels, kernel=1),
-            ConvNorm(4 * channels, channels, kernel=1, activate=False),
-        )
+        wide = 4 * channels
+        self.f = nn.Sequential(ConvNorm(channels, wide, 1), ConvNorm(wide, channels, 1, activate=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.f(self.dw(x))

@@ -10,9 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 import litemed.runtime
 from litemed.benchmarks.phantoms import Phantom, draw_image, draw_volume
@@ -138,27 +136,23 @@ def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_
 
 def test_ranges_are_the_means_of_the_extremes():
     """Of the second convolution's output: -3 to 2, and 0 to 0 for a constant image."""
-    weight = np.array([[[[2.0]]], [[[-3.0]]]], np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Conv", ["image", "first"], ["grey"], name="first"),
-            helper.make_node("Conv", ["grey", "weight"], ["out"], name="second"),
-        ],
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 2, SIZE, SIZE])],
-        [
-            numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "first"),
-            numpy_helper.from_array(weight, "weight"),
-        ],
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 20]>
+        small (float[1,3,64,64] image) => (float[1,2,64,64] out)
+        <float[1,3,1,1] first = {1, 0, 0}, float[2,1,1,1] weight = {2, -3}> {
+            [first] grey = Conv(image, first)
+            [second] out = Conv(grey, weight)
+        }"""
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     assert quantised_nodes(model) == ["second"]
     images = [np.full((8, 8, 3), 7, np.uint8), np.array([[0, 255], [40, 80]], np.uint8)]
     found = quantise(model, images, SIZE, KEY, print).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.initializer}
     assert stored["grey_scale"] == pytest.approx(0.5 / 255)
     assert stored["out_scale"] == pytest.approx(2.5 / 255)
+    del model.graph.node[1:]
+    with pytest.raises(ExportError, match="no layer"):
+        quantised_nodes(model)
 
 
 def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(encoder, int8):
@@ -182,16 +176,6 @@ def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(en
         assert stored[scale.input[1]].size in weight.shape
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_the_embedding_is_near_that_of_float32(name, bundle):
-    opened = Bundle.open(bundle)
-    image, _ = preprocess(draw_image(200, 180, 4, seed=77).image, SIZE)
-    exact = open_engine(name, opened, 1).encode(image)
-    found = open_engine(name, opened, 1, precision="int8").encode(image)
-    error = np.sqrt(((found - exact) ** 2).mean() / (exact**2).mean())
-    assert 1e-4 < error < 0.2
-
-
 def test_the_same_images_give_the_same_bytes_and_for_openvino_convolutions_keep_float_outputs(
     encoder, int8, calibration
 ):
@@ -211,29 +195,14 @@ def test_the_same_images_give_the_same_bytes_and_for_openvino_convolutions_keep_
     assert quantised_outputs(for_openvino) < quantised_outputs(int8) / 2
 
 
-def test_a_graph_without_layers_is_refused(box_bundle):
-    graph = onnx.load(box_bundle / "encoder.onnx")
-    del graph.graph.node[1:]
-    with pytest.raises(ExportError, match="no layer"):
-        quantised_nodes(graph)
-
-
 # Agreement
 
 
-def label_maps(size: int = 6):
-    return st.lists(st.integers(0, 4), min_size=size, max_size=size).map(
-        lambda values: np.array(values, np.uint8).reshape(2, -1)
-    )
-
-
-@given(label_maps(), label_maps(), st.integers(1, 5))
-def test_dice_is_the_mean_over_the_labels_that_either_map_has(first, second, count):
-    each = dice_by_label(first, second, count)
-    wanted = np.nanmean(each) if not np.isnan(each).all() else 1.0
-    assert mean_dice(first, second, count) == pytest.approx(wanted)
-    volume = mean_dice(first[:, None], second[:, None], count)
-    assert volume == pytest.approx(wanted)
+def test_dice_is_the_mean_over_the_labels_that_either_map_has():
+    first, second = np.array([[1, 1, 2, 0]]), np.array([[1, 0, 0, 3]])
+    assert mean_dice(first, second, 5) == pytest.approx((2 / 3 + 0 + 0) / 3)
+    assert mean_dice(first[:, None], second[:, None], 1) == pytest.approx(2 / 3)
+    assert mean_dice(0 * first, 0 * second, 5) == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -241,8 +210,10 @@ def test_the_manifest_says_what_the_runtime_gives(engine, bundle, measured):
     found = Bundle.open(bundle).manifest.precisions["int8"].agreement
     assert found is not None
     assert found.images == 10
-    exact = litemed.runtime.load(bundle, engine=engine, precision="exact")
-    fast = litemed.runtime.load(bundle, engine=engine, precision="int8")
+    exact, fast = (litemed.runtime.load(bundle, engine=engine, precision=p) for p in ("exact", "int8"))
+    image, _ = preprocess(draw_image(200, 180, 4, seed=77).image, SIZE)
+    embedding, near = (np.asarray(segmenter.engine.encode(image)) for segmenter in (exact, fast))
+    assert 1e-4 < np.linalg.norm(near - embedding) / np.linalg.norm(embedding) < 0.2
     dices: dict[str, list[float]] = {}
     changes: dict[str, list[float]] = {}
     for path in sorted((measured / "cases").iterdir()):
@@ -279,33 +250,32 @@ def test_cases_that_say_too_little_are_refused(tmp_path, measured):
         find_measured_cases(cases)
 
 
-@pytest.mark.parametrize(
-    "labels", [np.zeros((64, 64), np.uint8), np.ones((3, 3), np.uint8), np.ones((64, 64), np.float32)]
-)
-def test_ground_truth_that_does_not_fit_is_named(labels, tmp_path, measured, bundle):
-    np.savez(tmp_path / "2DBox_US_0.npz", gts=labels)
-    found = find_measured_cases(measured / "cases", tmp_path)
-    with pytest.raises(InputError, match=r"2DBox_US_0\.npz: gts"):
-        measure_agreement(bundle, ["int8"], [case for case in found if case.truth is not None])
+def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
+    for labels in (np.zeros((64, 64), np.uint8), np.ones((3, 3), np.uint8), np.ones((64, 64), np.float32)):
+        np.savez(tmp_path / "2DBox_US_0.npz", gts=labels)
+        found = find_measured_cases(measured / "cases", tmp_path)
+        with pytest.raises(InputError, match=r"2DBox_US_0\.npz: gts"):
+            measure_agreement(bundle, ["int8"], [case for case in found if case.truth], print)
 
 
 # What is offered
 
 
-def test_the_bundle_offers_int8(bundle):
-    assert sorted(p.name for p in bundle.iterdir()) == [
-        "decoder.onnx",
-        "encoder.onnx",
-        "encoder_int8.onnx",
-        *["encoder_int8_bf16.onnx"] * computes_bf16(),
-        "manifest.json",
-    ]
+def test_the_bundle_offers_int8_and_its_description_shows_the_agreement(bundle):
+    names = ["encoder_int8", *["encoder_int8_bf16"] * computes_bf16()]
+    files = [*(f"{name}.onnx" for name in ("decoder", "encoder", *names)), "manifest.json"]
+    assert sorted(p.name for p in bundle.iterdir()) == files
     listed = manifest(bundle)["precisions"]
-    assert {"float32", "int8"} <= set(listed)
     assert listed["float32"] == {"encoder": "encoder", "decoder": "decoder"}
     assert listed["int8"]["encoder"] == "encoder_int8"
     assert set(listed["int8"]["agreement"]["engines"]) == set(ENGINES)
     assert (bundle / "encoder_int8.onnx").stat().st_size < 0.5 * (bundle / "encoder.onnx").stat().st_size
+    shown = describe(bundle)
+    for engine, found in listed["int8"]["agreement"]["engines"].items():
+        assert f"{engine}: " in shown
+        for modality, one in found["modalities"].items():
+            dice = f"Dice {one['dice']:.4f}"
+            assert any(line.split()[0] == modality and dice in line for line in shown.splitlines())
 
 
 def test_a_precision_that_agrees_on_one_engine_is_kept_and_one_that_agrees_on_none_left_out():
@@ -321,17 +291,6 @@ def test_a_precision_that_agrees_on_one_engine_is_kept_and_one_that_agrees_on_no
     assert set(kept(openvino=bad, onnxruntime=bad)) == {"float32"}
     assert told[-1] == "int8 is left out of the bundle: it passes on no engine"
     assert any(line.startswith("int8 on openvino: ") and "under 0.99" in line for line in told)
-
-
-def test_the_agreement_is_shown(bundle):
-    shown = describe(bundle)
-    agreement = manifest(bundle)["precisions"]["int8"]["agreement"]
-    assert "encoder_int8 + decoder" in shown
-    for engine, found in agreement["engines"].items():
-        assert f"{engine}: " in shown
-        for modality, one in found["modalities"].items():
-            dice = f"Dice {one['dice']:.4f}"
-            assert any(line.split()[0] == modality and dice in line for line in shown.splitlines())
 
 
 def test_bf16_is_measured_where_the_cpu_has_it_and_rounds_the_graphs_that_the_manifest_names(
