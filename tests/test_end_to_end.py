@@ -168,7 +168,7 @@ def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     chosen = validation_slices(source, SLICES_EACH).tolist()
     batch = load_batch(chosen, source, SIZE)
     still = {"augmentation": {"kind": "none"}, "prompts": {"jitter_pixels": 0}}
-    generator = generator_of(0, 0, 0, 0, torch.device("cpu"))
+    generator = generator_of(0, 0, 0, torch.device("cpu"))
     image, prompts = make_examples(batch, updated(Config(), still, "test"), generator)
     with torch.no_grad():
         network = TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval()

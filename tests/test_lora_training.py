@@ -44,7 +44,7 @@ def batch() -> Examples:
     images, labels = (np.stack([getattr(one, name) for one in phantoms]) for name in ("image", "labels"))
     content = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     slices = Batch(content, torch.from_numpy(labels.astype(np.int32)), torch.full((2, 2), SIZE), ())
-    return make_examples(slices, Config(), generator_of(0, 0, 0, 0, torch.device("cpu")))
+    return make_examples(slices, Config(), generator_of(0, 0, 0, torch.device("cpu")))
 
 
 def build(base: Checkpoint, tune: str, rank: int = 4, size: int = SIZE) -> TrainedNetwork:
