@@ -32,7 +32,9 @@ def map_in_order(function: Callable[[Task], Result], tasks: Sequence[Task], work
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_start_worker) as pool:
         try:
-            yield from pool.map(function, tasks)
+            # Not pool.map: on Ctrl-C it cancels what the dying workers' manager reports on, with a traceback.
+            for future in [pool.submit(function, task) for task in tasks]:
+                yield future.result()
         except BrokenProcessPool as error:
             raise LitemedError(
                 "a worker process died, perhaps for want of memory; run again with fewer --workers to go on"
