@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -93,32 +92,30 @@ def run_process(command: Sequence[str]) -> Process:
 
     Peak memory is that of the process without its children, as seen every 20 ms.
     """
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
-        except OSError as error:
-            raise LitemedError(f"cannot be started: {error.strerror}") from error
-        peaks = [0]
-        ended = threading.Event()
-        watch = threading.Thread(target=_watch_memory, args=(process.pid, peaks, ended), daemon=True)
-        watch.start()
-        try:
-            code = process.wait()
-            seconds = time.perf_counter() - start
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            ended.set()
-            watch.join()
-        output.seek(0)
-        errors.seek(0)
-        if code:
-            lines = errors.read().decode(errors="replace").strip().splitlines() or ["said nothing"]
-            raise LitemedError(f"exit code {code}: {printable(lines[-1][:300])}")
-        return Process(seconds, round(max(peaks) / 2**20, 1), output.read().decode(errors="replace"))
+    peaks, ended, pipe = [0], threading.Event(), subprocess.PIPE
+    start = time.perf_counter()
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise LitemedError(f"cannot be started: {error.strerror}") from error
+    watch = threading.Thread(target=_watch_memory, args=(process.pid, peaks, ended), daemon=True)
+    watch.start()
+    try:
+        output, errors = process.communicate()
+        seconds = time.perf_counter() - start
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        ended.set()
+        watch.join()
+    if process.returncode:
+        lines = errors.strip().splitlines() or ["said nothing"]
+        raise LitemedError(f"exit code {process.returncode}: {printable(lines[-1][:300])}")
+    return Process(seconds, round(max(peaks) / 2**20, 1), output)
 
 
 def _watch_memory(pid: int, peaks: list[int], ended: threading.Event) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,18 @@ class Table:
     def markdown(self, *notes: str) -> str:
         """Return the tables of seconds and of memory and agreement, with what they were measured on."""
         failed = {f"{one.row}, {one.contender} failed: {one.error}." for one in self.measured if one.error}
+        titles = [one.title for one in self.contenders]
+        rows = [[name, *(self._cell(row, title) for title in titles)] for row, name in self.rows.items()]
         runs = [f"{one.title}: {one.what}." for one in self.contenders]
         lines = [
             f"# {self.title}",
             "",
             *(f"- {line}" for line in (f"Machine: {self.machine}.", *runs, *notes, *sorted(failed))),
             "",
-            "Seconds, median (lowest to highest), and how many times as fast as the published procedure.",
+            "Seconds, median (lowest to highest); how many times as fast as the published procedure; peak "
+            f"memory of the process; mean Dice of the objects with {PROPOSED}.",
             "",
-            *self._grid(self._time),
-            "",
-            f"Peak memory of the process in MiB, and mean Dice of the objects with {PROPOSED}.",
-            "",
-            *self._grid(self._memory),
+            *table(["", *titles], rows),
         ]
         return "\n".join(lines) + "\n"
 
@@ -115,18 +114,12 @@ class Table:
 
     def seconds(self, row: str, title: str) -> list[float]:
         """Return the seconds of a contender on a row, of each repeat; none if it failed."""
-        return [one.seconds for one in self._cell(row, title) if one.seconds is not None]
+        return [one.seconds for one in self._of(row, title) if one.seconds is not None]
 
-    def _cell(self, row: str, title: str) -> list[Measurement]:
+    def _of(self, row: str, title: str) -> list[Measurement]:
         return [one for one in self.measured if (one.row, one.contender) == (row, title)]
 
-    def _grid(self, show: Callable[[str, str], str]) -> list[str]:
-        """Return a table with what `show` makes of rows and titles, without rows where that is nothing."""
-        titles = [one.title for one in self.contenders]
-        cells = [[name, *(show(row, title) for title in titles)] for row, name in self.rows.items()]
-        return table(["", *titles], [line for line in cells if any(line[1:])])
-
-    def _time(self, row: str, title: str) -> str:
+    def _cell(self, row: str, title: str) -> str:
         if not (seconds := self.seconds(row, title)):
             return "–"
         text = _digits(middle := statistics.median(seconds))
@@ -134,13 +127,12 @@ class Table:
             text += f" ({_digits(min(seconds))} to {_digits(max(seconds))})"
         if title != PUBLISHED and (slow := self.seconds(row, PUBLISHED)):
             text += f", **{statistics.median(slow) / middle:.1f}x**"
+        measured = self._of(row, title)
+        if peaks := [one.peak_mib for one in measured if one.peak_mib is not None]:
+            text += f", {max(peaks):.0f} MiB"
+        if dice := [one.dice for one in measured if one.dice is not None]:
+            text += f", Dice {dice[0]:.4f}"
         return text
-
-    def _memory(self, row: str, title: str) -> str:
-        cell = self._cell(row, title)
-        peak = max((one.peak_mib for one in cell if one.peak_mib is not None), default=None)
-        dice = next((f"; {one.dice:.4f}" for one in cell if one.dice is not None), "")
-        return "" if peak is None else f"{peak:.0f}{dice}"
 
 
 def _digits(seconds: float) -> str:

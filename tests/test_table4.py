@@ -127,7 +127,7 @@ def test_a_run_writes_tables_and_a_chart(run: tuple[pathlib.Path, Result]) -> No
     assert result.exit_code == 0, result.output
     text = (output / "table4.md").read_text()
     assert text == result.stdout
-    assert f"| {SMALL} †, 256×256×3, 1 boxes | " in text
+    assert f"| {SMALL} †, 256×256×3, boxes: 1 | " in text
     measured = content(output)["measurements"]
     assert [one["contender"] for one in measured] == [ABLATION, PROPOSED, FAST]
     assert all(one["seconds"] > 0 and one["peak_mib"] > 20 for one in measured)

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,14 +25,6 @@ from litemed.runtime.readers import read_case
 
 # The most that a uint16 label map holds, as in the runtime.
 _MAX_LABEL = 65_535
-_LISTED = 3
-
-
-class EvaluatedCase(NamedTuple):
-    """A case to score: the ground truth's file and one of `litemed.runtime.modalities.MODALITIES`."""
-
-    truth: Path
-    modality: str
 
 
 @dataclass(frozen=True)
@@ -75,8 +66,8 @@ class CaseResult:
 
 def find_cases(
     truths: Path, runs: Mapping[str, Path], sources: Path | None = None, modalities: Path | None = None
-) -> list[EvaluatedCase]:
-    """Return every case of a ground-truth folder, by name.
+) -> list[tuple[Path, str]]:
+    """Return every case of a ground-truth folder: its file and its modality.
 
     `sources` is the folder of the cases themselves, `modalities` a CSV with the columns case,modality, for
     those whose names do not begin with one. Raises UsageError where a folder lacks cases.
@@ -94,25 +85,25 @@ def find_cases(
         raise UsageError(f"{truths}: no modality known for {_listed(unknown)}; {advice}")
     if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
         raise UsageError(f"{sources}: no image and boxes of {_listed(missing)}, which --trivial needs")
-    return [EvaluatedCase(path, modality) for path, modality in named.items() if modality is not None]
+    return [(path, modality) for path, modality in named.items() if modality is not None]
 
 
-def score_case(case: EvaluatedCase, runs: Mapping[str, Path], sources: Path | None = None) -> CaseResult:
+def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path | None = None) -> CaseResult:
     """Score every run on one case, and with `sources`, a folder of the cases, every trivial predictor.
 
     A prediction that is missing or cannot be used counts as zero, so that no run gains by leaving a hard case
     out. A ground truth or case file that cannot be used is nobody's fault: the case is left out for all.
     """
-    name = case.truth.name
+    file, modality = case
     try:
-        truth, spacing = read_truth(case.truth)
-        source = read_case(sources / name) if sources is not None else None
+        truth, spacing = read_truth(file)
+        source = read_case(sources / file.name) if sources is not None else None
         if source is not None and source.shape != truth.shape:
             raise InputError(
-                f"{sources}/{name}: image of {source.shape}, but the ground truth has {truth.shape}"
+                f"{sources}/{file.name}: image of {source.shape}, but the ground truth has {truth.shape}"
             )
     except InputError as error:
-        return CaseResult(case.truth.stem, case.modality, (), str(error))
+        return CaseResult(file.stem, modality, (), str(error))
 
     def score_run(run: str, path: Path) -> CaseScore:
         try:
@@ -125,13 +116,13 @@ def score_case(case: EvaluatedCase, runs: Mapping[str, Path], sources: Path | No
             return CaseScore(run, (), f"{error}; the case counts as 0")
         return CaseScore(run, score_classes(truth, labels, spacing))
 
-    scores = [score_run(run, folder / name) for run, folder in runs.items()]
+    scores = [score_run(run, folder / file.name) for run, folder in runs.items()]
     if source is not None:
         # The cases are what is done in parallel.
         cv2.setNumThreads(1)
         for predictor in Trivial:
             scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
-    return CaseResult(case.truth.stem, case.modality, tuple(scores))
+    return CaseResult(file.stem, modality, tuple(scores))
 
 
 def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
@@ -186,4 +177,4 @@ def _read_modalities(path: Path) -> dict[str, str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} case(s) ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"
+    return f"{len(names)} case(s), the first {names[0]}"

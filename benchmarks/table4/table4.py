@@ -62,7 +62,7 @@ def run_table4(
     for row in rows:
         path, stand_in = prepare(row, cases, output / "stand-ins")
         shape = "×".join(map(str, row.shape))
-        titles[row.name] = f"{row.name}{' †' if stand_in else ''}, {shape}, {row.objects} boxes"
+        titles[row.name] = f"{row.name}{' †' if stand_in else ''}, {shape}, boxes: {row.objects}"
         hashes[row.name], paths[row.name] = sha256_of_file(path), path
     measured: list[Measurement] = []
     found = Table("Table 4: seconds for each case", describe_machine(), contenders, titles, measured)
