@@ -69,14 +69,16 @@ def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [("train", ["DATA", "--base", "B"]), ("distill", ["B", "DATA"])]
+    ("module", "arguments", "package"),
+    [
+        ("litemed.train.cli", ["DATA", "--base", "B"], "torch"),
+        ("litemed.train.distill.cli", ["B", "DATA"], "safetensors"),
+    ],
 )
-@pytest.mark.parametrize("package", ["torch", "safetensors"])
 def test_without_the_extra_the_training_commands_say_what_to_install(
-    command: str, arguments: list[str], package: str
+    module: str, arguments: list[str], package: str
 ) -> None:
     """In a process of its own, whose modules nobody has imported before."""
-    module = "litemed.train.cli" if command == "train" else "litemed.train.distill.cli"
     code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments, "-o", "RUN"], capture_output=True, text=True, timeout=60

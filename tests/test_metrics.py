@@ -167,15 +167,6 @@ def test_label_only_in_the_prediction() -> None:
     assert score_classes(truth, prediction, None)[1] == ClassScore(2, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 9), (1, 9, 9), (1, 1)])
-def test_one_voxel_objects(shape: tuple[int, ...]) -> None:
-    truth = at(shape, tuple(side // 2 for side in shape)).astype(np.uint8)
-    assert score_classes(truth, truth, (4.0, 1.0, 1.0)) == (ClassScore(1, 1.0, 1.0),)
-    # NSD is not measured where DSC is 0.
-    if shape != (1, 1):
-        assert score_classes(truth, np.roll(truth, 1, -1), (4.0, 1.0, 1.0)) == (ClassScore(1, 0.0, 0.0),)
-
-
 def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d() -> None:
     truth, prediction = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
     truth[4:16, 4:16, 4:14] = prediction[4:16, 4:16, 4:16] = 1

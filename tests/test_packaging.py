@@ -46,7 +46,7 @@ def pip(command, *arguments, python=sys.executable):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_model_and_stays_small(wheel):
+def test_the_wheel_holds_the_model_licence_and_attribution_and_stays_small(wheel):
     assert wheel.stat().st_size < 45e6
     with zipfile.ZipFile(wheel) as archive:
         model = {
@@ -56,16 +56,13 @@ def test_the_wheel_holds_the_model_and_stays_small(wheel):
         }
     assert set(model) == {"manifest.json", "encoder.onnx", "decoder.onnx"}
     assert sum(model.values()) < 40e6
-
-
-@pytest.mark.slow
-def test_the_wheel_carries_licence_and_attribution_and_a_page_whose_links_work_anywhere(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = {pathlib.PurePath(name).name: name for name in archive.namelist() if ".dist-info/" in name}
         card, about = (archive.read(files[name]).decode() for name in ("README.md", "METADATA"))
         assert "Apache License" in archive.read(files["LICENSE"]).decode()
     assert "Attribution" in card
     assert "CC BY 4.0" in card
+    # Its page has links that work anywhere.
     page = about.partition("\n\n")[2]
     assert "# litemed" in page
     assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]*)\)", page))
