@@ -40,11 +40,6 @@ def _smooth(*xy: float) -> Points:
     return points
 
 
-def _mirrored(outline: Points) -> Points:
-    """Return the outline on the other side of the body's middle, x = 160."""
-    return np.array([320, 0]) + outline * [-1, 1]
-
-
 def _cover(shape: tuple[int, int], outline: Points) -> Plane:
     """Return which share of each pixel lies inside an outline, (H, W) in [0, 1]."""
     fine = np.zeros((shape[0] * _FINE, shape[1] * _FINE), np.uint8)
@@ -73,14 +68,13 @@ def _grain(rng: np.random.Generator, shape: tuple[int, int], *sigma: float) -> P
 
 # Abdominal CT, 320 x 256 pixels of 1.25 mm, in Hounsfield units. The patient's right is on the left.
 _BEAN = _smooth(75, 170, 78, 157, 92, 152, 105, 157, 109, 166, 98, 175, 108, 183, 102, 194, 88, 196, 77, 188)
-_BACK = _ellipse(126, 194, 28, 15)
 _TISSUE = (
     (30, _ellipse(160, 128, 148, 104)),  # skin
     (-105, _ellipse(160, 128, 146, 102)),  # fat
     (58, _ellipse(160, 126, 134, 90)),  # wall
     (-98, _ellipse(160, 124, 125, 82)),  # fat within
-    (56, _BACK),  # muscles beside the spine
-    (56, _mirrored(_BACK)),
+    (56, _ellipse(126, 194, 28, 15)),  # muscles beside the spine
+    (56, _ellipse(194, 194, 28, 15)),
     (480, _ellipse(160, 162, 24, 16)),  # vertebra
     (430, _smooth(146, 174, 174, 174, 178, 190, 164, 198, 163, 216, 157, 216, 156, 198, 142, 190)),
     (40, _ellipse(160, 183, 9.5, 7.5)),  # canal
@@ -89,8 +83,7 @@ _TISSUE = (
     (-950, _smooth(197, 70, 214, 61, 242, 67, 246, 78, 196, 78)),
 )
 _LIVER = _smooth(
-    *(38, 128, 40, 92, 62, 62, 100, 46, 150, 44, 184, 54, 176, 68),
-    *(150, 78, 134, 96, 124, 116, 112, 136, 84, 150, 64, 172, 48, 160),
+    38, 128, 40, 92, 62, 62, 100, 46, 150, 44, 184, 54, 150, 78, 124, 116, 112, 136, 64, 172, 48, 160
 )
 _SPLEEN = _smooth(262, 92, 280, 112, 282, 140, 270, 166, 254, 166, 256, 146, 262, 128, 254, 108)
 # The objects: HU, outline in the middle slice, length as a multiple of the volume's.
@@ -98,7 +91,7 @@ _ORGANS = (
     (112, _LIVER, 3.0),
     (126, _SPLEEN, 1.8),
     (178, _BEAN, 1.6),
-    (178, _mirrored(_BEAN), 1.7),
+    (178, np.array([320, 0]) + _BEAN * [-1, 1], 1.7),
     (215, _ellipse(167, 137, 9, 9), 99.0),
 )
 
@@ -136,7 +129,6 @@ def draw_fundus() -> Phantom:
     shape = (512, 512)
     y, x = np.mgrid[:512, :512].astype(np.float32)
     light = 1 - 1.1 * ((x / 512 - 0.5) ** 2 + (y / 512 - 0.5) ** 2) + 0.03 * _grain(rng, shape, 13)
-    light += 0.22 * np.exp(-((x - 358) ** 2 + (y - 246) ** 2) / 13100)
     light -= 0.30 * np.exp(-((x - 184) ** 2 + (y - 271) ** 2) / 1570)  # macula
     colour = light[..., None] * np.array([196, 92, 44], np.float32)
     disc = _cover(shape, _ellipse(358, 246, 45, 50))
@@ -169,10 +161,8 @@ def draw_ultrasound() -> Phantom:
     # Skin, fat, glandular tissue, fascia, muscle, ribs' front.
     layers = ([0, 12, 16, 72, 90, 222, 234, 284, 320], [0.8, 0.8, 0.18, 0.18, 0.4, 0.4, 0.24, 0.24, 0.14])
     echo = np.interp(depth, *layers) + 0.05 * _grain(rng, shape, 16, 5)
-    echo += 0.35 * np.exp(-(((depth - 230) / 3) ** 2)) + 0.3 * np.exp(-(((depth - 290) / 4) ** 2))
     outline = _smooth(140, 138, 172, 110, 214, 106, 250, 130, 256, 158, 224, 186, 178, 190, 148, 168)
     mass = _cover(shape, outline)
-    echo += 0.35 * np.clip(_blur(mass, 7) - mass, 0, 1)  # a bright halo
     soft = _blur(mass, 2)
     _blend(echo, soft, 0.10)
     shadow = _blur(np.maximum.accumulate(mass, axis=0) - mass, 7, 3) * (1 - soft)
