@@ -185,35 +185,22 @@ def test_pictures_are_read_as_stored_without_alpha_and_grey_as_grey(tmp_path: Pa
     assert np.abs(found.image[:, :8].astype(int) - (250, 20, 30)).max() <= 8
 
 
-@pytest.mark.parametrize(
-    ("image", "labels"),
-    [((7, 8), (7, 8)), ((7, 8, 3), (7, 8)), ((4, 7, 8), (4, 7, 8)), ((4, 7, 3), (4, 7, 3))],
-)
-def test_training_npz(tmp_path: Path, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    path = tmp_path / "CT_1.npz"
-    np.savez_compressed(path, imgs=np.zeros(image, np.uint8), gts=np.ones(labels), spacing=[2.5, 0.7, 0.8])
-    found = read(path, None)
-    assert found.image.shape == image
-    assert (found.labels == np.ones(labels)).all()
-    assert found.spacing_zyx == ((2.5, 0.7, 0.8) if len(labels) == 3 else None)
+def test_training_npz(tmp_path: Path) -> None:
+    for image, labels in (((7, 8), (7, 8)), ((7, 8, 3), (7, 8)), ((4, 7, 8),) * 2, ((4, 7, 3),) * 2):
+        arrays = {"imgs": np.zeros(image, np.uint8), "gts": np.ones(labels), "spacing": [2.5, 0.7, 0.8]}
+        np.savez_compressed(tmp_path / "CT_1.npz", **arrays)
+        found = read(tmp_path / "CT_1.npz", None)
+        assert found.image.shape == image
+        assert (found.labels == np.ones(labels)).all()
+        assert found.spacing_zyx == ((2.5, 0.7, 0.8) if len(labels) == 3 else None)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.array([[0, 0.5]]), "labels hold 0.5; give whole numbers"),
-        (np.array([[0, np.nan]]), "labels hold nan"),
-        (np.array([[0, np.inf]]), "labels hold inf"),
-        (np.array([[0, -2]]), "labels hold -2"),
-        (np.array([[0, -2.0]]), "labels hold -2"),
-        (np.array([[0, 2**31]]), "at most 2\\^31 - 1"),
-        (np.array([[0, 1j]]), "labels are complex"),
-        (np.zeros((0, 4), np.uint8), r"of shape \(0, 4\)"),
-    ],
-)
-def test_labels_are_whole_numbers_of_any_type_and_nothing_else(labels: np.ndarray, message: str) -> None:
-    with pytest.raises(InputError, match=f"file: .*{message}"):
-        check_labels(labels, "file")
+def test_labels_are_whole_numbers_of_any_type_and_nothing_else() -> None:
+    for value in (0.5, np.nan, np.inf, -2, -2.0, 2**31, 1j):
+        with pytest.raises(InputError, match=r"file: labels (hold|are complex)"):
+            check_labels(np.array([[0, value]]), "file")
+    with pytest.raises(InputError, match=r"file: .* of shape \(0, 4\)"):
+        check_labels(np.zeros((0, 4), np.uint8), "file")
     for dtype in (np.bool_, np.uint8, np.int64, np.float32, np.float64):
         checked = check_labels(np.array([[0, 1]], dtype), "file")
         assert checked.dtype.kind in "iu"

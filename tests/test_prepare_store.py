@@ -181,14 +181,13 @@ def test_a_shard_changed_after_opening_is_no_crash(prepared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [None, "", "[]", "{}", '{"format": 1}', '{"format": 1, "shards": [{}]}', '{"format": 1, "shards": 5}'],
+    "content", [None, "", "[]", "{}", '{"format": 2, "shards": []}', '{"format": 1, "shards": [{}]}']
 )
 def test_a_manifest_that_is_none_is_refused(prepared: Path, content: str | None) -> None:
     (prepared / "manifest.json").unlink()
     if content is not None:
         (prepared / "manifest.json").write_text(content)
-    with pytest.raises(InputError, match=r"manifest\.json"):
+    with pytest.raises(InputError, match=r"manifest\.json.*to its end"):
         Slices.open(prepared)
 
 
