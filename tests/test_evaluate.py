@@ -18,7 +18,7 @@ from litemed.benchmarks.evaluate.cli import main
 from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_prediction, read_truth
-from litemed.benchmarks.evaluate.summary import resample_means, summarise
+from litemed.benchmarks.evaluate.summary import summarise
 from litemed.benchmarks.evaluate.tables import markdown
 
 Labels = NDArray[np.unsignedinteger]
@@ -338,8 +338,6 @@ class TestSummary:
         worse = next(line for line in lines if line.startswith("| g | "))
         assert "| -0.070 [-0.070, -0.070] |" in worse
 
-
-class TestBootstrap:
     def test_interval_of_a_mean_agrees_with_theory(self) -> None:
         scores = np.random.default_rng(0).normal(0.7, 0.1, 400)
         results = [result_of(str(i), "CT", {"r": (score, score)}) for i, score in enumerate(scores.tolist())]
@@ -347,12 +345,3 @@ class TestBootstrap:
         half = 1.96 * scores.std() / 20
         assert low == pytest.approx(scores.mean() - half, abs=0.1 * half)
         assert high == pytest.approx(scores.mean() + half, abs=0.1 * half)
-
-    def test_every_modality_keeps_its_cases_and_all_columns_share_the_draws(self) -> None:
-        scores = np.random.default_rng(2).random((20, 1, 1))
-        groups = [np.zeros((3, 1, 2)), np.concatenate([scores, 2 * scores], axis=2)]
-        samples = resample_means(groups)
-        assert samples.shape == (2000, 2, 1, 2)
-        assert (samples[:, 0] == 0).all()
-        assert samples[:, 1, 0, 1] == pytest.approx(2 * samples[:, 1, 0, 0])
-        assert samples[:, 1].std() > 0

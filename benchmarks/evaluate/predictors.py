@@ -77,11 +77,12 @@ def _ellipse(extent: tuple[int, ...]) -> Mask:
 
 def _otsu(image: Image, region: Region) -> Mask:
     """Return the side of Otsu's threshold that is commoner in the box than round it; one per box."""
-    values = _grey(image[region], len(region))
+    grey = image if image.ndim == len(region) else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    values = grey[region]
     threshold, _ = cv2.threshold(values.reshape(1, -1), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     bright = values > threshold
-    view = (*region[:-2], *map(_widened, region[-2:], image.shape[len(region) - 2 : len(region)]))
-    bright_in_view = _grey(image[view], len(region)) > threshold
+    view = (*region[:-2], *map(_widened, region[-2:], grey.shape[-2:]))
+    bright_in_view = grey[view] > threshold
     round_it = bright_in_view.size - bright.size
     if not round_it or bright.all() or not bright.any():
         return np.ones(bright.shape, np.bool_)
@@ -127,11 +128,3 @@ def _widened(part: slice, side: int) -> slice:
 
 def _extent(region: Region) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in region)
-
-
-def _grey(image: Image, spatial_axes: int) -> Image:
-    """Return the image without its colour axis, if it has one, C-contiguous."""
-    contiguous = np.ascontiguousarray(image)
-    return (
-        np.asarray(cv2.cvtColor(contiguous, cv2.COLOR_RGB2GRAY)) if image.ndim > spatial_axes else contiguous
-    )

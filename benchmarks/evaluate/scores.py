@@ -163,16 +163,16 @@ def _check_labels(labels: np.ndarray, name: str) -> LabelMap:
 def _read_modalities(path: Path) -> dict[str, str]:
     """Return case name -> modality."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV ({error})") from error
     table = {}
     for number, row in enumerate(rows, start=2):
-        where = f"{path}: line {number}"
         if not row.get("case") or not row.get("modality"):
-            raise InputError(f"{where} has no case or no modality; the columns are case,modality")
-        table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], where)
+            raise InputError(
+                f"{path}: line {number} has no case or no modality; the columns are case,modality"
+            )
+        table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], f"{path}: line {number}")
     return table
 
 

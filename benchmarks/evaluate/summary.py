@@ -55,7 +55,13 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
     for modality in MODALITIES:
         if of_modality := [result for result in scored if result.modality == modality]:
             groups[modality] = np.array([[(s.dsc, s.nsd) for s in result.scores] for result in of_modality])
-    samples = resample_means(list(groups.values()))
+    random = np.random.default_rng(SEED)
+    drawn = []
+    for scores in groups.values():
+        cases = len(scores)
+        often = random.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+        drawn.append(np.tensordot(often, scores, axes=1) / cases)
+    samples = np.stack(drawn, axis=1)  # (resamples, modalities, runs, 2)
     means = np.stack([scores.mean(axis=0) for scores in groups.values()])
     # With the macro average as a last row.
     samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
@@ -72,18 +78,3 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
 def _intervals(values: Values, draws: Values) -> Values:
     tail = 50 * (1 - CONFIDENCE)
     return np.stack([values, *np.percentile(draws, [tail, 100 - tail], axis=0)], axis=-1)
-
-
-def resample_means(groups: Sequence[Values]) -> Values:
-    """Return the group means of bootstrap samples, float64 (resamples, groups, runs, 2).
-
-    groups: one array (cases, runs, 2) per modality, with at least one case each.
-    """
-    random = np.random.default_rng(SEED)
-    means = []
-    for scores in groups:
-        cases = len(scores)
-        # How often each case is drawn.
-        draws = random.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
-        means.append(np.tensordot(draws, scores, axes=1) / cases)
-    return np.stack(means, axis=1)
