@@ -100,7 +100,8 @@ def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
 
 def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
     """Find the state dict in what a file held; second, whether it was inside a training checkpoint."""
-    inner = [loaded[k] for k in CONTAINER_KEYS if k in loaded] if isinstance(loaded, Mapping) else []
+    outer = loaded if isinstance(loaded, Mapping) else {}
+    inner = [outer[key] for key in CONTAINER_KEYS if isinstance(outer.get(key), Mapping)]
     state = inner[0] if inner else loaded
     if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
         raise CheckpointError(

@@ -33,7 +33,7 @@ def write(path, content):
         ("plain", lambda s: s),
         ("training", lambda s: {"model": s, "epoch": 3, "optimizer": {"state": {}}}),
         ("training", lambda s: {f"module.{k}": v for k, v in s.items()}),
-        ("training", lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}),
+        ("training", lambda s: {"model": "tiny", "state_dict": {f"module.{k}": v for k, v in s.items()}}),
         ("plain", lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}),
     ],
 )

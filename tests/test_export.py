@@ -90,6 +90,7 @@ def test_a_frozen_number_of_boxes_is_found_out(checkpoint, bundle):
         check(graph, spec)
 
 
+@pytest.mark.slow
 def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(bundle, tmp_path):
     path = tmp_path / "compact"
     result = run("--untrained", "-o", path, "--compact", "--verify", "quick", "--size", SIZE)
@@ -164,6 +165,7 @@ def test_what_counts_as_a_difference(parity, fault):
     assert parity.fault() is None if fault is None else fault in parity.fault()
 
 
+@pytest.mark.slow
 def test_an_older_bundle_gives_way_only_if_asked_and_alone(tmp_path, checkpoint, bundle):
     path = tmp_path / "bundle"
     shutil.copytree(bundle, path)

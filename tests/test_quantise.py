@@ -155,6 +155,7 @@ def test_ranges_are_the_means_of_the_extremes():
         quantised_nodes(model)
 
 
+@pytest.mark.slow
 def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(encoder, int8):
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     makes = {name: node for node in int8.graph.node for name in node.output}
@@ -176,6 +177,7 @@ def test_all_layers_are_quantised_but_the_first_and_the_products_of_attention(en
         assert stored[scale.input[1]].size in weight.shape
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_bytes_and_for_openvino_convolutions_keep_float_outputs(
     encoder, int8, calibration
 ):
@@ -205,6 +207,7 @@ def test_dice_is_the_mean_over_the_labels_that_either_map_has():
     assert mean_dice(0 * first, 0 * second, 5) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_manifest_says_what_the_runtime_gives(engine, bundle, measured):
     found = Bundle.open(bundle).manifest.precisions["int8"].agreement
@@ -250,6 +253,7 @@ def test_cases_that_say_too_little_are_refused(tmp_path, measured):
         find_measured_cases(cases)
 
 
+@pytest.mark.slow
 def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
     for labels in (np.zeros((64, 64), np.uint8), np.ones((3, 3), np.uint8), np.ones((64, 64), np.float32)):
         np.savez(tmp_path / "2DBox_US_0.npz", gts=labels)
@@ -261,6 +265,7 @@ def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
 # What is offered
 
 
+@pytest.mark.slow
 def test_the_bundle_offers_int8_and_its_description_shows_the_agreement(bundle):
     names = ["encoder_int8", *["encoder_int8_bf16"] * computes_bf16()]
     files = [*(f"{name}.onnx" for name in ("decoder", "encoder", *names)), "manifest.json"]
@@ -293,6 +298,7 @@ def test_a_precision_that_agrees_on_one_engine_is_kept_and_one_that_agrees_on_no
     assert any(line.startswith("int8 on openvino: ") and "under 0.99" in line for line in told)
 
 
+@pytest.mark.slow
 def test_bf16_is_measured_where_the_cpu_has_it_and_rounds_the_graphs_that_the_manifest_names(
     bundle, tmp_path
 ):
