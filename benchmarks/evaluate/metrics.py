@@ -54,8 +54,8 @@ def score_classes(truth: LabelMap, prediction: LabelMap, spacing: Spacing | None
     """Score a label map against the ground truth, class by class, in the order of the labels.
 
     Args:
-        truth: integer (H, W) or (D, H, W), at least one label above 0, none below.
-        prediction: integer, the same shape; labels above those of the ground truth do not count.
+        truth: integer (H, W) or (D, H, W), from 0 to 65,535, at least one label above 0.
+        prediction: integer, the same shape and range; labels above those of the ground truth do not count.
         spacing: mm along each axis of a volume, z y x; not used in 2D.
     """
     dice = dice_by_label(truth, prediction, int(truth.max()))
@@ -64,21 +64,13 @@ def score_classes(truth: LabelMap, prediction: LabelMap, spacing: Spacing | None
         return tuple(ClassScore(int(index) + 1, float(dice[index]), 0.0) for index in present)
     if truth.ndim == 2 or spacing is None:
         truth, prediction, spacing = truth[..., np.newaxis], prediction[..., np.newaxis], (1.0, 1.0, 1.0)
-    places = [ndimage.find_objects(labels, max_label=len(dice)) for labels in (truth, prediction)]
+    both = np.stack([truth, prediction], dtype=np.uint16, casting="unsafe")
+    places = ndimage.find_objects(both, max_label=len(dice))
     scores = []
     for index in present.tolist():
-        box = _union([found[index] for found in places if found[index]])
-        one, other = (labels[box] == index + 1 for labels in (truth, prediction))
+        one, other = both[:, *places[index][1:]] == index + 1
         scores.append(ClassScore(index + 1, float(dice[index]), nsd(one, other, spacing, TOLERANCE)))
     return tuple(scores)
-
-
-def _union(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """Return the box round some boxes."""
-    return tuple(
-        slice(min(part.start for part in axis), max(part.stop for part in axis))
-        for axis in zip(*boxes, strict=True)
-    )
 
 
 # The published marching-cubes table, one neighbourhood of each kind: the corners inside (4 z + 2 y + x), and
