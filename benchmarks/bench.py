@@ -50,13 +50,11 @@ def main() -> None:
 
 @main.command(epilog=EPILOG)
 @click.option(
-    "--model",
-    "models",
+    *("--model", "models"),
     multiple=True,
-    metavar="[NAME=]BUNDLE",
     default=(SHIPPED,),
-    show_default=True,
-    help=f"Of litemed-export, or {SHIPPED!r}; may be repeated.",
+    metavar="[NAME=]BUNDLE",
+    help=f"Of litemed-export, or {SHIPPED!r}, the default; may be repeated.",
 )
 @click.option("-o", "--output", type=_FOLDER, help="For speed.md and speed.json.")
 @_shared
@@ -95,12 +93,7 @@ def speed(models: tuple[str, ...], checkpoint: Path | None, debug: bool, **optio
 @click.option("--rows", multiple=True, metavar="NAME", help="Only this row; may be repeated.")
 @_shared
 def table4(
-    model: str,
-    rows: tuple[str, ...],
-    checkpoint: Path | None,
-    threads: int | None,
-    debug: bool,
-    **options: Any,
+    model: str, rows: tuple[str, ...], checkpoint: Path | None, threads: int | None, debug: bool, **more: Any
 ) -> None:
     """Time the paper's 14 cases, each in a process of its own, and write the table and a chart to OUTPUT.
 
@@ -116,7 +109,7 @@ def table4(
         from litemed.benchmarks.table4.table4 import columns, run_table4
 
         contenders = columns(_open(model), checkpoint, threads)
-        text, complete = run_table4(find_rows(rows), contenders, **options)
+        text, complete = run_table4(find_rows(rows), contenders, **more)
         click.echo(text, nl=False)
         return complete
 

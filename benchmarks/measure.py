@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -78,8 +79,7 @@ def turns(contenders: Sequence[Contender], repeat: int) -> list[Contender]:
     return [*contenders[shift:], *contenders[:shift]]
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """What a command took: wall-clock seconds, peak resident memory in MiB; and its standard output."""
 
     seconds: float

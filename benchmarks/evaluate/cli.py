@@ -29,25 +29,11 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 @click.argument("segs")
 @click.argument("gts", type=_FOLDER)
 @click.option("-o", "--output", required=True, type=_OUTPUT, help="Folder for the tables.")
-@click.option(
-    "--run",
-    "more",
-    multiple=True,
-    metavar="NAME=SEGS",
-    help="Another run to set beside the first; may be repeated.",
-)
+@click.option("--run", "more", multiple=True, metavar="NAME=SEGS", help="Another run; may be repeated.")
 @click.option("--cases", type=_FOLDER, help="Folder of the cases (imgs, boxes), for --trivial.")
-@click.option(
-    "--trivial", is_flag=True, help="Also score filled box, ellipse, Otsu threshold and GrabCut from the box."
-)
-@click.option(
-    "--modalities",
-    type=_FILE,
-    help="CSV with the columns case,modality, for files whose names do not begin with one.",
-)
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes; as many as there are cores by default."
-)
+@click.option("--trivial", is_flag=True, help="Also score filled box, ellipse, Otsu threshold and GrabCut.")
+@click.option("--modalities", type=_FILE, help="CSV with the columns case,modality, for names without one.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
 def main(debug: bool, **options: Any) -> None:
