@@ -21,8 +21,7 @@ from litemed.benchmarks.phantoms import Phantom, boxes_of
 Plane = NDArray[np.float32]
 Points = NDArray[np.float64]
 
-# Outlines are filled on a grid so many times finer than the pixels: edges get their partial volume.
-_FINE = 4
+_FINE = 4  # Outlines are filled on a grid so many times finer than pixels: edges get their partial volume.
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float) -> Points:
@@ -77,7 +76,6 @@ _TISSUE = (
     (56, _ellipse(194, 194, 28, 15)),
     (480, _ellipse(160, 162, 24, 16)),  # vertebra
     (430, _smooth(146, 174, 174, 174, 178, 190, 164, 198, 163, 216, 157, 216, 156, 198, 142, 190)),
-    (40, _ellipse(160, 183, 9.5, 7.5)),  # canal
     (158, _ellipse(147, 138, 10, 6.5)),  # vena cava
     (72, _smooth(186, 66, 214, 56, 248, 64, 256, 88, 240, 108, 212, 112, 196, 96)),  # stomach, and its air
     (-950, _smooth(197, 70, 214, 61, 242, 67, 246, 78, 196, 78)),

@@ -11,14 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from litemed.benchmarks.measure import (
-    Contender,
-    describe_machine,
-    of_bundle,
-    published,
-    run_process,
-    turns,
-)
+from litemed.benchmarks import measure
+from litemed.benchmarks.measure import Contender
 from litemed.benchmarks.phantoms import draw_image
 from litemed.benchmarks.report import PUBLISHED, Measurement, Table
 from litemed.runtime.bundle import Bundle
@@ -32,9 +26,9 @@ PROCESS = "process"
 def contenders(models: Mapping[str, Bundle], checkpoint: Path | None, threads: int | None) -> list[Contender]:
     """Return the published procedure, if there is a checkpoint, and all engines and precisions of models."""
     return [
-        *([] if checkpoint is None else [published(PUBLISHED, checkpoint, threads)]),
+        *([] if checkpoint is None else [measure.published(PUBLISHED, checkpoint, threads)]),
         *(
-            of_bundle(f"{name}, {engine} {precision}", bundle, engine, precision, threads)
+            measure.of_bundle(f"{name}, {engine} {precision}", bundle, engine, precision, threads)
             for name, bundle in models.items()
             for engine in filter(importlib.util.find_spec, ENGINES)
             for precision, graphs in bundle.manifest.precisions.items()
@@ -43,17 +37,17 @@ def contenders(models: Mapping[str, Bundle], checkpoint: Path | None, threads: i
     ]
 
 
-def measure(chosen: Sequence[Contender], repeats: int) -> list[Measurement]:
+def time_all(chosen: Sequence[Contender], repeats: int) -> list[Measurement]:
     """Time everything, `repeats` times; in each pass another contender has the first turn."""
     measured: list[Measurement] = []
-    order = [(repeat, one) for repeat in range(repeats) for one in turns(chosen, repeat)]
+    order = [(repeat, one) for repeat in range(repeats) for one in measure.turns(chosen, repeat)]
     with tempfile.TemporaryDirectory(prefix="litemed-bench-") as folder:
         case = Path(folder, "2DBox_small.npz")
         draw_image(256, 256, 1).write(case)
         for repeat, one in tqdm(order, unit="contender", disable=None):
             try:
-                whole = run_process([*one.command, str(case), "-o", tempfile.mkdtemp(dir=folder)])
-                parts = json.loads(run_process(one.parts).output.splitlines()[-1])
+                whole = measure.run_process([*one.command, str(case), "-o", tempfile.mkdtemp(dir=folder)])
+                parts = json.loads(measure.run_process(one.parts).output.splitlines()[-1])
             except LitemedError as error:
                 measured.append(Measurement(PROCESS, one.title, repeat, error=str(error)))
                 tqdm.write(f"error: {one.title}: {error}", file=sys.stderr)
@@ -74,9 +68,9 @@ def run_speed(
     if output is not None:
         make_folder(output)
     chosen = contenders(models, checkpoint, threads)
-    measured = measure(chosen, repeats)
+    measured = time_all(chosen, repeats)
     rows = {one.row: one.row for one in measured}
-    found = Table("Times of the parts", describe_machine(), chosen, rows, measured)
+    found = Table("Times of the parts", measure.describe_machine(), chosen, rows, measured)
     text = found.markdown(
         "Published is LiteMedSAM in eager PyTorch, float32, one box at a time, a volume's slice encoded anew "
         "for every box.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,9 @@ def find_cases(
     named = {path: given.get(path.stem) or modality_of_name(path.stem) for path in found}
     if unknown := [path.stem for path, modality in named.items() if modality is None]:
         advice = "name the files like 2DBox_US_0525 or give --modalities"
-        raise UsageError(f"{truths}: no modality known for {_listed(unknown)}; {advice}")
+        raise UsageError(f"{truths}: no modality known for {len(unknown)} case(s), as {unknown[0]}; {advice}")
     if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
-        raise UsageError(f"{sources}: no image and boxes of {_listed(missing)}, which --trivial needs")
+        raise UsageError(f"{sources}: lacks {len(missing)} case(s), as {missing[0]}, which --trivial needs")
     return [(path, modality) for path, modality in named.items() if modality is not None]
 
 
@@ -174,7 +174,3 @@ def _read_modalities(path: Path) -> dict[str, str]:
             )
         table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], f"{path}: line {number}")
     return table
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} case(s), the first {names[0]}"

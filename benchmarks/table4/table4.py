@@ -12,14 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from litemed.benchmarks.measure import (
-    Contender,
-    describe_machine,
-    of_bundle,
-    published,
-    run_process,
-    turns,
-)
+from litemed.benchmarks import measure
+from litemed.benchmarks.measure import Contender
 from litemed.benchmarks.report import PROPOSED, PUBLISHED, Measurement, Table
 from litemed.benchmarks.table4.rows import COVERAGE, Row, prepare
 from litemed.export.agreement import mean_dice
@@ -34,10 +28,10 @@ ABLATION, FAST = "Ablation", "Proposed, fast"
 def columns(bundle: Bundle, checkpoint: Path | None, threads: int | None) -> list[Contender]:
     """Return the columns of Table 4; without a checkpoint there is no Baseline."""
     return [
-        *([] if checkpoint is None else [published(PUBLISHED, checkpoint, threads)]),
-        of_bundle(ABLATION, bundle, "auto", "exact", threads, one_box=True),
-        of_bundle(PROPOSED, bundle, "auto", "exact", threads),
-        of_bundle(FAST, bundle, "auto", "fast", threads),
+        *([] if checkpoint is None else [measure.published(PUBLISHED, checkpoint, threads)]),
+        measure.of_bundle(ABLATION, bundle, "auto", "exact", threads, one_box=True),
+        measure.of_bundle(PROPOSED, bundle, "auto", "exact", threads),
+        measure.of_bundle(FAST, bundle, "auto", "fast", threads),
     ]
 
 
@@ -65,14 +59,14 @@ def run_table4(
         titles[row.name] = f"{row.name}{' †' if stand_in else ''}, {shape}, boxes: {row.objects}"
         hashes[row.name], paths[row.name] = sha256_of_file(path), path
     measured: list[Measurement] = []
-    found = Table("Table 4: seconds for each case", describe_machine(), contenders, titles, measured)
+    found = Table("Table 4: seconds for each case", measure.describe_machine(), contenders, titles, measured)
     kept = output / "table4.json"
     measured += _read(kept, {**found.setup, "cases": hashes})
     done = {(one.repeat, one.row) for one in measured}
     passes = [(repeat, one) for repeat in range(repeats) for one in rows]
     for repeat, one in tqdm(passes, unit="row", disable=None):
         if (repeat, one.name) not in done:
-            measured += _measure_row(repeat, paths[one.name], turns(contenders, repeat), one.objects)
+            measured += _measure_row(repeat, paths[one.name], measure.turns(contenders, repeat), one.objects)
             found.write_json(kept, cases=hashes)
     shown = replace(found, measured=[one for one in measured if one.repeat < repeats])
     text = shown.markdown(
@@ -97,7 +91,7 @@ def _measure_row(repeat: int, case: Path, contenders: Sequence[Contender], objec
         for number, contender in enumerate(contenders):
             title, output = contender.title, Path(scratch, str(number))
             try:
-                run = run_process([*contender.command, str(case), "-o", str(output)])
+                run = measure.run_process([*contender.command, str(case), "-o", str(output)])
                 with NpzReader(output / case.name) as archive:
                     labels[title] = archive.read("segs")
             except LitemedError as error:
