@@ -119,12 +119,17 @@ def tune(base: Path, data: Path, folder: Path, weights: str, rate: float, **sett
     litemed("train", data, "--base", base, "-o", folder, "--device", "cpu", "--tune", weights, *named)
 
 
+def scored(source: Slices) -> list[int]:
+    """Return the numbers of the slices that a run is scored on."""
+    return [int(i) for numbers in validation_slices(source, SLICES_EACH).values() for i in numbers]
+
+
 @pytest.fixture(scope="module")
 def cases(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Test cases and their ground truth, made of the pictures and labels that the run was scored on."""
     folder = tmp_path_factory.mktemp("cases")
     slices = Slices.open(run.data, split="val")
-    for i in validation_slices(slices, SLICES_EACH).tolist():
+    for i in scored(slices):
         (image, labels), info = slices[i], slices.info(i)
         # OpenCV writes BGR.
         for kind, array in (("images", image[..., ::-1] if image.ndim == 3 else image), ("labels", labels)):
@@ -165,8 +170,7 @@ def validation_scores(row: dict[str, str]) -> dict[str, float]:
 def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     """Return the mean loss, and its Dice part alone, on some training slices, none of them at random."""
     source = Slices.open(data, split="train")
-    chosen = validation_slices(source, SLICES_EACH).tolist()
-    batch = load_batch(chosen, source, SIZE)
+    batch = load_batch(scored(source), source, SIZE)
     still = {"augmentation": {"kind": "none"}, "prompts": {"jitter_pixels": 0}}
     generator = generator_of(0, 0, 0, torch.device("cpu"))
     image, prompts = make_examples(batch, updated(Config(), still, "test"), generator)
