@@ -26,9 +26,8 @@ PHANTOM = draw_image(120, 160, 3)
 
 @pytest.fixture
 def case(tmp_path: pathlib.Path) -> pathlib.Path:
-    path = tmp_path / "2DBox_US_a.npz"
-    np.savez(path, imgs=PHANTOM.image, boxes=PHANTOM.boxes)
-    return path
+    PHANTOM.write(tmp_path / "2DBox_US_a.npz")
+    return tmp_path / "2DBox_US_a.npz"
 
 
 def test_the_command_says_once_which_model_it_uses(case: pathlib.Path, tmp_path: pathlib.Path) -> None:

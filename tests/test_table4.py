@@ -56,9 +56,8 @@ def run(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def test_there_are_14_rows_of_the_modalities_and_counts_of_the_paper() -> None:
-    assert len({row.name for row in ROWS}) == 14
-    assert sum(row.name.startswith("3D") for row in ROWS) == 7
     assert [row.objects for row in ROWS] == [6, 6, 1, 6, 6, 1, 1, 1, 34, 1, 1, 1, 19, 241]
+    assert [row.name[:2] for row in ROWS] == ["3D"] * 7 + ["2D"] * 7
     assert find_rows(()) == ROWS
 
 
