@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import require_extra, run_command
+from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -97,7 +97,6 @@ def _run(
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
 
-    require_extra("export", "torch", "onnx", "onnxsim", "openvino", "safetensors")
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
     from litemed.models.adapter import fold_adapter

@@ -23,7 +23,7 @@ _PAST_INT64 = np.float64(2.0**63)
 class Boxes:
     """The boxes of one image, numbered from 1 in the order given; box i becomes label i.
 
-    Made by `parse`, which checks them; the arrays are read-only.
+    Made by `parse`, which checks them.
 
     Attributes:
         xyxy: int64 (N, 4), x0 y0 x1 y1 in pixels of the original image, 0 <= x0 < x1 <= width and
@@ -51,19 +51,10 @@ class Boxes:
                 of a volume. A last axis of 3 is always colour.
             source: names the boxes in error messages.
 
-        What happens to what:
-
-        | boxes | outcome |
-        | --- | --- |
-        | any integer dtype, floats with whole numbers | accepted |
-        | partly outside in x or y | clipped, see `clipped` |
-        | none at all, more than 65535 | refused |
-        | not (N, 4) or (N, 6); (N, 6) for an image, (N, 4) for a volume | refused |
-        | bool, complex, text, object and other dtypes | refused |
-        | NaN, infinity, fractions, beyond 64-bit integers | refused |
-        | inverted or without area: x1 <= x0, y1 <= y0, or z1 < z0 | refused |
-        | wholly outside the image | refused |
-        | any z below 0 or past the last slice | refused |
+        Integers of any dtype and floats that are whole numbers are taken; what is partly outside in x or y is
+        clipped. Refused are: none at all, more than 65535, other shapes and dtypes, (N, 6) for an image and
+        (N, 4) for a volume, NaN, infinity, fractions, boxes inverted or without area, wholly outside the image,
+        or with a z below 0 or past the last slice.
 
         Raises:
             InputError: a box is refused; the message numbers the first one, from 1, and counts the others.
@@ -82,10 +73,8 @@ class Boxes:
             _refuse(
                 source, corners, (z[:, 0] < 0) | (z[:, 1] >= depth), f"is outside slices 0 to {depth - 1}"
             )
-            z.setflags(write=False)
         given = np.stack([x0, y0, x1, y1], axis=1)
         xyxy = np.clip(given, 0, np.array([width, height, width, height], np.int64))
-        xyxy.setflags(write=False)
         clipped = np.flatnonzero((xyxy != given).any(axis=1)) + 1
         return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
 

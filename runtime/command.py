@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
@@ -45,20 +44,3 @@ def run_command(
         click.echo(f"interrupted: {interrupted}", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(DONE if complete else FAILED)
-
-
-def require_extra(extra: str, *packages: str) -> None:
-    """Refuse to go on where packages are not installed; say which command, from the checkout, installs them.
-
-    Args:
-        extra: the extra of litemed that brings them.
-        packages: their import names.
-
-    Raises:
-        UsageError: one is missing; all that are missing are named.
-    """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"this needs {', '.join(missing)}, not installed here; in the checkout: pip install '.[{extra}]'"
-        )

@@ -53,17 +53,12 @@ def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
         tile = _draw_slice(case.image[index], labels[index], xyxy[here], here + 1, palette, longest)
         _tag(tile, f"slice {index}", (6, tile.shape[0] - 6), (200, 200, 200))
         tiles.append(tile)
-    return montage(tiles)
+    return _montage(tiles)
 
 
-def montage(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
-    """Arrange pictures in rows on a dark ground, each in the middle of its cell.
-
-    Args:
-        pictures: at least one.
-        columns: pictures per row; by default up to three, then as many as make it about square.
-    """
-    columns = columns or max(min(len(pictures), 3), math.ceil(math.sqrt(len(pictures))))
+def _montage(pictures: Sequence[Picture]) -> Picture:
+    """Arrange pictures on a dark ground, up to three in a row, then as many as make it about square."""
+    columns = max(min(len(pictures), 3), math.ceil(math.sqrt(len(pictures))))
     rows = math.ceil(len(pictures) / columns)
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)

@@ -1,4 +1,4 @@
-"""Boxes: what is accepted, what is clipped and what is refused, as the table of Boxes.parse says."""
+"""Boxes: what is accepted, what is clipped and what is refused, as Boxes.parse says."""
 
 from __future__ import annotations
 
@@ -140,19 +140,6 @@ def test_what_no_pixel_box_can_be_is_refused(table: Any, message: str) -> None:
 def test_boxes_of_an_image_fit_no_other_shape(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Boxes.parse([[1, 2, 3, 4]], shape)
-
-
-def test_as_many_boxes_as_uint16_has_labels_are_accepted() -> None:
-    assert len(Boxes.parse([[0, 0, 5, 5]] * MAX_BOXES, (20, 30))) == 65535
-
-
-def test_checked_boxes_cannot_be_changed_afterwards() -> None:
-    boxes = Boxes.parse([[1, 2, 0, 3, 4, 1]], (5, 20, 30))
-    with pytest.raises(ValueError, match="read-only"):
-        boxes.xyxy[0, 0] = 9
-    assert boxes.z is not None
-    with pytest.raises(ValueError, match="read-only"):
-        boxes.z[0, 0] = 9
 
 
 def test_the_message_names_the_first_offender_and_counts_the_others() -> None:

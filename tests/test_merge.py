@@ -195,16 +195,6 @@ def test_the_smallest_dtype_that_holds_the_labels(count: int, dtype: str) -> Non
     assert label_dtype(count).type(count) == count
 
 
-def test_256_boxes_do_not_wrap() -> None:
-    frame = Frame.of(16, 16)
-    logits = np.full((1, SIZE, SIZE), 1, np.float32)
-    labels = np.zeros((16, 16), label_dtype(256))
-    merged = RunningMerge(LogitResizer(frame), labels)
-    merged.add(logits, np.array([256]))
-    merged.finish()
-    assert (labels == 256).all()
-
-
 @given(n_in=st.integers(1, 300), n_out=st.integers(1, 700), data=st.data())
 def test_reach_is_what_reads_a_sample(n_in: int, n_out: int, data: st.DataObject) -> None:
     table = AxisTable.of(n_in, n_out)

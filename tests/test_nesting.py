@@ -320,29 +320,6 @@ def test_a_chain_of_three_keeps_all_three(order: tuple[int, ...]) -> None:
     assert set(np.unique(merged(SQUARE, logits, boxes, 2, "argmax"))) == {0, order.index(0) + 1}
 
 
-def test_siblings_are_told_apart_by_value_and_by_turn_where_their_parent_has_more_than_either() -> None:
-    boxes = np.array([[20, 20, 39, 39], [0, 0, 63, 63], [10, 10, 34, 34], [20, 15, 39, 34]])
-    labels = merged(SQUARE, in_boxes(boxes, 9, 8, 1, 7), boxes, 6)
-    assert (labels[20:40, 20:40] == 1).all()  # the highest of all, though its turn is not the first
-    assert (labels[10:20, 10:35] == 3).all()  # the largest of the three, though its logits are the lowest
-    assert (labels[15:20, 35:40] == 4).all()
-    assert labels[0, 0] == 2
-    same = merged(SQUARE, in_boxes(boxes, 1, 8, -1, 1), boxes, 6)
-    assert (same[20:35, 20:40] == 1).all()  # of equally large ones the lower number
-    assert (same[15:20, 20:40] == 4).all()
-
-
-def test_a_nested_box_takes_from_its_containers_what_is_above_zero_and_from_others_by_value() -> None:
-    boxes = np.array([[10, 10, 40, 40], [12, 12, 30, 30], [25, 0, 63, 30]])
-    for value, winner in ((3, 3), (1, 2)):
-        logits = np.concatenate([everywhere(1, -1), everywhere(1, 2), in_boxes(boxes[2:], value)])
-        labels = merged(SQUARE, logits, boxes, 6)
-        assert (labels[0:31, 25:64] == winner).all()
-        assert (labels[:, :25] == 2).all()  # no background, though outside of its box
-    at_zero = merged(SQUARE, np.concatenate([everywhere(1), everywhere(1, 0), everywhere(1, -1)]), boxes, 6)
-    assert (at_zero == 1).all()
-
-
 def test_a_nested_box_out_of_turn_is_refused() -> None:
     boxes = np.array([[20, 20, 29, 29], [0, 0, 63, 63], [10, 10, 40, 40]])
     for order in ([0, 1], [0, 2]):

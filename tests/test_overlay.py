@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
-from litemed.runtime.overlay import colours, draw_case, encode_png, montage
-from litemed.runtime.readers import read_case
+from litemed.runtime.overlay import colours, draw_case
 
 
 def grey_case(boxes: list[list[int]], shape: tuple[int, ...] = (768, 768)) -> Case:
@@ -96,14 +92,6 @@ def test_many_boxes_in_a_volume_make_at_most_twelve_tiles(count: int) -> None:
     assert picture.shape == (3 * 454 - 6, 4 * 454 - 6, 3)
 
 
-def test_a_golden_case_is_drawn(shared: Callable[[str], Path]) -> None:
-    case = read_case(shared("golden/cases/3DBox_Golden_three.npz"))
-    picture = draw_case(case, np.ones(case.shape, np.uint8))
-    decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
-    assert decoded is not None
-    np.testing.assert_array_equal(decoded[..., ::-1], picture)
-
-
 def test_colours_differ_between_neighbours_and_are_seen_on_black_and_as_many_as_wanted() -> None:
     palette = colours(65535)
     assert palette.shape == (65536, 1, 3)
@@ -115,11 +103,3 @@ def test_colours_differ_between_neighbours_and_are_seen_on_black_and_as_many_as_
     # A just noticeable difference is about 2.
     assert distance[~np.eye(24, dtype=bool)].min() > 20
     assert np.diagonal(distance, 1).min() > 60
-
-
-def test_a_montage_holds_every_picture_unchanged() -> None:
-    pictures = [np.full((10 + i, 20 - i, 3), 50 + 40 * i, np.uint8) for i in range(5)]
-    sheet = montage(pictures, columns=2)
-    assert sheet.shape == (3 * 14 + 2 * 6, 2 * 20 + 6, 3)
-    for picture in pictures:
-        assert (sheet == picture[0, 0]).all(axis=2).sum() == picture.shape[0] * picture.shape[1]

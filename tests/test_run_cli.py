@@ -107,16 +107,6 @@ def test_the_console_script_is_installed_and_gives_the_version_without_an_engine
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_help_shows_examples_layouts_and_exit_codes() -> None:
-    shown = invoke("--help").stdout
-    for text in (
-        "litemed-run cases -o segs --model bundle --merge argmax",
-        '{"boxes": [[x0, y0, x1, y1], ...]}',
-        "130 interrupted",
-    ):
-        assert text in shown
-
-
 # Bad cases
 
 
@@ -342,16 +332,6 @@ def test_untrained_weights_are_said_to_be_untrained(
 
 
 # Resuming, several processes, interruption
-
-
-def test_what_is_done_is_skipped_unless_told_otherwise(cases: Path, run: Run) -> None:
-    assert tally(run(cases)) == "2 done, 0 skipped, 0 failed"
-    again = run(cases)
-    assert tally(again) == "0 done, 2 skipped, 0 failed"
-    assert "[1/2] good2d: skipped, its result is up to date" in again.stdout
-    for options in (("--overwrite",), ("--propagate",), ("--propagate", "--crop-masks")):
-        assert tally(run(cases, *options)) == "2 done, 0 skipped, 0 failed"
-    assert tally(run(cases, "--propagate", "--crop-masks")) == "0 done, 2 skipped, 0 failed"
 
 
 def many_cases(folder: Path, count: int) -> None:
