@@ -78,7 +78,7 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
     """
     from litemed.benchmarks.phantoms import draw_image
     from litemed.train.prepare.pipeline import prepare as run_prepare
-    from litemed.train.prepare.settings import Settings
+    from litemed.train.prepare.slices import Settings
     from litemed.train.prepare.sources import Found, Pair
 
     def prepare(folder: pathlib.Path, modalities: tuple[str, ...], too_small: int = 0) -> pathlib.Path:
@@ -94,7 +94,7 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
             np.savez(path, imgs=phantom.image, gts=labels)
             modality = modalities[number % len(modalities)]
             split = "val" if number in (6, 7) else "train"
-            pairs.append(Pair(modality, "drawn", path.stem, split, "instance", path, None))
+            pairs.append(Pair(modality, "drawn", path.stem, split, path, None))
         pairs.sort(key=lambda pair: (pair.modality, pair.split))
         made = run_prepare(Found(tuple(pairs)), folder / "data", Settings())
         assert not made.failed

@@ -136,7 +136,7 @@ def cases(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = folder / "pictures" / info.modality / kind / f"{info.source}_{info.case}_{info.z}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(path), array)
-    litemed("prepare", folder / "pictures", "-o", folder / "test", "--cases", "--labels", "instance")
+    litemed("prepare", folder / "pictures", "-o", folder / "test", "--cases")
     return folder / "test"
 
 

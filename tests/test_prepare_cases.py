@@ -14,17 +14,16 @@ from hypothesis.extra import numpy as hnp
 from litemed.runtime.case import Case
 from litemed.runtime.errors import UsageError
 from litemed.runtime.readers import read_case
-from litemed.train.prepare.cases import case_name, write_case
 from litemed.train.prepare.objects import boxes_of, number
 from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.slices import Settings, case_name, write_case
 from litemed.train.prepare.sources import Found, Pair
 
 
 def npz_pair(path: Path, labels: np.ndarray) -> Pair:
     image = np.random.default_rng(0).integers(0, 256, labels.shape).astype(np.uint8)
     np.savez(path, imgs=image, gts=labels, spacing=[2.5, 0.7, 0.8])
-    return Pair("CT", "src", path.stem, "val", "class", path, None)
+    return Pair("CT", "src", path.stem, "val", path, None)
 
 
 def make_case(path: Path, labels: np.ndarray, **chosen: float) -> tuple[Case, np.ndarray]:
@@ -106,7 +105,7 @@ def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path: Path) -> 
     first, second = (npz_pair(tmp_path / name, labels) for name in ("a b.npz", "A_B.npz"))
     with pytest.raises(UsageError, match=r"CT/src/a b: another pair would share"):
         prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
-    evil = Pair("CT", "src/../../..", "../../evil", "val", "class", first.image, None)
+    evil = Pair("CT", "src/../../..", "../../evil", "val", first.image, None)
     prepare(Found((evil,)), tmp_path / "out", Settings(cases=True))
     names = [path.name for path in (tmp_path / "out/cases").iterdir()]
     assert names == ["2DBox_CT_src_.._.._.._.._.._evil.npz"]

@@ -22,7 +22,7 @@ LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
 
 
 def read(image: Path, label: Path | None) -> Labelled:
-    return read_pair(Pair("MR", "source", "case", "train", "class", image, label))
+    return read_pair(Pair("MR", "source", "case", "train", image, label))
 
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = LPS, unit: str = "mm") -> Path:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from litemed.runtime.boxes import Boxes
-from litemed.train.prepare.cases import jitter_boxes
-from litemed.train.prepare.objects import boxes_of, find_objects, keep, number
+from litemed.train.prepare.objects import boxes_of, keep, number
+from litemed.train.prepare.slices import jitter_boxes
 
 LABELS = st.one_of(
     hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=9), elements=st.integers(0, 5)),
@@ -38,17 +38,6 @@ def test_the_smallest_dtype_that_holds_the_labels() -> None:
         assert objects.labels.dtype == dtype
         assert objects.labels.max() == count == len(objects)
     assert boxes_of(number(np.zeros((3, 3), np.uint8))).shape == (0, 4)
-
-
-def test_components_touch_by_corners_and_through_slices_and_never_across_values() -> None:
-    labels = np.array([[1, 0, 1, 2], [0, 1, 0, 2], [0, 0, 0, 0], [1, 0, 2, 0]])
-    parts = find_objects(labels, "class", components=True).labels
-    assert parts.tolist() == [[1, 0, 1, 3], [0, 1, 0, 3], [0, 0, 0, 0], [2, 0, 4, 0]]
-    assert len(find_objects(labels, "instance", components=True)) == 2
-    assert len(find_objects(labels, "class", components=False)) == 2
-    volume = np.zeros((3, 4, 4), np.uint8)
-    volume[0, 0, 0] = volume[1, 1, 1] = volume[2, 3, 3] = 1
-    assert len(find_objects(volume, "class", components=True)) == 2
 
 
 @given(LABELS)
@@ -94,5 +83,4 @@ def test_jittered_boxes_stay_valid_and_near(
 def test_jitter_moves_boxes_and_differs_by_seed() -> None:
     boxes = np.array([[100, 100, 300, 300]] * 20)
     one, two = (jitter_boxes(boxes, (400, 400), 0.1, seed) for seed in "ab")
-    assert (one != boxes).mean() > 0.8
-    assert (one != two).mean() > 0.8
+    assert (one != boxes).mean() > 0.8 < (one != two).mean()

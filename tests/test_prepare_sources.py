@@ -81,26 +81,26 @@ def test_a_source_without_pairs_is_refused(tmp_path: Path, nothing: str) -> None
 
 
 def test_an_index_says_everything(tmp_path: Path) -> None:
-    said = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val", "labels": "instance"}
+    said = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val"}
     files = {"image": "i/a.png", "label": "l/a.png"}
     row = said | files | {"licence": "CC0", "attribution": "A. Nonymous", "licence_status": "stated"}
     image, label = tmp_path / "i/a.png", tmp_path / "l/a.png"
     terms = ("CC0", "A. Nonymous", "stated")
-    expected = (Pair("XRay", "src", "c1", "val", "instance", image, label, *terms),)
+    expected = (Pair("XRay", "src", "c1", "val", image, label, *terms),)
     index = write_index(tmp_path / "index.csv", [row])
     assert find_pairs([index], SourceOptions()).pairs == expected
     assert find_pairs([tmp_path], SourceOptions()).pairs == expected
 
 
 def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path: Path) -> None:
-    good = {"modality": "CT", "image": "a", "label": "b", "split": "val", "labels": ""}
-    bad = [{"modality": "Thermo"}, {"split": "holdout"}, {"labels": "soft"}, {"label": ""}]
+    good = {"modality": "CT", "image": "a", "label": "b", "split": "val"}
+    bad = [{"modality": "Thermo"}, {"split": "holdout"}, {"label": ""}]
     # Some file systems take A for a.
     rows = [*(good | change for change in bad), good, good | {"image": "A"}]
     found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
     assert len(found.pairs) == 1
-    assert all(f"line {n}: " in problem for n, problem in enumerate(found.problems[:4], start=2))
-    words = ("'Thermo'", "'holdout'", "'soft'", "no image", "like")
+    assert all(f"line {n}: " in problem for n, problem in enumerate(found.problems[:3], start=2))
+    words = ("'Thermo'", "'holdout'", "no image", "like")
     for word, problem in zip(words, found.problems, strict=True):
         assert word in problem
     with pytest.raises(UsageError, match="no column image, label"):

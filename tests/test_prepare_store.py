@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import preprocess
 from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.settings import Settings
-from litemed.train.prepare.slices import make_slices, resize_image, resize_labels
+from litemed.train.prepare.slices import Settings, make_slices, resize_image, resize_labels
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import Slices
 
@@ -25,7 +24,7 @@ def npz_pair(
 ) -> Pair:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, imgs=image, gts=labels)
-    return Pair(modality, path.parent.name, path.stem, split, "class", path, None)
+    return Pair(modality, path.parent.name, path.stem, split, path, None)
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from litemed.train.loop import Trainer
 from litemed.train.network import TrainedNetwork
 from litemed.train.optimise import averaged
 from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.slices import Settings
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.progress import Reporter
 from litemed.train.run import Request, Stop, train
@@ -422,7 +422,7 @@ def test_data_without_training_slices_are_refused(base, tmp_path):
     folder.mkdir()
     phantom = draw_image(96, 96, 2, seed=1)
     np.savez(folder / "a.npz", imgs=phantom.image, gts=phantom.labels)
-    pair = Pair("US", "drawn", "a", "val", "instance", folder / "a.npz", None)
+    pair = Pair("US", "drawn", "a", "val", folder / "a.npz", None)
     prepare(Found((pair,)), folder / "data", Settings())
     with pytest.raises(LitemedError, match="no training slices"):
         train(Request(folder / "data", tmp_path / "run", base, changed()), SILENT)

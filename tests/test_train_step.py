@@ -19,7 +19,7 @@ from litemed.train.loop import Session, Trainer
 from litemed.train.losses import PARTS
 from litemed.train.network import compile_blocks, uses_bfloat16
 from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.slices import Settings
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import Slices
 from litemed.train.progress import Reporter
@@ -39,7 +39,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Slices:
         phantom = draw_image(96, 96, 2, seed=number)
         path = folder / f"{number}.npz"
         np.savez(path, imgs=phantom.image, gts=phantom.labels)
-        pairs.append(Pair("US", "drawn", path.stem, "train", "instance", path, None))
+        pairs.append(Pair("US", "drawn", path.stem, "train", path, None))
     prepare(Found(tuple(pairs)), folder / "data", Settings())
     return Slices.open(folder / "data")
 

@@ -13,8 +13,7 @@ from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
 from litemed.train.prepare.intensity import WINDOWS, parse_window
-from litemed.train.prepare.settings import Settings
-from litemed.train.prepare.sources import LABEL_KINDS, SPLITS, SourceOptions, find_pairs, select
+from litemed.train.prepare.sources import SPLITS, SourceOptions, find_pairs, select
 
 EPILOG = """\b
 Examples:
@@ -25,7 +24,7 @@ Examples:
 
 \b
 A SOURCE is an index CSV or a folder with an index.csv (columns modality, image,
-label; source, case, split, labels, licence, attribution, licence_status), a
+label; source, case, split, licence, attribution, licence_status), a
 folder of images/ and labels/, also below folders that name modality, data set
 and split (val/MR/my_data/images), or challenge training npz (imgs, gts).
 
@@ -45,14 +44,12 @@ _ONLY_CASES = ("max_slices", "max_boxes", "jitter")
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder for slices, or for cases.")
 @click.option("--cases", is_flag=True, help="Write test cases with boxes and ground truth, not slices.")
 @click.option("--modality", type=click.Choice(MODALITIES, False), help="Of files that do not say theirs.")
-@click.option("--labels", "kind", type=click.Choice(LABEL_KINDS), default="class", help="Of no index.")
 @click.option("--licence-status", metavar="A,B", help="Only rows of an index with one of these.")
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only these pairs.")
 @click.option("--exclude", multiple=True, metavar="NAME", help="Leave a source out.")
 @click.option("--limit", type=_COUNT, help="At most so many pairs of each modality.")
 @click.option("--val-fraction", type=_SHARE, default=0.1, help="Share of val among pairs without a split.")
 @click.option("--window", default="abdomen", help=_WINDOW)
-@click.option("--components", is_flag=True, help="Make each connected component of a label an object.")
 @click.option(
     "--min-volume", "min_volume_voxels", type=_COUNT, default=50, help="Smallest object, in voxels."
 )
@@ -81,6 +78,7 @@ def _run(options: dict[str, Any]) -> bool:
 
     from litemed.runtime.engines.cpu import available_threads
     from litemed.train.prepare.pipeline import prepare
+    from litemed.train.prepare.slices import Settings
 
     given = {name: value for name, value in options.items() if value is not None}
     given["window"] = parse_window(given["window"])

@@ -1,4 +1,4 @@
-"""From label maps to objects: components, size limits, consecutive numbers, boxes."""
+"""From label maps to objects: size limits, consecutive numbers, boxes."""
 
 from __future__ import annotations
 
@@ -48,25 +48,6 @@ def number(labels: NDArray[Any]) -> Objects:
 def keep(objects: Objects, wanted: NDArray[np.bool_]) -> Objects:
     """Return only the objects for which `wanted`, (N,), is true, numbered anew in the same order."""
     return objects if wanted.all() else number(objects.labels * np.append(False, wanted)[objects.labels])
-
-
-def find_objects(labels: NDArray[Any], kind: str, components: bool) -> Objects:
-    """Return the objects of a label map.
-
-    kind: "instance" labels are one object each; "binary" and "class" labels are one object for each
-    value, or for each connected component where `components` is true, numbered by value, then by the
-    component's first voxel. What touches by a corner is connected, as published for MedSAM's data.
-    """
-    objects = number(labels)
-    if not components or kind == "instance":
-        return objects
-    result = np.zeros(labels.shape, np.int32)
-    count = 0
-    for index, place in enumerate(ndimage.find_objects(objects.labels), start=1):
-        parts, found = ndimage.label(objects.labels[place] == index, np.ones((3,) * labels.ndim, np.bool_))
-        result[place] += np.where(parts, parts + count, 0)
-        count += found
-    return number(result)
 
 
 def boxes_of(objects: Objects) -> NDArray[np.int64]:

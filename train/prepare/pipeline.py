@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,10 +17,8 @@ from typing import Any, Final
 
 from litemed.runtime import files
 from litemed.runtime.errors import InputError, UsageError
-from litemed.train.prepare.cases import case_name, write_case
 from litemed.train.prepare.pool import map_in_order
-from litemed.train.prepare.settings import Settings
-from litemed.train.prepare.slices import TrainingSlice, make_slices
+from litemed.train.prepare.slices import Settings, TrainingSlice, case_name, make_slices, write_case
 from litemed.train.prepare.sources import Found, Pair
 from litemed.train.prepare.store import FORMAT, MANIFEST, Part, open_shard, write_shard
 
@@ -59,18 +57,16 @@ def prepare(
     """
     plans = plan_parts(found.pairs)
     made_of: dict[str, Any] = {"settings": asdict(settings)}
-    build: Callable[..., Part] = _build_shard
     if settings.cases:
         names = {files.same_name_key(case_name(pair, False)): pair.name for pair in found.pairs}
         if twice := {pair.name for pair in found.pairs}.difference(names.values()):
             raise UsageError(f"{min(twice)}: another pair would share the name of its case; rename one")
         made_of["pairs"] = list(names.values())
-        build = _build_cases
     parts: list[Part] = []
     with _own_folder(out, made_of):
         for path in (*out.glob("cases/*.npz"), *out.glob("gts/*.npz")):
             path.unlink()
-        built = map_in_order(partial(build, out=out, settings=settings), plans, workers)
+        built = map_in_order(partial(_build, out=out, settings=settings), plans, workers)
         for (_, pairs), part in zip(plans, built, strict=True):
             parts.append(part)
             on_done(len(pairs), part.failed)
@@ -122,36 +118,47 @@ def plan_parts(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
     return list(plans.values())
 
 
-def _build_shard(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> Part:
-    """Make a shard below `out`, unless it is there already, made of the same input and settings.
+def _build(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> Part:
+    """Make test cases, or a shard below `out` unless it is there already, of the same input and settings.
 
     A pair that cannot be used is named in the record, and the rest goes on; such a shard is made anew
     in the next run. The JSON is written last, so that a shard with one is whole.
     """
     file, pairs = plan
     path, record = out / file, (out / file).with_suffix(".json")
-    described = [asdict(pair) | {"image": _hash(pair.image), "label": _hash(pair.label)} for pair in pairs]
-    key = hashlib.sha256(json.dumps([FORMAT, asdict(settings), described]).encode()).hexdigest()
-    with contextlib.suppress(InputError):
-        ready, _ = open_shard(out, file)
-        if ready.key == key and not ready.failed:
-            return ready
-    files.make_folder(path.parent)
-    record.unlink(missing_ok=True)
-    slices: dict[str, list[TrainingSlice]] = {}
+    key = ""
+    if not settings.cases:
+        about = [asdict(pair) | {"image": _hash(pair.image), "label": _hash(pair.label)} for pair in pairs]
+        key = hashlib.sha256(json.dumps([FORMAT, asdict(settings), about]).encode()).hexdigest()
+        with contextlib.suppress(InputError):
+            ready, _ = open_shard(out, file)
+            if ready.key == key and not ready.failed:
+                return ready
+        files.make_folder(path.parent)
+        record.unlink(missing_ok=True)
+    cases: list[str] = []
+    slices: list[list[TrainingSlice]] = []
     tally: Counter[str] = Counter()
     failed: list[str] = []
     for pair in pairs:
         try:
-            slices[pair.case], counts = make_slices(pair, settings)
+            if settings.cases:
+                name, counts = write_case(pair, out, settings)
+                cases += [name] if counts["boxes"] else []
+            else:
+                shown, counts = make_slices(pair, settings)
+                cases.append(pair.case)
+                slices.append(shown)
             tally.update(counts)
         except InputError as error:
             failed.append(str(error))
-    write_shard(path, list(slices.values()))
-    what = (list(slices), dict(tally), failed, file, key, path.stat().st_size, files.sha256_of_file(path))
-    shard = Part(pairs[0].modality, pairs[0].source, pairs[0].split, *what)
-    _write_json(record, asdict(shard))
-    return shard
+    part = Part(pairs[0].modality, pairs[0].source, pairs[0].split, cases, dict(tally), failed)
+    if not settings.cases:
+        write_shard(path, slices)
+        size, digest = path.stat().st_size, files.sha256_of_file(path)
+        part = replace(part, file=file, key=key, bytes=size, sha256=digest)
+        _write_json(record, asdict(part))
+    return part
 
 
 def _hash(path: Path | None) -> str | None:
@@ -159,21 +166,6 @@ def _hash(path: Path | None) -> str | None:
         return None if path is None else files.sha256_of_file(path)
     except OSError:
         return "missing"
-
-
-def _build_cases(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> Part:
-    _, pairs = plan
-    written: list[str] = []
-    tally = Counter(boxes=0, cases_without_object=0)
-    failed: list[str] = []
-    for pair in pairs:
-        try:
-            name, boxes = write_case(pair, out, settings)
-            written += [name] if boxes else []
-            tally.update(boxes=boxes, cases_without_object=int(not boxes))
-        except InputError as error:
-            failed.append(str(error))
-    return Part(pairs[0].modality, pairs[0].source, pairs[0].split, written, dict(tally), failed)
 
 
 @contextlib.contextmanager

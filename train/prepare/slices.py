@@ -1,20 +1,53 @@
-"""From a pair of image and labels to the slices that the network is trained on."""
+"""From a pair of image and labels to training slices, or to a test case and its ground truth.
+
+OUT/cases/2DBox_MODALITY_NAME.npz   imgs uint8 (H,W) or (H,W,3), boxes int64 (N,4) x0 y0 x1 y1
+OUT/cases/3DBox_MODALITY_NAME.npz   imgs uint8 (D,H,W), boxes (N,6) x0 y0 z0 x1 y1 z1, spacing in mm
+OUT/gts/ the same names             gts, the shape of imgs, label i = box i, spacing in 3D
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.files import atomic_write, make_folder, output_path, remove_leftovers
+from litemed.runtime.npz import write_npz
 from litemed.runtime.preprocess import INPUT_SIZE, Frame
-from litemed.train.prepare.intensity import to_uint8
+from litemed.train.prepare.intensity import WINDOWS, Window, to_uint8
 from litemed.train.prepare.labelled_pairs import read_pair
-from litemed.train.prepare.objects import Objects, find_objects, keep, number
-from litemed.train.prepare.settings import Settings
+from litemed.train.prepare.objects import Objects, boxes_of, keep, number
 from litemed.train.prepare.sources import Pair
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pairs become slices and objects, or test cases.
+
+    window: for CT that is in Hounsfield units.
+    min_volume_voxels: smaller objects of a volume are left out on all its slices. MedSAM's published limit
+    is 1000, for volumes of full resolution; PET and cropped volumes have whole tumours below it.
+    min_area_pixels: smaller objects of a slice are left out of it, counted at longest side 256. MedSAM's
+    published limit of 100 pixels is 25 so for a slice of 512 x 512; thin lesions in OCT have 13.
+    cases: make test cases. Only then: max_slices, to which volumes are cropped, those that hold most labelled
+    voxels; max_boxes, of the largest objects; jitter, the largest share of a box's width or height by which
+    its edges move at random, in z not at all, and the same for the same name.
+    """
+
+    window: Window = WINDOWS["abdomen"]
+    min_volume_voxels: int = 50
+    min_area_pixels: int = 10
+    cases: bool = False
+    max_slices: int | None = None
+    max_boxes: int | None = None
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +88,7 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], di
     Raises InputError where the pair cannot be read.
     """
     found = read_pair(pair)
-    objects = find_objects(found.labels, pair.kind, settings.components)
+    objects = number(found.labels)
     all_objects = len(objects)
     if objects.labels.ndim == 3:
         objects = keep(objects, objects.sizes >= settings.min_volume_voxels)
@@ -78,3 +111,70 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], di
         "slices_without_object": len(image) - len(slices),
         "cases_without_object": int(not slices),
     }
+
+
+def case_name(pair: Pair, is_volume: bool) -> str:
+    """Return the file name, without suffix, of a pair's test case: 2DBox_MODALITY_SOURCE_CASE."""
+    case = pair.case if pair.case.startswith(pair.source) else f"{pair.source}_{pair.case}"
+    return f"{'3D' if is_volume else '2D'}Box_{pair.modality}_{re.sub(r'[^A-Za-z0-9._-]', '_', case)}"
+
+
+def write_case(pair: Pair, out: Path, settings: Settings) -> tuple[str, dict[str, int]]:
+    """Write the test case of `pair` to OUT/cases and its ground truth to OUT/gts.
+
+    Returns the file's name and counts; without an object of enough size nothing is written.
+    Raises InputError where the pair cannot be used, OutputError where the files cannot be written.
+    """
+    found = read_pair(pair)
+    objects = number(found.labels)
+    is_volume = found.labels.ndim == 3
+    in_slice = settings.min_area_pixels * (max(found.labels.shape) / INPUT_SIZE) ** 2
+    objects = keep(objects, objects.sizes >= (settings.min_volume_voxels if is_volume else in_slice))
+    image = to_uint8(found.image, pair.modality, settings.window, pair.image)
+    if is_volume and settings.max_slices is not None:
+        per_slice = np.count_nonzero(objects.labels, axis=(1, 2))
+        window = np.ones(min(settings.max_slices, len(per_slice)), np.int64)
+        start = int(np.convolve(per_slice, window, mode="valid").argmax())
+        part = slice(start, start + len(window))
+        image, objects = image[part], number(objects.labels[part])
+    if settings.max_boxes is not None:
+        ranks = np.argsort(np.argsort(-objects.sizes, kind="stable"))
+        objects = keep(objects, ranks < settings.max_boxes)
+    name = case_name(pair, is_volume)
+    counts = {"boxes": len(objects), "cases_without_object": int(not len(objects))}
+    if not len(objects):
+        return f"{name}.npz", counts
+    boxes = jitter_boxes(boxes_of(objects), objects.labels.shape, settings.jitter, f"0/{name}")
+    # What the runtime would refuse must not be written.
+    Boxes.parse(boxes, image.shape, str(pair.image))
+    content: dict[str, dict[str, NDArray[Any]]] = {}
+    content["gts"], content["cases"] = {"gts": objects.labels}, {"imgs": image, "boxes": boxes}
+    spacing = {} if found.spacing_zyx is None else {"spacing": np.array(found.spacing_zyx)}
+    for folder, arrays in content.items():
+        make_folder(out / folder)
+        path = output_path(out / folder, name, ".npz")
+        remove_leftovers(path)
+        with atomic_write(path) as stream:
+            write_npz(stream, arrays | spacing)
+    return f"{name}.npz", counts
+
+
+def jitter_boxes(
+    boxes: NDArray[np.int64], shape: tuple[int, ...], fraction: float, seed: str
+) -> NDArray[np.int64]:
+    """Return `boxes`, (N, 4) or (N, 6), with every x and y moved by at most `fraction` of its side.
+
+    shape: (H, W) or (D, H, W). The result lies within [0, W] x [0, H] and keeps x1 > x0 and y1 > y0.
+    """
+    if fraction == 0:
+        return boxes
+    draw = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+    result = boxes.copy()
+    half = boxes.shape[1] // 2
+    for axis, side in ((0, shape[-1]), (1, shape[-2])):
+        reach = np.floor(fraction * (boxes[:, axis + half] - boxes[:, axis])).astype(np.int64)
+        low = np.clip(boxes[:, axis] + draw.integers(-reach, reach, endpoint=True), 0, side - 1)
+        high = np.clip(boxes[:, axis + half] + draw.integers(-reach, reach, endpoint=True), 1, side)
+        low, high = np.minimum(low, high), np.maximum(low, high)
+        result[:, axis], result[:, axis + half] = low, np.maximum(high, low + 1)
+    return result

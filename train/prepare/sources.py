@@ -19,7 +19,6 @@ from litemed.runtime.files import same_name_key
 from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
 
 SPLITS: Final = ("train", "val", "test")
-LABEL_KINDS: Final = ("binary", "class", "instance")
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -27,17 +26,12 @@ _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "valida
 
 @dataclass(frozen=True)
 class Pair:
-    """One image, or volume, and its labels.
-
-    label: None where the image file holds both (challenge npz).
-    kind: "binary" and "class" labels may fall into several components, "instance" ones do not.
-    """
+    """One image, or volume, and its labels. label: None where the image file holds both (challenge npz)."""
 
     modality: str
     source: str
     case: str
     split: str
-    kind: str
     image: Path
     label: Path | None
     licence: str = ""
@@ -54,13 +48,12 @@ class Pair:
 class SourceOptions:
     """How pairs are found.
 
-    modality: for files whose folder and name do not say theirs; kind: of labels that do not say theirs.
+    modality: for files whose folder and name do not say theirs.
     val_fraction: share of `val` among cases without a split, drawn by a hash of source and case, so that a
     case keeps its side when others come or go. licence_status: of the rows of an index that count; None: all.
     """
 
     modality: str | None = None
-    kind: str = "class"
     val_fraction: float = 0.1
     licence_status: tuple[str, ...] | None = None
 
@@ -161,13 +154,11 @@ def _pair_of_row(base: Path, row: dict[str, str], where: str, options: SourceOpt
     source = row.get("source") or base.resolve().name
     case = row.get("case") or _stem(base / row["image"])
     split = row.get("split") or options.draw_split(source, case)
-    kind = row.get("labels") or options.kind
-    for what, value, known in (("split", split, SPLITS), ("kind of labels", kind, LABEL_KINDS)):
-        if value not in known:
-            raise InputError(f"{where}: unknown {what} {value!r}; use one of {', '.join(known)}")
+    if split not in SPLITS:
+        raise InputError(f"{where}: unknown split {split!r}; use one of {', '.join(SPLITS)}")
     label = None if row["label"] == row["image"] else base / row["label"]
     terms = (row.get(key, "") for key in ("licence", "attribution", "licence_status"))
-    return Pair(modality, source, case, split, kind, base / row["image"], label, *terms)
+    return Pair(modality, source, case, split, base / row["image"], label, *terms)
 
 
 def _in_folder(root: Path, options: SourceOptions) -> Iterator[Pair | str]:
@@ -198,7 +189,7 @@ def _placed_pair(
     split = next((_SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in _SPLIT_FOLDERS), None)
     plain = [name for name in names if not find_modality(name) and name.lower() not in _SPLIT_FOLDERS]
     source = plain[0] if plain else names[-1]
-    return Pair(modality, source, case, split or options.draw_split(source, case), options.kind, image, label)
+    return Pair(modality, source, case, split or options.draw_split(source, case), image, label)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
