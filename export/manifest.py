@@ -17,8 +17,7 @@ import torch
 from litemed.export.graphs import OPSET, GraphSpec
 from litemed.export.verify import Parity
 from litemed.models.checkpoint import Checkpoint
-from litemed.runtime.bundle import MANIFEST
-from litemed.runtime.manifest import PREPROCESSING, SCHEMA
+from litemed.runtime.bundle import MANIFEST, PREPROCESSING, SCHEMA
 from litemed.runtime.precision import REFERENCE, ROLES, Precision
 
 FLOAT32 = {REFERENCE: Precision(*ROLES)}

@@ -2,7 +2,8 @@
 
 A stranger's bundle is checked before anything of it is run: the manifest strictly, every graph's sha256, and
 that it keeps no data elsewhere. (Inputs and outputs are compared by the engine that loads them.) The folder
-may be a symbolic link, the files in it must not be; other files in it are not read.
+may be a symbolic link, the files in it must not be; other files in it are not read. A change of the manifest
+that a reader must know of raises its schema.
 """
 
 from __future__ import annotations
@@ -10,21 +11,120 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from litemed.runtime import manifest as manifests
 from litemed.runtime.errors import BundleError
 from litemed.runtime.files import open_plain
-from litemed.runtime.manifest import Graph, Manifest, parse_manifest
+from litemed.runtime.precision import REFERENCE, ROLES, Precision
+from litemed.runtime.strict_json import Record, parse_json, read, shown
 
 MANIFEST = "manifest.json"
+SCHEMA = 4  # the only one that is read and written
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_GRAPH_BYTES = 1 << 29  # the light encoder takes 52 MB in float32
+
+PREPROCESSING = {
+    "channels": 3,
+    "resize": "longest side, area",
+    "normalise": "min-max of the resized image",
+    "pad": "zeros right and bottom",
+}
+"""What `litemed.runtime.preprocess` does, in the manifest's words; nothing else is accepted."""
 
 DEFAULT = Path(__file__).with_name("model")  # the bundle that ships with litemed
 
 # Of its manifest, and so of all of it. Whoever exports it again puts the new one here.
 DEFAULT_SHA256 = "a02e42baf7b835240327bbd95d4bf62e7d3625d49a14bd7ab507e6457191f568"
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\.onnx")
+
+
+@dataclass(frozen=True)
+class Input(Record):
+    """The network's input: the side of its square in pixels, and `PREPROCESSING`."""
+
+    size: int
+    channels: int
+    resize: str
+    normalise: str
+    pad: str
+
+    def check(self) -> None:
+        """Refuse what this runtime does not do."""
+        if self.size not in range(64, 1025, 64):
+            raise ValueError(f"size {self.size} is not a multiple of 64 from 64 to 1024")
+        for key, ours in PREPROCESSING.items():
+            if (found := getattr(self, key)) != ours:
+                raise ValueError(f"{key} is {shown(found)}; this runtime does {ours!r} only")
+
+
+@dataclass(frozen=True)
+class Graph(Record):
+    """One graph: its file in the bundle, that file's sha256 and size in bytes, and its operator set."""
+
+    file: str
+    sha256: str
+    bytes: int
+    opset: int
+    further_keys = True
+
+    def check(self) -> None:
+        """Refuse a file that lies elsewhere or is too large."""
+        if not _FILE_NAME.fullmatch(self.file):
+            raise ValueError(f"file {shown(self.file)} is not a plain file name ending in .onnx")
+        if not 0 < self.bytes <= MAX_GRAPH_BYTES:
+            raise ValueError(f"{self.bytes} bytes are not between 1 and {MAX_GRAPH_BYTES}")
+
+
+@dataclass(frozen=True)
+class Weights(Record):
+    """Where the weights came from; `trained` is False for random ones, whose masks mean nothing."""
+
+    file: str
+    sha256: str
+    layout: str
+    encoder: str
+    trained: bool
+    lora: object
+    further_keys = True
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """A checked manifest.
+
+    `litemed` is the version that wrote it, `created` the time in ISO 8601; `graphs` by key, `precisions` by
+    name ("float32" always among them). What an `object` is may be any JSON, for people to read.
+    """
+
+    schema: int
+    name: str
+    litemed: str
+    created: str
+    input: Input
+    graphs: Mapping[str, Graph]
+    precisions: Mapping[str, Precision]
+    weights: Weights
+    parity: object
+    tools: object
+
+    @property
+    def input_size(self) -> int:
+        """The side S of the network's square input in pixels."""
+        return self.input.size
+
+    def check(self) -> None:
+        """Check that all precisions are known and have their graphs."""
+        if REFERENCE not in self.precisions:
+            raise ValueError(f"precisions: there is no {REFERENCE}; export the bundle again")
+        for name, precision in self.precisions.items():
+            precision.check_as(name)
+            for key in (getattr(precision, role) for role in ROLES):
+                if key not in self.graphs:
+                    raise ValueError(f"precision {name!r} needs graph {shown(key)}, which is not there")
 
 
 @dataclass(frozen=True)
@@ -47,17 +147,14 @@ class Bundle:
         Raises BundleError, one line that names the file, for whatever is missing, damaged or does not fit.
         """
         folder = Path(path)
-        text = _read(folder / MANIFEST, manifests.MAX_BYTES)
-        manifest = parse_manifest(text, str(folder / MANIFEST))
+        text = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        manifest = _parse(text, str(folder / MANIFEST))
         graphs = {key: _verified(folder / graph.file, graph) for key, graph in manifest.graphs.items()}
         return cls(folder, manifest, hashlib.sha256(text).hexdigest(), graphs)
 
     @classmethod
     def default(cls) -> Bundle:
-        """Open the model that ships with litemed, the light one, as `open` does; its name has its version.
-
-        Raises BundleError if it is missing or was changed.
-        """
+        """Open the model that ships with litemed, the light one, as `open` does; its name has its version."""
         try:
             bundle = cls.open(DEFAULT)
             if bundle.digest != DEFAULT_SHA256:
@@ -75,6 +172,17 @@ class Bundle:
     def released(self) -> Bundle:
         """Return the same bundle without its graphs, for keeping once the engine has them."""
         return dataclasses.replace(self, graphs={})
+
+
+def _parse(data: bytes, source: str) -> Manifest:
+    try:
+        content = parse_json(data.decode())
+    except ValueError as error:
+        raise BundleError(f"{source}: is not sound JSON ({error}); export the bundle again") from None
+    if isinstance(content, dict) and (schema := content.get("schema", SCHEMA)) != SCHEMA:
+        raise BundleError(f"{source}: is of schema {shown(schema)}, not {SCHEMA}; export again")
+    manifest: Manifest = read(Manifest, content, source)
+    return manifest
 
 
 def _verified(path: Path, graph: Graph) -> bytes:

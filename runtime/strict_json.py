@@ -48,15 +48,10 @@ def parse_json(text: str) -> Any:
 class Record:
     """A dataclass that `read` makes of a JSON object, whose keys are its fields.
 
-    A field with a default need not be there. Subclasses that are made with `open=True` may hold further keys,
-    which are not read.
+    A field with a default need not be there. With `further_keys` there may be others, which are not read.
     """
 
-    _open = False
-
-    def __init_subclass__(cls, *, open: bool = False) -> None:
-        """Note whether further keys are allowed."""
-        cls._open = open
+    further_keys = False
 
     def check(self) -> None:
         """Raise ValueError, which says what is wrong, for contents that the types alone do not rule out."""
@@ -101,7 +96,7 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
         return MappingProxyType({key: inside(parts[1], key) for key in names})
     types = get_type_hints(kind)
     required = {one.name for one in dataclasses.fields(kind) if one.default is dataclasses.MISSING}
-    if not kind._open and (unknown := value.keys() - types):
+    if not kind.further_keys and (unknown := value.keys() - types):
         refuse(f"has a key that is not known here: {shown(min(unknown))}")
     if missing := required - value.keys():
         refuse(f"has no {min(missing)!r}; export the bundle again")

@@ -165,7 +165,7 @@ def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from litemed.runtime.manifest import PREPROCESSING
+    from litemed.runtime.bundle import PREPROCESSING
 
     def constant(name: str, values: np.ndarray) -> onnx.TensorProto:
         return numpy_helper.from_array(values, name)

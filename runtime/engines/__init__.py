@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from litemed.runtime.bundle import Bundle
+from litemed.runtime.bundle import Bundle, Manifest
 from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import available_threads, cpu_instructions
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import EngineError, UsageError
-from litemed.runtime.manifest import Manifest
 from litemed.runtime.precision import ENGINES, REFERENCE
 
 __all__ = ["BOXES_PER_CALL", "ENGINES", "Cache", "Engine", "available_threads", "open_engine"]
