@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +11,6 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from litemed.runtime.errors import OutputError
@@ -48,11 +46,9 @@ def open_plain(path: Path) -> BinaryIO:
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that appears as ``path``, whole or not at all, when the block ends.
 
-    Until then it is a hidden temporary file beside it, which is removed if the block raises anything. A
-    process that is killed leaves it behind; `remove_leftovers` takes it away.
-
-    If ``durable``, the bytes are on the disk before the file appears, so that not even a power cut leaves
-    half of it. That takes some milliseconds; False is for what can be made again.
+    Until then it is a hidden file beside it, which is removed if the block raises anything; what a killed
+    process leaves behind `remove_leftovers` takes away. If ``durable``, the bytes are on the disk before the
+    file appears, which takes some milliseconds: a power cut leaves all of it or nothing.
 
     Raises OutputError if ``path`` is a symbolic link or a folder, or cannot be written.
     """
@@ -66,7 +62,8 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            with contextlib.suppress(OSError):  # Windows and some network file systems have no such thing
+                _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -75,10 +72,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that killed processes left of ``path``.
-
-    Call it only under the lock of ``path``. Raises OutputError if one cannot be removed.
-    """
+    """Remove what killed processes left of ``path``, whose lock is held. Raises OutputError if it cannot."""
     try:
         for leftover in path.parent.glob(f"{_hidden(path.name)}-*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -121,14 +115,12 @@ class LockedError(OutputError):
 
 
 class FolderLock:
-    """Keeps other processes (and other locks in this one) away from a folder, or from one name in it.
+    """Keeps other processes (and other locks in this one) away from a folder, or from one ``name`` in it.
 
-    A context manager round a lock on a hidden file, which is removed on release; if the process dies, the
-    system lets go of the lock.
-
-    ``name`` is what is locked within the folder, by default the folder as a whole; the two do not exclude one
-    another. Entering waits for the lock if told to ``wait`` and raises LockedError otherwise, OutputError if
-    the file cannot be made; then ``abandoned`` says whether the last holder died with it after `mark`.
+    The two do not exclude one another. A context manager round a lock on a hidden file, which is removed on
+    release; if the process dies, the system lets go of the lock. Entering waits for it if told to ``wait``
+    and raises LockedError otherwise, OutputError if the file cannot be made; then ``abandoned`` says whether
+    the last holder died with it after `mark`.
     """
 
     def __init__(self, folder: Path, name: str = "", *, wait: bool = False) -> None:
@@ -150,26 +142,20 @@ class FolderLock:
             raise OutputError(f"{self._what}: cannot be locked: {error.strerror or error}") from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Release the lock."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
+        if self._descriptor is None:
             return
-        if os.name == "nt":  # where an open file cannot be removed
-            os.ftruncate(descriptor, 0)
-            os.close(descriptor)
-            with contextlib.suppress(PermissionError):  # it is another's by now
-                self._path.unlink(missing_ok=True)
-        else:  # while the lock is held, so that nobody else's file is removed
+        os.ftruncate(self._descriptor, 0)
+        # While the lock is held, so that nobody else's file is removed.
+        with contextlib.suppress(PermissionError):  # Windows removes no open file; what stays is empty
             self._path.unlink(missing_ok=True)
-            os.close(descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def mark(self) -> None:
         """Note in the lock's file that what it guards is about to be written."""
         if self._descriptor is not None:
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.write(self._descriptor, b"1")
 
     def _take(self) -> bool:
@@ -212,14 +198,9 @@ def _hidden(name: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the folder's entries on the disk, where the system can."""
-    if os.name == "nt":
-        return
+    """Put the folder's entries on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
-            raise
     finally:
         os.close(descriptor)
