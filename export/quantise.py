@@ -25,9 +25,9 @@ import onnx
 from numpy.typing import NDArray
 
 from litemed.export.errors import ExportError
+from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import modality_of_name
-from litemed.runtime.network import silence_onnxruntime
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import list_cases, read_case
 

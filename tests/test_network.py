@@ -16,7 +16,8 @@ import sys
 
 import pytest
 
-from litemed.runtime.network import silence_onnxruntime, silent_openvino_import
+from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
+from litemed.runtime.engines.openvino_engine import silent_openvino_import
 
 SEGMENT = """
 import sys, time

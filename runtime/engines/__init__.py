@@ -1,4 +1,4 @@
-"""Inference engines, each imported only when it is opened, and which of them runs a bundle."""
+"""Inference engines, and which of them runs a bundle; what each needs is imported when it is opened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from litemed.runtime.bundle import Bundle, Manifest
 from litemed.runtime.engines.cache import Cache
 from litemed.runtime.engines.cpu import available_threads, cpu_instructions
+from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from litemed.runtime.engines.openvino_engine import OpenVinoEngine
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import EngineError, UsageError
 from litemed.runtime.precision import ENGINES, REFERENCE
@@ -16,6 +18,7 @@ __all__ = ["BOXES_PER_CALL", "ENGINES", "Cache", "Engine", "available_threads", 
 EXACT, FAST, AUTO = "exact", "fast", "auto"
 
 _MAX_THREADS = 1024
+_CLASSES: dict[str, type[Engine]] = {one.name: one for one in (OnnxRuntimeEngine, OpenVinoEngine)}
 # Instructions that multiply such numbers and add up the products at once.
 _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -42,16 +45,14 @@ def open_engine(
         threads: how many to compute with; None takes one for each core, see `litemed.runtime.engines.cpu`.
         precision: "exact": float32; "fast": what is presumed the fastest that the bundle lists; "auto": the
             same of those that passed, see `litemed.runtime.precision`; or the name of one that it lists.
-        cache: keeps what OpenVINO compiled. (To load ONNX Runtime's optimised graphs took 350 ms of CPU time,
-            to optimise them anew 392, once, on an AMD EPYC.)
+        cache: keeps what OpenVINO compiled; ONNX Runtime is hardly slower without.
         wait: if False, the graphs are still being loaded when this returns; if they are refused, the engine's
             `ready` says so.
         tell: is given a line if the masks of "fast" were not measured to agree.
 
     Raises:
         UsageError: an unknown name, precision or number of threads.
-        EngineError: the engine is not installed, or does not accept the precision or, with `wait`, the
-            graphs; of several candidates, none does.
+        EngineError: no candidate is installed and accepts the precision and, with `wait`, the graphs.
     """
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise UsageError(f"{threads} threads; give 1 to {_MAX_THREADS}")
@@ -61,7 +62,7 @@ def open_engine(
     for candidate in found:
         choice = "; left out: ".join(["presumed the fastest", *left_out]) if open_choice else ""
         try:
-            engine = _class_of(candidate[0])(bundle, threads, candidate[1], choice, cache)
+            engine = _CLASSES[candidate[0]](bundle, threads, candidate[1], choice, cache)
             if wait:
                 engine.ready()
         except EngineError as error:
@@ -79,7 +80,7 @@ def open_engine(
 def candidates(manifest: Manifest, engine: str, precision: str) -> tuple[list[Candidate], list[str]]:
     """Return what may be run, what is presumed the fastest first, and what of the rest does not pass and why.
 
-    Raises UsageError for an unknown engine or precision; see `open_engine` for the arguments.
+    Raises UsageError as `open_engine`, which has the arguments.
     """
     if engine not in (*ENGINES, AUTO):
         raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}, {AUTO}")
@@ -118,13 +119,3 @@ def _presumed_order() -> list[Candidate]:
     for precision in ("bf16", "int8-bf16"):
         order.insert(0 if has_bf16 else len(order), ("openvino", precision))
     return order + [("onnxruntime", precision) for precision in ("bf16", "int8-bf16")]
-
-
-def _class_of(name: str) -> type[Engine]:
-    if name == "openvino":
-        from litemed.runtime.engines.openvino_engine import OpenVinoEngine
-
-        return OpenVinoEngine
-    from litemed.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError
-from litemed.runtime.network import silence_onnxruntime
+
+
+def silence_onnxruntime() -> None:
+    """Keep ONNX Runtime from uploading events, as 1.29 and later do, once it is imported after this."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 class OnnxRuntimeEngine(Engine):
@@ -18,14 +23,13 @@ class OnnxRuntimeEngine(Engine):
     name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
 
     def prepare(self) -> str:
-        """Import ONNX Runtime, which must not report home."""
+        """Import ONNX Runtime."""
         if self.bf16:
             raise EngineError("ONNX Runtime computes no bf16 on a CPU; choose OpenVINO")
         silence_onnxruntime()
         import onnxruntime
 
-        # In case the calling program imported it before us.
-        onnxruntime.disable_telemetry_events()
+        onnxruntime.disable_telemetry_events()  # in case the calling program imported it before us
         _share_arena()
         return str(onnxruntime.__version__)
 
@@ -35,21 +39,16 @@ class OnnxRuntimeEngine(Engine):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
         # The threads of the session that is not at work would go on spinning for its next call, on the CPUs
         # that the other one needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.use_env_allocators", "1")  # see _share_arena
         options.enable_mem_pattern = False
         options.log_severity_level = 4  # errors are raised; logged as well they would stand on stderr twice
         options.add_session_config_entry("session.load_model_format", "ONNX")  # no other that it would guess
-        session = onnxruntime.InferenceSession(
-            bundle.graphs[key], options, providers=["CPUExecutionProvider"]
-        )
-        # It would keep the file's bytes, to open it anew with other providers.
-        session._model_bytes = None
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(bundle.graphs[key], options, providers=providers)
+        session._model_bytes = None  # it would keep the file's bytes, to open it anew with other providers
         return session
 
     def interface(self, graph: Any) -> Interface:

@@ -5,23 +5,39 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cpu import cpu_instructions, own_cores
 from litemed.runtime.engines.protocol import Engine, Float, Interface
 from litemed.runtime.errors import EngineError, OutputError
-from litemed.runtime.network import silent_openvino_import
+
+_TELEMETRY = "openvino_telemetry"
 
 _core: Any = None
 _core_lock = threading.Lock()
 
 
-def shared_core() -> Any:
-    """Return this process's `openvino.Core`, made on the first call. Raises ImportError without OpenVINO.
+@contextlib.contextmanager
+def silent_openvino_import() -> Iterator[None]:
+    """Keep OpenVINO, imported within, from writing ~/intel and sending an event, by hiding the package."""
+    before = {name: one for name, one in sys.modules.items() if name.partition(".")[0] == _TELEMETRY}
+    # With None here the import system raises ImportError, as if the package were not installed.
+    sys.modules.update(dict.fromkeys((*before, _TELEMETRY)))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        sys.modules.update(before)
 
-    There is one and it lives as long as the process. With AVX-512, a core's CPU plugin gives the thread that
+
+def shared_core() -> Any:
+    """Return this process's one `openvino.Core`. Raises ImportError without OpenVINO.
+
+    It lives as long as the process. With AVX-512, a core's CPU plugin gives the thread that
     first uses it a stack for signals (https://github.com/openvinotoolkit/openvino/pull/11894), and frees it
     with the core even if that happens on another thread: the next signal that Python handles, as Ctrl-C or
     a child's end, would kill the process.
