@@ -1,15 +1,15 @@
 """A folder that keeps what OpenVINO compiled, so that the next process need not.
 
-Nothing is kept unless the user names a folder. What it holds is trusted as the program itself is: a compiled
-graph is run without a look inside. So the folder and every entry must belong to the user and must not be
-writable for group or others, and no link is followed (on Windows it is for the folder's access list to keep
-others out). An entry is named by the sha256 of all that it depends on, and begins with a sha256 of its name
-and content: one that is damaged, or moved to another's name, is made anew. (OpenVINO's own cache folder does
-not verify what it reads.)
+It is trusted as the program itself is: compiled graphs are run without a look inside. So folder and
+entries must belong to the user and must not be writable for group or others, and no link is followed (on
+Windows it is for the folder's access list to keep others out). An entry is named by the sha256 of all that it
+depends on, and begins with one of its name and content: what is damaged, or moved to another's name, is made
+anew. (OpenVINO's own cache folder does not verify what it reads.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,18 +23,15 @@ _DIGEST_BYTES = 32
 
 
 class Cache:
-    """Entries by what they depend on, in a folder of the user's own, which is made if it does not exist.
-
-    Raises UsageError if it is no folder or others may write into it, OutputError if it cannot be made.
-    """
+    """Entries by what they depend on, in a folder of the user's own, which is made if it does not exist."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Check the folder."""
+        """Raise UsageError for no folder or one that others may write, OutputError if it cannot be made."""
         self._folder = Path(folder)
         make_folder(self._folder.parent)
         try:
-            if not os.path.lexists(self._folder):
-                self._folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
             status = os.lstat(self._folder)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made or read: {error.strerror or error}") from error
@@ -70,9 +67,8 @@ class Cache:
 
 def _foreign(status: os.stat_result) -> bool:
     """Return whether others own or may write what has this status."""
-    if not hasattr(os, "geteuid"):
-        return False
-    return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return hasattr(os, "geteuid") and bool(writable or status.st_uid != os.geteuid())
 
 
 def _digest(path: Path, data: bytes) -> bytes:

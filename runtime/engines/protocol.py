@@ -34,10 +34,7 @@ class Engine:
     Attributes:
         name: the engine's name, as `open_engine` takes it; `title` the one for messages, `package` for pip.
         version: of the engine's package.
-        threads: how many it computes with.
-        precision: the name of the one that it computes in, one of the bundle's.
         choice: why it was chosen, and why in this precision, in one line; empty if it was asked for so.
-        cache: keeps what was compiled, if the engine can make use of that.
         bf16: the roles whose graphs are to be computed in bf16.
     """
 
@@ -79,10 +76,9 @@ class Engine:
         raise NotImplementedError
 
     def ready(self) -> None:
-        """Return once the graphs are loaded, which goes on behind the scenes until then.
+        """Return once the graphs are loaded, for which `encode` and `decode` wait by themselves.
 
-        `encode` and `decode` wait by themselves. Raises EngineError if the engine does not accept the graphs,
-        or they have not the inputs and outputs of the manifest.
+        Raises EngineError if the engine does not accept them, or they are not what their role asks for.
         """
         self._encoder.result()
         self._decoder.result()
@@ -96,10 +92,7 @@ class Engine:
         return np.asarray(found[0])
 
     def rest_encoder(self) -> None:
-        """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew.
-
-        To be called when nothing is to be encoded for a while.
-        """
+        """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew."""
 
     def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
@@ -108,18 +101,17 @@ class Engine:
         `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails, or returns other shapes.
         """
         count, size = len(boxes), 4 * embedding.shape[-1]
-        logits = iou = np.empty(0, np.float32)
+        parts = []
         for start in range(0, count, BOXES_PER_CALL):
             some = boxes[start : start + BOXES_PER_CALL]
             inputs = {"image_embedding": embedding, "boxes": some}
             found = self._guarded(self.run, self._decoder.result(), ["logits", "iou"], inputs)
             if (shapes := [one.shape for one in found]) != [(len(some), size, size), (len(some),)]:
                 raise EngineError(f"the decoder returned arrays of {shapes}; export the bundle again")
-            if len(some) == count:
-                return found[0], found[1]
-            if start == 0:
-                logits, iou = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
-            logits[start : start + len(some)], iou[start : start + len(some)] = found
+            parts.append(found)
+        if len(parts) == 1:
+            return parts[0][0], parts[0][1]
+        logits, iou = map(np.concatenate, zip(*parts, strict=True))
         return logits, iou
 
     def _load(self, bundle: Bundle, role: str, key: str) -> Any:
