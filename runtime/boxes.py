@@ -53,8 +53,8 @@ class Boxes:
 
         Integers of any dtype and floats that are whole numbers are taken; what is partly outside in x or y is
         clipped. Refused are: none at all, more than 65535, other shapes and dtypes, (N, 6) for an image and
-        (N, 4) for a volume, NaN, infinity, fractions, boxes inverted or without area, wholly outside the image,
-        or with a z below 0 or past the last slice.
+        (N, 4) for a volume, NaN, infinity, fractions, boxes inverted or without area, wholly outside the
+        image, or with a z below 0 or past the last slice.
 
         Raises:
             InputError: a box is refused; the message numbers the first one, from 1, and counts the others.
