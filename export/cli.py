@@ -97,6 +97,9 @@ def _run(
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
 
+    import onnxsim  # noqa: F401 - this and the next are needed last: at once it is told that one is missing
+    import openvino  # noqa: F401
+
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
     from litemed.models.adapter import fold_adapter

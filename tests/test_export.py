@@ -236,9 +236,7 @@ def test_what_the_extra_brings_is_asked_for_in_one_line(package, tmp_path, monke
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     result = run("--untrained", "-o", tmp_path / "b")
     assert result.exit_code == 2
-    assert result.stderr == (
-        f"error: this needs {package}, not installed here; in the checkout: pip install '.[export]'\n"
-    )
+    assert result.stderr == f"error: {package} is not installed; in the checkout: pip install '.[export]'\n"
     assert not any(tmp_path.iterdir())
 
 
