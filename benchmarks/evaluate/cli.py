@@ -21,7 +21,6 @@ Exit codes: 0 all cases scored, 1 some could not be, 2 wrong use, 130 interrupte
 """
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 
 
@@ -32,7 +31,6 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 @click.option("--run", "more", multiple=True, metavar="NAME=SEGS", help="Another run; may be repeated.")
 @click.option("--cases", type=_FOLDER, help="Folder of the cases (imgs, boxes), for --trivial.")
 @click.option("--trivial", is_flag=True, help="Also score filled box, ellipse, Otsu threshold and GrabCut.")
-@click.option("--modalities", type=_FILE, help="CSV with the columns case,modality, for names without one.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -44,10 +42,9 @@ def main(debug: bool, **options: Any) -> None:
     `gts` and, for volumes, `spacing`: mm along the axes of gts, in their order.
     Files are matched by name.
 
-    A modality is taken from the name (2DBox_US_0525, 3DBox_CT_0566, CT_Abd_01)
-    or from --modalities. A case's score is the mean over the labels of its
-    ground truth, a modality's the mean over its cases, the average the mean
-    over modalities.
+    A modality is taken from the name (2DBox_US_0525, 3DBox_CT_0566, CT_Abd_01).
+    A case's score is the mean over the labels of its ground truth, a modality's
+    the mean over its cases, the average the mean over modalities.
 
     A prediction that is missing or cannot be read counts as 0 and is named; a
     ground truth that cannot be used leaves its case out for all runs.
@@ -64,7 +61,6 @@ def _run(
     more: tuple[str, ...],
     cases: pathlib.Path | None,
     trivial: bool,
-    modalities: pathlib.Path | None,
     workers: int | None,
 ) -> bool:
     """Carry the command out; return whether every prediction of every case was scored."""
@@ -73,14 +69,14 @@ def _run(
     import functools
     import importlib.metadata
 
-    from litemed.benchmarks.evaluate import summary, tables
+    from litemed.benchmarks.evaluate import tables
     from litemed.benchmarks.evaluate.scores import find_cases, score_case
     from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
     from litemed.train.prepare.pool import map_in_order
 
     runs = _parse_runs((segs, *more))
-    found = find_cases(gts, runs, cases, modalities)
+    found = find_cases(gts, runs, cases)
     # Before the long work, not after it.
     make_folder(output)
     results = []
@@ -96,7 +92,7 @@ def _run(
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "folders": {"gts": str(gts), "runs": {name: str(folder) for name, folder in runs.items()}},
     }
-    files = tables.files(summary.summarise(results), results, about)
+    files = tables.files(tables.summarise(results), results, about)
     for name, content in files.items():
         with atomic_write(output / name) as stream:
             stream.write(content.encode())

@@ -7,7 +7,6 @@ them. With trivial predictors there is a folder of the cases themselves, NAME.np
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, Spacing, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.modalities import modality_of_name, parse_modality
+from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.npz import NpzReader
 from litemed.runtime.readers import read_case
 
@@ -64,28 +63,22 @@ class CaseResult:
         return [line for line in (self.problem, *(score.problem for score in self.scores)) if line]
 
 
-def find_cases(
-    truths: Path, runs: Mapping[str, Path], sources: Path | None = None, modalities: Path | None = None
-) -> list[tuple[Path, str]]:
-    """Return every case of a ground-truth folder: its file and its modality.
+def find_cases(truths: Path, runs: Mapping[str, Path], sources: Path | None = None) -> list[tuple[Path, str]]:
+    """Return every case of a ground-truth folder: its file and its modality, which its name begins with.
 
-    `sources` is the folder of the cases themselves, `modalities` a CSV with the columns case,modality, for
-    those whose names do not begin with one. Raises UsageError where a folder lacks cases.
+    `sources` is the folder of the cases themselves. Raises UsageError where a folder lacks cases.
     """
-    found = sorted(path for path in truths.glob("*.npz") if path.is_file())
+    found = {path: modality_of_name(path.stem) for path in sorted(truths.glob("*.npz")) if path.is_file()}
     if not found:
         raise UsageError(f"{truths}: no .npz file; give the folder of the ground truth")
     for folder in runs.values():
         if not any((folder / path.name).is_file() for path in found):
             raise UsageError(f"{folder}: has none of the {len(found)} cases of {truths}; names must be equal")
-    given = {} if modalities is None else _read_modalities(modalities)
-    named = {path: given.get(path.stem) or modality_of_name(path.stem) for path in found}
-    if unknown := [path.stem for path, modality in named.items() if modality is None]:
-        advice = "name the files like 2DBox_US_0525 or give --modalities"
-        raise UsageError(f"{truths}: no modality known for {len(unknown)} case(s), as {unknown[0]}; {advice}")
+    if unknown := [path for path, modality in found.items() if modality is None]:
+        raise UsageError(f"{unknown[0]}: no modality known; name the files like 2DBox_US_0525")
     if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
         raise UsageError(f"{sources}: lacks {len(missing)} case(s), as {missing[0]}, which --trivial needs")
-    return [(path, modality) for path, modality in named.items() if modality is not None]
+    return [(path, modality) for path, modality in found.items() if modality is not None]
 
 
 def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path | None = None) -> CaseResult:
@@ -158,19 +151,3 @@ def _check_labels(labels: np.ndarray, name: str) -> LabelMap:
     if low < 0 or high > _MAX_LABEL:
         raise InputError(f"{name} has labels from {low} to {high}; they must lie in 0 to {_MAX_LABEL}")
     return labels
-
-
-def _read_modalities(path: Path) -> dict[str, str]:
-    """Return case name -> modality."""
-    try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})") from error
-    table = {}
-    for number, row in enumerate(rows, start=2):
-        if not row.get("case") or not row.get("modality"):
-            raise InputError(
-                f"{path}: line {number} has no case or no modality; the columns are case,modality"
-            )
-        table[row["case"].removesuffix(".npz")] = parse_modality(row["modality"], f"{path}: line {number}")
-    return table

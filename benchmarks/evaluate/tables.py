@@ -1,4 +1,9 @@
-"""Show scores as the paper's Table 3 (Markdown, CSV), per case and class (CSV), and as a report (JSON)."""
+"""The numbers of the paper's Table 3, as Markdown, CSV and JSON; those of cases and classes, too.
+
+A modality's score is the mean over its cases, the overall score the mean over the modalities (macro average).
+The bootstrap draws cases with replacement within each modality, so that a modality keeps its number of cases,
+as the macro average needs. All runs share the draws: differences between runs are paired by case.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,82 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from litemed.benchmarks.evaluate.metrics import TOLERANCE
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult
-from litemed.benchmarks.evaluate.summary import CONFIDENCE, RESAMPLES, SEED, Summary, Values
 from litemed.benchmarks.markdown import table
+from litemed.runtime.errors import InputError
+from litemed.runtime.modalities import MODALITIES
 
 # Runs that fit into one table, and how many stand in each of several: as many as in the paper's.
 _WIDEST = 6
 _COLUMNS = 4
+RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
+AVERAGE = "Average"
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that the tables show.
+
+    Attributes:
+        runs: names of the columns; trivial predictors come last.
+        rows: the modalities that have cases, in the challenge's order, and the macro average over them.
+        cases: how many there are in each row.
+        scores: (rows, runs, DSC and NSD, 3): the value and the bounds of its confidence interval.
+        differences: (runs - 1, 2, 3): macro average of the first run minus that of each other.
+    """
+
+    runs: tuple[str, ...]
+    rows: tuple[str, ...]
+    cases: tuple[int, ...]
+    scores: Values
+    differences: Values
+
+
+def summarise(results: Sequence[CaseResult]) -> Summary:
+    """Average over cases and modalities, of the cases that could be scored.
+
+    Raises:
+        InputError: not a single case could be scored.
+    """
+    scored = [result for result in results if result.scores]
+    if not scored:
+        raise InputError(f"none of the {len(results)} cases could be scored; see the errors above")
+    groups: dict[str, Values] = {}  # modality -> (cases, runs, DSC and NSD)
+    for modality in MODALITIES:
+        if of_modality := [result for result in scored if result.modality == modality]:
+            groups[modality] = np.array([[(s.dsc, s.nsd) for s in result.scores] for result in of_modality])
+    random = np.random.default_rng(SEED)
+    drawn = []
+    for scores in groups.values():
+        cases = len(scores)
+        often = random.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+        drawn.append(np.tensordot(often, scores, axes=1) / cases)
+    samples = np.stack(drawn, axis=1)  # (resamples, modalities, runs, 2)
+    means = np.stack([scores.mean(axis=0) for scores in groups.values()])
+    # With the macro average as a last row.
+    samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
+    means = np.concatenate([means, means.mean(axis=0, keepdims=True)])
+    return Summary(
+        runs=tuple(score.run for score in scored[0].scores),
+        rows=(*groups, AVERAGE),
+        cases=(*map(len, groups.values()), len(scored)),
+        scores=_with_bounds(means, samples),
+        differences=_with_bounds(means[-1, :1] - means[-1, 1:], samples[:, -1, :1] - samples[:, -1, 1:]),
+    )
+
+
+def _with_bounds(values: Values, draws: Values) -> Values:
+    tail = 50 * (1 - CONFIDENCE)
+    return np.stack([values, *np.percentile(draws, [tail, 100 - tail], axis=0)], axis=-1)
 
 
 def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, object]) -> dict[str, str]:
