@@ -105,8 +105,7 @@ def table4(
     """
 
     def work() -> bool:
-        from litemed.benchmarks.table4.rows import find_rows
-        from litemed.benchmarks.table4.table4 import columns, run_table4
+        from litemed.benchmarks.table4.table4 import columns, find_rows, run_table4
 
         contenders = columns(_open(model), checkpoint, threads)
         text, complete = run_table4(find_rows(rows), contenders, **more)

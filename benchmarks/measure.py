@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from litemed.benchmarks.report import Contender
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import available_threads
 from litemed.runtime.engines.cpu import cpu_instructions
@@ -29,23 +29,6 @@ _PACKAGES = ("litemed", "numpy", "opencv-python-headless", "onnxruntime", "openv
 _FAST = re.compile("avx|fma$|amx|asimd$|i8mm|bf16")
 _POLL_SECONDS = 0.02
 _WORKER = "litemed.benchmarks.worker"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A column of Table 4, or a row of the table of speed.
-
-    Attributes:
-        title: of the column.
-        what: runs, with which weights, in words; of two with equal words the results are equal.
-        command: segments a case, given CASE -o FOLDER after it.
-        parts: the command that times the parts of its work, see `litemed.benchmarks.worker`.
-    """
-
-    title: str
-    what: str
-    command: tuple[str, ...]
-    parts: tuple[str, ...] = ()
 
 
 def published(title: str, checkpoint: Path, threads: int | None) -> Contender:

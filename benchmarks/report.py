@@ -6,17 +6,32 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from litemed.benchmarks.markdown import table
-from litemed.benchmarks.measure import Contender
 from litemed.runtime.files import atomic_write
 
 PUBLISHED, PROPOSED = "Baseline", "Proposed"
 """Titles of the contender that the others are timed against, and of the one that masks are compared with."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A column of Table 4, or a row of the table of speed.
+
+    Attributes:
+        title: of the column.
+        what: runs, with which weights, in words; of two with equal words the results are equal.
+        command: segments a case, given CASE -o FOLDER after it.
+        parts: the command that times the parts of its work, see `litemed.benchmarks.worker`.
+    """
+
+    title: str
+    what: str
+    command: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,3 +152,11 @@ class Table:
 
 def _digits(seconds: float) -> str:
     return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; the first column is set to the left, the others to the right."""
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    # A bar in a cell would start a new one.
+    lines = ([cell.replace("|", "\\|") for cell in cells] for cells in (header, rule, *rows))
+    return [f"| {' | '.join(cells)} |" for cells in lines]

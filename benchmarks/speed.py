@@ -12,9 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from litemed.benchmarks import measure
-from litemed.benchmarks.measure import Contender
 from litemed.benchmarks.phantoms import draw_image
-from litemed.benchmarks.report import PUBLISHED, Measurement, Table
+from litemed.benchmarks.report import PUBLISHED, Contender, Measurement, Table
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES
 from litemed.runtime.errors import LitemedError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -227,6 +229,16 @@ class TestCommand:
             done = run_cli(*arguments, expect=2)
             assert word in done.stderr, arguments
         assert not out.exists()
+
+    def test_it_needs_nothing_but_its_extra(self, data: pathlib.Path) -> None:
+        absent = ("torch", "onnx", "onnxruntime", "openvino", "psutil", "matplotlib", "nibabel")
+        code = (
+            f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
+            "from litemed.benchmarks.evaluate.cli import main\nmain()"
+        )
+        arguments = [data / "good", data / "gts", "-o", data / "out", "--workers", "1"]
+        trivial = ["--cases", data / "cases", "--trivial"]
+        subprocess.run([sys.executable, "-c", code, *arguments, *trivial], check=True)
 
 
 def result_of(case: str, modality: str, scores: Mapping[str, tuple[float, float]]) -> CaseResult:

@@ -15,11 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from litemed.benchmarks.bench import main
-from litemed.benchmarks.measure import Contender, run_process, turns
+from litemed.benchmarks.measure import run_process, turns
 from litemed.benchmarks.phantoms import draw_volume
-from litemed.benchmarks.report import PROPOSED, PUBLISHED
-from litemed.benchmarks.table4.rows import ROWS, draw, find_rows, prepare
-from litemed.benchmarks.table4.table4 import ABLATION, FAST, run_table4
+from litemed.benchmarks.report import PROPOSED, PUBLISHED, Contender
+from litemed.benchmarks.table4.table4 import ABLATION, FAST, ROWS, draw, find_case, find_rows, run_table4
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import LitemedError
 from litemed.runtime.readers import read_case
@@ -81,12 +80,12 @@ def test_coverage_is_the_share_of_slices_that_each_object_spans(coverage: float)
 
 def test_a_stand_in_is_drawn_where_the_real_file_is_absent(tmp_path: pathlib.Path) -> None:
     (row,) = find_rows([SMALL])
-    drawn = prepare(row, tmp_path / "real", tmp_path / "drawn")
+    drawn = find_case(row, tmp_path / "real", tmp_path / "drawn")
     assert drawn[1]
     real = tmp_path / "real" / f"{SMALL}.npz"
     real.parent.mkdir()
     np.savez(real, imgs=np.zeros(row.shape, np.uint8), boxes=[[5, 6, 70, 80]])
-    found = prepare(row, tmp_path / "real", tmp_path / "drawn")
+    found = find_case(row, tmp_path / "real", tmp_path / "drawn")
     assert found == (real, False)
     assert drawn[0].exists()
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from litemed.benchmarks.evaluate.metrics import TOLERANCE
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult
-from litemed.benchmarks.markdown import table
+from litemed.benchmarks.report import table
 from litemed.runtime.errors import InputError
 from litemed.runtime.modalities import MODALITIES
 
