@@ -71,17 +71,19 @@ def shared() -> Find:
 
 @pytest.fixture(scope="session")
 def prepare_drawn() -> Callable[..., pathlib.Path]:
-    """Return a function that prepares drawn pictures, six to train on and two to score on, in a new folder.
+    """Return a function that prepares eight drawn pictures in a new folder.
 
-    It takes the folder, the modalities to give them in turn, and how many more there are that vanish at 64
-    pixels; it returns what `litemed-prepare` made.
+    It takes the folder, the modalities to give them in turn, how many more there are that vanish at 64
+    pixels, and how many to train on; the others are to score on. It returns what `litemed-prepare` made.
     """
     from litemed.benchmarks.phantoms import draw_image
     from litemed.train.prepare.pipeline import prepare as run_prepare
     from litemed.train.prepare.slices import Settings
     from litemed.train.prepare.sources import Found, Pair
 
-    def prepare(folder: pathlib.Path, modalities: tuple[str, ...], too_small: int = 0) -> pathlib.Path:
+    def prepare(
+        folder: pathlib.Path, modalities: tuple[str, ...], too_small: int = 0, training: int = 6
+    ) -> pathlib.Path:
         folder.mkdir()
         pairs = []
         for number in range(8 + too_small):
@@ -93,7 +95,7 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
             path = folder / f"picture{number}.npz"
             np.savez(path, imgs=phantom.image, gts=labels)
             modality = modalities[number % len(modalities)]
-            split = "val" if number in (6, 7) else "train"
+            split = "val" if training <= number < 8 else "train"
             pairs.append(Pair(modality, "drawn", path.stem, split, path, None))
         pairs.sort(key=lambda pair: (pair.modality, pair.split))
         made = run_prepare(Found(tuple(pairs)), folder / "data", Settings())

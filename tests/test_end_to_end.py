@@ -23,13 +23,11 @@ from safetensors.torch import save_file
 
 from litemed.models.adapter import decoder_path, fold_adapter
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
-from litemed.train.config import TUNE_ALL, Config, Loss
-from litemed.train.dataset import load_batch
-from litemed.train.examples import generator_of, make_examples
+from litemed.train.config import Config, Loss, updated
+from litemed.train.dataset import generator_of, load_batch, make_examples
 from litemed.train.losses import summed_losses
 from litemed.train.network import TrainedNetwork
 from litemed.train.prepare.store import Slices
-from litemed.train.toml_settings import updated
 from litemed.train.validation import validation_slices
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -119,17 +117,12 @@ def tune(base: Path, data: Path, folder: Path, weights: str, rate: float, **sett
     litemed("train", data, "--base", base, "-o", folder, "--device", "cpu", "--tune", weights, *named)
 
 
-def scored(source: Slices) -> list[int]:
-    """Return the numbers of the slices that a run is scored on."""
-    return [int(i) for numbers in validation_slices(source, SLICES_EACH).values() for i in numbers]
-
-
 @pytest.fixture(scope="module")
 def cases(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Test cases and their ground truth, made of the pictures and labels that the run was scored on."""
     folder = tmp_path_factory.mktemp("cases")
     slices = Slices.open(run.data, split="val")
-    for i in scored(slices):
+    for i in validation_slices(slices, SLICES_EACH):
         (image, labels), info = slices[i], slices.info(i)
         # OpenCV writes BGR.
         for kind, array in (("images", image[..., ::-1] if image.ndim == 3 else image), ("labels", labels)):
@@ -170,12 +163,12 @@ def validation_scores(row: dict[str, str]) -> dict[str, float]:
 def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     """Return the mean loss, and its Dice part alone, on some training slices, none of them at random."""
     source = Slices.open(data, split="train")
-    batch = load_batch(scored(source), source, SIZE)
+    batch = load_batch(validation_slices(source, SLICES_EACH), source, SIZE)
     still = {"augmentation": {"kind": "none"}, "prompts": {"jitter_pixels": 0}}
     generator = generator_of(0, 0, 0, torch.device("cpu"))
     image, prompts = make_examples(batch, updated(Config(), still, "test"), generator)
     with torch.no_grad():
-        network = TrainedNetwork(weights.model(SIZE), TUNE_ALL).eval()
+        network = TrainedNetwork(weights.model(SIZE), "all").eval()
         logits, iou = network(image, prompts.boxes, prompts.image_of_box)
     total, dice, *_ = summed_losses(logits, iou, prompts, len(image), Loss()) / prompts.weights.sum()
     return total.item(), dice.item()

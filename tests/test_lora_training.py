@@ -17,8 +17,7 @@ from litemed.models.lora_folding import FoldedLoRA
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNES, Config, LoRA, Run
-from litemed.train.dataset import Batch
-from litemed.train.examples import generator_of, make_examples
+from litemed.train.dataset import Batch, generator_of, make_examples
 from litemed.train.losses import mask_losses
 from litemed.train.network import TrainedNetwork, build_network
 from litemed.train.prompts import Prompted

@@ -79,7 +79,7 @@ def test_what_is_drawn_belongs_together(seed, per_image):
     drawn = draw_prompts(labels, whole(labels), Prompts(), generator(seed), per_image)
     assert (drawn.boxes.dtype, drawn.masks.dtype) == (torch.float32, torch.uint8)
     assert (drawn.image_of_box.dtype, drawn.weights.dtype) == (torch.int64, torch.float32)
-    assert len(drawn) == len(drawn.masks) == len(drawn.image_of_box) == len(drawn.weights)
+    assert len(drawn.boxes) == len(drawn.masks) == len(drawn.image_of_box) == len(drawn.weights)
     seen = set()
     for mask, image in zip(drawn.masks.bool(), drawn.image_of_box.tolist(), strict=True):
         number = int(labels[image][mask][0])

@@ -10,10 +10,9 @@ from scipy import stats
 
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
-from litemed.train.config import Config, Sampling
+from litemed.train.config import Config, Sampling, updated
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.sampler import Batches, ModalitySampler, modality_shares, training_sampler
-from litemed.train.toml_settings import updated
 
 # As uneven as real data: slices of volumes outnumber pictures a thousandfold.
 SIZES = dict(zip(MODALITIES, [5000, 900, 800, 40, 7, 60, 1, 30, 12, 20, 25], strict=True))
@@ -176,5 +175,4 @@ def test_stopped_and_gone_on_with_the_draws_are_the_same(steps, batch, stop, epo
     expected = list(batches)
     assert len(expected) == batches.per_epoch == steps
     batches.start_at(epoch, min(stop, steps))
-    assert len(batches) == steps - min(stop, steps)
     assert list(batches) == expected[min(stop, steps) :]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from litemed.runtime.errors import UsageError
-from litemed.train.config import Config
+from litemed.train.config import Config, differences, parse_setting, read_toml, updated
 from litemed.train.losses import FOCAL_ALPHA, FOCAL_GAMMA
-from litemed.train.toml_settings import as_tables, differences, parse_setting, read_toml, updated
 
 DEFAULTS = Path(__file__).parent.parent / "train" / "default.toml"
 RECIPE = DEFAULTS.parent / "recipes" / "lora.toml"
 
 
 def test_the_documented_defaults_are_the_defaults():
-    assert tomllib.loads(DEFAULTS.read_text("utf-8")) == as_tables(Config())
+    assert tomllib.loads(DEFAULTS.read_text("utf-8")) == dataclasses.asdict(Config())
 
 
 def test_the_defaults_are_those_of_the_paper():
@@ -31,15 +31,12 @@ def test_the_defaults_are_those_of_the_paper():
     assert (config.loss.cross_entropy, config.optimizer.decoder_lr, config.run.average) == (0, 0, 0)
 
 
-def test_settings_go_through_plain_tables_unchanged():
+def test_settings_go_through_plain_tables_unchanged_and_hardware_makes_no_other_run():
     config = updated(Config(), {"lora": {"rank": 8}, "sampling": {"weights": {"US": 1}}}, "a.toml")
     assert config.sampling.weights == {"US": 1.0}
-    assert updated(Config(), as_tables(config), "state") == config
-    assert differences(Config(), config) == ["sampling.weights", "lora.rank"]
-
-
-def test_hardware_does_not_make_another_run():
-    assert differences(Config(), updated(Config(), {"hardware": {"workers": 3}}, "a.toml")) == []
+    assert updated(Config(), dataclasses.asdict(config), "state") == config
+    other = updated(config, {"hardware": {"workers": 3}}, "a.toml")
+    assert differences(Config(), other) == ["sampling.weights", "lora.rank"]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +47,9 @@ def test_hardware_does_not_make_another_run():
         ("lr = 1", ["'lr'"]),
         ("run = 1", ["run", "table"]),
         ("[optimizer]\nlr = 'fast'", ["optimizer.lr", "'fast'", "number"]),
-        ("[optimizer]\nlr = true", ["optimizer.lr", "True"]),
         ("[optimizer]\nlr = 0", ["optimizer.lr", "at least"]),
         ("[run]\nepochs = 2.5", ["run.epochs", "2.5", "whole"]),
-        ("[run]\nepochs = 0", ["run.epochs", "at least 1"]),
         ("[run]\nsize = 100", ["run.size", "100", "64"]),
-        ("[run]\ntune = 'encoder'", ["run.tune", "'encoder'", "lora+decoder"]),
         ("[sampling.weights]\nXray = 3", ["'Xray'", "XRay"]),
         ("[sampling.weights]\nCT = -1", ["sampling.weights.CT", "-1"]),
         ("[sampling]\nothers = 0\nweights = {CT = 0}", ["every weight is 0"]),
@@ -64,11 +58,7 @@ def test_hardware_does_not_make_another_run():
         ("[augmentation]\nkind = 'all'", ["augmentation.kind", "'all'", "none, flips, strong"]),
         ("[sampling]\nweights = 3", ["sampling.weights", "table of numbers"]),
         ("[lora]\nrank = 0", ["lora.rank", "between 1 and 256"]),
-        ("[hardware]\nprecision = 'half'", ["'half'", "bfloat16"]),
         ("[hardware]\ncompile = true", ["hardware.compile", "True", "text"]),
-        ("[hardware]\ncompile = 'often'", ["hardware.compile", "'often'", "auto"]),
-        ("[optimizer]\ndecoder_lr = -1", ["optimizer.decoder_lr", "-1"]),
-        ("[schedule]\nkind = 'constant'", ["schedule.kind", "'constant'", "plateau, cosine"]),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line_that_names_file_and_value(tmp_path, toml, words):
@@ -82,17 +72,13 @@ def test_what_is_wrong_is_refused_in_one_line_that_names_file_and_value(tmp_path
         assert word in message
 
 
-@pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"[run]\nseed = 1\nseed = 2"])
-def test_a_file_that_is_no_toml_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"[run]\nseed = 1\nseed = 2", None])
+def test_a_file_that_is_no_toml_or_missing_is_refused(tmp_path, content):
     path = tmp_path / "mine.toml"
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"mine\.toml: not valid TOML"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"mine\.toml: (not valid TOML|cannot be read)"):
         read_toml(path)
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"mine\.toml: cannot be read"):
-        read_toml(tmp_path / "mine.toml")
 
 
 def test_single_settings_are_toml_or_text():

@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from litemed.benchmarks.phantoms import draw_image
 from litemed.runtime.preprocess import preprocess
-from litemed.train.config import Config
-from litemed.train.dataset import load_batch
-from litemed.train.examples import generator_of, make_examples
+from litemed.train.config import Config, updated
+from litemed.train.dataset import generator_of, load_batch, make_examples
 from litemed.train.prepare.store import SliceInfo
-from litemed.train.toml_settings import updated
 
 
 class Pictures:
@@ -60,20 +58,11 @@ def test_a_sample_without_augmentation_is_what_the_runtime_makes_of_the_slice(
     extent = (frame.scaled_height, frame.scaled_width)
     assert batch.extent.tolist() == [list(extent)]
     still = {"augmentation": {"kind": "none"}, "prompts": {"jitter_pixels": 0}}
-    generator = generator_of(0, 0, 0, 0, torch.device("cpu"))
+    generator = generator_of(0, 0, 0, torch.device("cpu"))
     made, prompts = make_examples(batch, updated(Config(), still, ""), generator)
     assert np.allclose(made.numpy(), expected, atol=1e-6)
     assert prompts.masks[0, : extent[0], : extent[1]].all()
     assert prompts.masks.sum() == extent[0] * extent[1]
-
-
-def test_objects_that_are_too_small_at_the_networks_size_do_not_count():
-    labels = np.zeros((256, 256), np.uint8)
-    labels[40:44, 40:44] = 1
-    assert load_batch([0], Pictures([(labels, labels)]), 64, 1).labels.sum() == 1
-    batch = load_batch([0], Pictures([(labels, labels)]), 64, 2)
-    assert batch.skipped == ["US/a/picture0 slice 0: no object of at least 2 pixels at size 64"]
-    assert not batch.image.any()
 
 
 def test_a_bad_slice_is_named_and_takes_its_place_without_an_object():
@@ -91,23 +80,14 @@ def test_a_bad_slice_is_named_and_takes_its_place_without_an_object():
         alone = load_batch([i], data, 64, 4)
         assert torch.equal(batch.image[i], alone.image[0])
         assert torch.equal(batch.extent[i], alone.extent[0])
-    generator = generator_of(0, 0, 0, 0, torch.device("cpu"))
+    generator = generator_of(0, 0, 0, torch.device("cpu"))
     image, prompts = make_examples(batch, Config(), generator)
     assert image.isfinite().all()
     assert prompts.image_of_box.tolist() == [0, 0, 0, 2, 2, 2]
     assert prompts.weights.sum() == pytest.approx(2)
 
 
-def test_a_batch_of_bad_slices_only_weighs_nothing():
-    batch = load_batch([1, 1], drawn(2), 64)
-    assert len(batch.skipped) == 2
-    image, prompts = make_examples(batch, Config(), generator_of(0, 0, 0, 0, torch.device("cpu")))
-    assert image.shape == (2, 3, 64, 64)
-    assert (len(prompts), prompts.weights.tolist()) == (1, [0.0])
-    assert prompts.masks.shape == (1, 64, 64)
-
-
-def test_examples_follow_from_seed_epoch_step_and_process():
+def test_examples_follow_from_seed_epoch_and_step():
     batch = load_batch([0, 1, 2], drawn(3), 64, 4)
     config = updated(Config(), {"augmentation": {"kind": "strong"}}, "")
 
@@ -115,7 +95,7 @@ def test_examples_follow_from_seed_epoch_step_and_process():
         image, prompts = make_examples(batch, config, generator_of(*numbers, torch.device("cpu")))
         return [image, prompts.boxes]
 
-    one = made(1, 2, 3, 0)
-    assert all(torch.equal(a, b) for a, b in zip(one, made(1, 2, 3, 0), strict=True))
-    for other in ((2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)):
+    one = made(1, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one, made(1, 2, 3), strict=True))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert not torch.equal(one[0], made(*other)[0])

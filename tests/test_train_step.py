@@ -5,25 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from litemed.benchmarks.phantoms import draw_image
 from litemed.models.checkpoint import untrained_checkpoint
 from litemed.models.tiny_vit import PatchEmbed
 from litemed.train import loop
-from litemed.train.config import Config
+from litemed.train.config import Config, Hardware, updated
 from litemed.train.dataset import Batch, Data
 from litemed.train.loop import Session, Trainer
 from litemed.train.losses import PARTS
-from litemed.train.network import compile_blocks, uses_bfloat16
-from litemed.train.prepare.pipeline import prepare
-from litemed.train.prepare.slices import Settings
-from litemed.train.prepare.sources import Found, Pair
+from litemed.train.network import autocast, compile_blocks
 from litemed.train.prepare.store import Slices
-from litemed.train.progress import Reporter
-from litemed.train.toml_settings import updated
+from litemed.train.run_files import Reporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,16 +26,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def slices(tmp_path_factory: pytest.TempPathFactory) -> Slices:
-    folder = tmp_path_factory.mktemp("data")
-    pairs = []
-    for number in range(2):
-        phantom = draw_image(96, 96, 2, seed=number)
-        path = folder / f"{number}.npz"
-        np.savez(path, imgs=phantom.image, gts=phantom.labels)
-        pairs.append(Pair("US", "drawn", path.stem, "train", path, None))
-    prepare(Found(tuple(pairs)), folder / "data", Settings())
-    return Slices.open(folder / "data")
+def slices(prepare_drawn, tmp_path_factory) -> Slices:
+    return Slices.open(prepare_drawn(tmp_path_factory.mktemp("data") / "us", ("US",)), split="train")
 
 
 def after_a_step(slices: Slices, folder: Path, **tables: dict[str, Any]) -> tuple[Trainer, Batch]:
@@ -79,27 +65,21 @@ def test_bfloat16_computes_otherwise_and_learns_the_same_in_float32_weights(slic
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "expected"),
+    ("precision", "compiled", "device", "expected"),
     [
-        ("auto", "cuda", True),
-        ("auto", "cpu", False),
-        ("float32", "cuda", False),
-        ("bfloat16", "cpu", True),
+        ("auto", "auto", "cuda", True),
+        ("auto", "auto", "cpu", False),
+        ("float32", "no", "cuda", False),
+        ("bfloat16", "yes", "cpu", True),
     ],
 )
-def test_bfloat16_is_for_gpus_unless_told_otherwise(precision, device, expected):
-    config = updated(Config(), {"hardware": {"precision": precision}}, "test")
-    assert uses_bfloat16(config.hardware, torch.device(device)) is expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "expected"),
-    [("auto", "cuda", True), ("auto", "cpu", False), ("no", "cuda", False), ("yes", "cpu", True)],
-)
-def test_networks_are_compiled_for_gpus_unless_told_otherwise(wanted, device, expected):
-    config = updated(Config(), {"hardware": {"compile": wanted}}, "test")
+def test_compiling_and_bfloat16_are_for_gpus_unless_told_otherwise(precision, compiled, device, expected):
+    hardware = Hardware(precision=precision, compile=compiled)
+    if device == "cpu" or torch.cuda.is_available():
+        with autocast(hardware, torch.device(device)):
+            assert torch.is_autocast_enabled(device) is expected
     network = PatchEmbed()
-    compile_blocks(network, config.hardware, torch.device(device))
+    compile_blocks(network, hardware, torch.device(device))
     assert (network._compiled_call_impl is not None) is expected
 
 
@@ -121,7 +101,7 @@ def test_the_decoder_has_a_rate_of_its_own(slices, tmp_path):
 def test_a_part_of_the_loss_counts_as_it_is_weighted(slices, tmp_path):
     def sums(**weights: float) -> dict[str, float]:
         trainer, _ = after_a_step(slices, tmp_path, loss=weights)
-        return dict(zip(("images", "loss", *PARTS), trainer._sums.tolist(), strict=True))
+        return dict(zip(("images", "loss", *PARTS), trainer.totals.tolist()[3:], strict=True))
 
     plain, weighted = sums(), sums(iou=0.5, cross_entropy=3.0)
     assert plain["loss"] == pytest.approx(plain["dice"] + plain["focal"] + plain["iou"], rel=1e-5)

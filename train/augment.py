@@ -1,8 +1,7 @@
 """Augmentation of whole batches of images with their labels, on the device that they lie on.
 
 What moves pixels is composed into one sampling grid for each image, at which the image is interpolated and
-the labels are taken from the nearest pixel: both at the same positions, and each only once. Boxes are drawn
-from the moved labels afterwards (`litemed.train.prompts`), so that they cannot be misaligned.
+the labels are taken from the nearest pixel: both at the same positions, and each only once.
 """
 
 from __future__ import annotations
@@ -67,20 +66,11 @@ CHANCES: Final = {
 def augment(
     image: Tensor, labels: Tensor, extent: Tensor, chances: Chances, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a batch after augmentation, with the intensities that the runtime gives an image.
+    """Return a batch after augmentation, with the intensities that the runtime gives a resized image.
 
-    Nothing here waits for a GPU. With every probability at 0 this is `litemed.runtime.preprocess.preprocess`
-    of a resized image.
-
-    Args:
-        image: uint8 (B, 3, S, S); the content lies at the upper left, zeros on the right and below.
-        labels: int32 (B, S, S), 0 is background and padding.
-        extent: int64 (B, 2), height and width of the content; the longest side is S.
-        chances: the probability of each augmentation.
-        generator: of the same device; the result follows from its state.
-
-    Returns:
-        image float32 (B, 3, S, S) in [0, 1], 0 in the padding; labels and extent as before.
+    image: uint8 (B, 3, S, S); the content lies at the upper left, zeros on the right and below. labels: int32
+    (B, S, S), 0 is background and padding. extent: int64 (B, 2), height and width of the content; the longest
+    side is S. generator: of the same device. The image returned is float32 in [0, 1], 0 in the padding.
     """
     moved, labels, extent = move(image.to(torch.float32), labels, extent, chances, generator)
     content = content_of(extent, image.shape[-1])
@@ -111,12 +101,10 @@ class _Lots:
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Return numbers from low to high, of `shape` for each image, else one."""
-        lot = torch.rand(
-            (self._shape[0], *shape) if shape else self._shape,
-            generator=self._generator,
-            device=self._generator.device,
+        shape = (self._shape[0], *shape) if shape else self._shape
+        return low + (high - low) * torch.rand(
+            shape, generator=self._generator, device=self._generator.device
         )
-        return low + (high - low) * lot
 
     def happens(self, probability: float) -> Tensor:
         """Return a bool for each image."""
@@ -126,57 +114,56 @@ class _Lots:
         """Return 1, or with `probability` a number whose logarithm lies anywhere from low's to high's."""
         return torch.where(self.happens(probability), self.uniform(math.log(low), math.log(high)).exp(), 1.0)
 
-    def sign(self, probability: float) -> Tensor:
-        """Return 1, or with `probability` -1."""
-        return 1 - 2 * self.happens(probability).to(torch.float32)
-
 
 def move(
     image: Tensor, labels: Tensor, extent: Tensor, chances: Chances, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the batch after those augmentations that move pixels; what comes from outside is 0.
 
-    image: float32 (B, C, S, S); the others as in `augment`, and so is what is returned.
+    image: float32 (B, C, S, S); the others as in `augment`.
     """
     size = image.shape[-1]
-    lots = _Lots(len(image), 1, generator)
+    lots = _Lots(len(image), 3, generator)
     focus = _focus(labels, extent, lots) if chances.zoom or chances.turn else extent / 2
     frame = _other_aspect(extent, size, chances.aspect, lots)
 
-    # From the new image to the old one; (B,) each. Zoom, turn and stretch leave the focus in its place.
+    # From the new image to the old one; (B, 1, 1) each. Zoom, turn and stretch leave the focus in its place.
     zoom = lots.factor(*_ZOOM, chances.zoom)
     stretch = lots.factor(1 / _STRETCH, _STRETCH, chances.stretch).sqrt()
     angle = lots.happens(chances.turn) * lots.uniform(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()
-    flip_x, flip_y = lots.sign(chances.flip_horizontal), lots.sign(chances.flip_vertical)
+    flip_x, flip_y = (
+        1 - 2 * lots.happens(chance).float() for chance in (chances.flip_horizontal, chances.flip_vertical)
+    )
     # Of the middles of pixels, from the middle of the content: y (B, S, 1) and x (B, 1, S).
     from_middle = torch.arange(size, device=frame.device) + 0.5 - frame[:, :, None] / 2
     y, x = from_middle[:, 0, :, None], from_middle[:, 1, None, :]
     if chances.elastic:
         knots = lots.uniform(-1, 1, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS) * (_ELASTIC_SHARE * size)
-        knots = knots * lots.happens(chances.elastic)[:, None, None, None]
+        knots = knots * lots.happens(chances.elastic)[..., None]
         field = F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)
         y, x = y + field[:, 0], x + field[:, 1]
-    y, x = (flip * at for flip, at in ((_plane(flip_y), y), (_plane(flip_x), x)))
-    off = (focus / extent - 0.5) * frame  # of the focus from the middle, in the new image before flips
-    y, x = y - _plane(off[:, 0]), x - _plane(off[:, 1])
-    cosine, sine = _plane(angle.cos() / zoom), _plane(angle.sin() / zoom)
+    # Of the focus from the middle, in the new image before flips, and in the old one.
+    off_y, off_x = ((focus / extent - 0.5) * frame)[:, :, None, None].unbind(1)
+    focus_y, focus_x = focus[:, :, None, None].unbind(1)
+    y, x = flip_y * y - off_y, flip_x * x - off_x
+    cosine, sine = angle.cos() / zoom, angle.sin() / zoom
     y, x = (
-        (cosine * y + sine * x) / _plane(stretch) + _plane(focus[:, 0]),
-        (cosine * x - sine * y) * _plane(stretch) + _plane(focus[:, 1]),
+        (cosine * y + sine * x) / stretch + focus_y,
+        (cosine * x - sine * y) * stretch + focus_x,
     )
 
     inside = content_of(frame, size)
     # Positions are those of corners now, 0 to S; grid_sample wants -1 to 1.
     grid = torch.stack([x, y], dim=3) * (2 / size) - 1
-    shrunk = torch.maximum(stretch, 1 / stretch) / zoom
-    moved = torch.where(inside, _interpolate(image, grid, shrunk, chances), 0)
+    moved = F.grid_sample(image, grid, align_corners=False)
+    if chances.zoom or chances.stretch:
+        # Where an image shrinks, partly from one of half the size: what is finer would come out as noise.
+        coarse = F.grid_sample(F.avg_pool2d(image, 2), grid, align_corners=False)
+        share = (torch.maximum(stretch, 1 / stretch) / zoom).log2().clamp(0, 1)[..., None]
+        moved = torch.where(share > 0, moved + share * (coarse - moved), moved)
     as_float = labels[:, None].to(torch.float32)  # exact up to 2^24
     nearest = F.grid_sample(as_float, grid, mode="nearest", align_corners=False)
-    return moved, torch.where(inside, nearest, 0)[:, 0].to(labels.dtype), frame
-
-
-def _plane(values: Tensor) -> Tensor:
-    return values[:, None, None]
+    return torch.where(inside, moved, 0), torch.where(inside, nearest, 0)[:, 0].to(labels.dtype), frame
 
 
 def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
@@ -193,26 +180,13 @@ def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
 
 def _other_aspect(extent: Tensor, size: int, probability: float, lots: _Lots) -> Tensor:
     """Return the height and width of the new images, int64 (B, 2), the longest side `size`."""
-    ratio = extent[:, 0] / extent[:, 1] * lots.factor(1 / _ASPECT, _ASPECT, 1.0)
+    ratio = extent[:, 0] / extent[:, 1] * lots.factor(1 / _ASPECT, _ASPECT, 1.0)[:, 0, 0]
     sides = torch.stack([ratio.clamp(max=1), (1 / ratio).clamp(max=1)], dim=1) * size
-    return torch.where(lots.happens(probability)[:, None], sides.round().clamp(min=1).long(), extent)
-
-
-def _interpolate(image: Tensor, grid: Tensor, shrunk: Tensor, chances: Chances) -> Tensor:
-    """Sample linearly; where an image is `shrunk`, (B,) of at most 2, partly from one of half the size.
-
-    Else what is finer than a new pixel would come out as noise.
-    """
-    sampled = F.grid_sample(image, grid, align_corners=False)
-    if not (chances.zoom or chances.stretch):
-        return sampled
-    coarse = F.grid_sample(F.avg_pool2d(image, 2), grid, align_corners=False)
-    share = shrunk.log2().clamp(0, 1)[:, None, None, None]
-    return torch.where(share > 0, sampled + share * (coarse - sampled), sampled)
+    return torch.where(lots.happens(probability)[:, :, 0], sides.round().clamp(min=1).long(), extent)
 
 
 def recolour(image: Tensor, content: Tensor, chances: Chances, generator: torch.Generator) -> Tensor:
-    """Return images, float32 (B, 3, S, S), after those augmentations that leave every pixel in its place.
+    """Return images, float32 (B, 3, S, S), after those augmentations that leave pixels in their places.
 
     image: its content, bool (B, 1, S, S), is in [0, 1]; what is returned need not be.
     """

@@ -1,28 +1,28 @@
-"""What a training run can be told, checked once where it is made.
+"""What a training run can be told: its settings, checked where they are made, read from TOML, and compared.
 
 The defaults are those of the paper's Table 2; `default.toml` beside this module says what every setting
-means. A table of the file is a dataclass here, a key is a field; `litemed.train.toml_settings` reads it.
+means. A table of the file is a dataclass here, a key is a field.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import tomllib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
 
-TUNE_LORA_DECODER: Final = "lora+decoder"
-TUNE_LORA: Final = "lora"
-TUNE_DECODER: Final = "decoder"
-TUNE_ALL: Final = "all"
-TUNES: Final = (TUNE_LORA_DECODER, TUNE_LORA, TUNE_DECODER, TUNE_ALL)
+TUNES: Final = ("lora+decoder", "lora", "decoder", "all")
+Changes = tuple[Mapping[str, Any], str]
+"""Tables of settings, {table: {key: value}}, and what errors call the place they come from."""
 
-PLATEAU: Final = "plateau"
-COSINE: Final = "cosine"
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def setting(default: Any, low: float = 0, high: float = math.inf, choices: tuple[str, ...] = ()) -> Any:
@@ -58,7 +58,7 @@ class Run(Table):
     samples_per_epoch: int = setting(0)
     batch_size: int = setting(16, low=1)
     size: int = setting(256, low=64)
-    tune: str = setting(TUNE_LORA_DECODER, choices=TUNES)
+    tune: str = setting("lora+decoder", choices=TUNES)
     average: float = setting(0.0, high=0.99999)
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Run(Table):
 
 @dataclass(frozen=True)
 class Sampling(Table):
-    """Which share of the samples comes from which modality; see `litemed.train.sampler`."""
+    """Which share of the samples comes from which modality."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"CT": 40.0, "MR": 10.0})
     others: float = setting(50.0)
@@ -87,7 +87,7 @@ class Sampling(Table):
 
 @dataclass(frozen=True)
 class Prompts(Table):
-    """How loose the boxes are that are drawn from the labels; see `litemed.train.prompts`."""
+    """How loose the boxes are that are drawn from the labels."""
 
     tight: float = setting(0.0, high=1)
     jittered: float = setting(0.0, high=1)
@@ -101,14 +101,14 @@ class Prompts(Table):
 
 @dataclass(frozen=True)
 class Augmentation(Table):
-    """What is done to an image before it is shown; see `litemed.train.augment.CHANCES`. The paper flips."""
+    """What is done to an image before it is shown; see `litemed.train.augment.CHANCES`."""
 
     kind: str = setting("flips", choices=("none", "flips", "strong"))
 
 
 @dataclass(frozen=True)
 class Loss(Table):
-    """Weights of those parts of the loss that are not Dice and focal; see `litemed.train.losses`."""
+    """Weights of those parts of the loss that are not Dice and focal."""
 
     iou: float = setting(1.0)
     cross_entropy: float = setting(0.0)
@@ -125,9 +125,9 @@ class Optimizer(Table):
 
 @dataclass(frozen=True)
 class Schedule(Table):
-    """How the learning rate goes on; see `litemed.train.optimise.LearningRate`."""
+    """How the learning rate goes on; see `litemed.train.network.LearningRate`."""
 
-    kind: str = setting(PLATEAU, choices=(PLATEAU, COSINE))
+    kind: str = setting("plateau", choices=("plateau", "cosine"))
     warmup_steps: int = setting(0)
 
 
@@ -170,3 +170,80 @@ class Config:
     lora: LoRA = LoRA()
     validation: Validation = Validation()
     hardware: Hardware = Hardware()
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file. Raises UsageError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Return the tables of one `TABLE.KEY=VALUE`; a VALUE that is not TOML is text. Raises UsageError."""
+    key, _, value = (part.strip() for part in text.partition("="))
+    for candidate in (value, f'"{value}"') if key and value else ():
+        try:
+            return tomllib.loads(f"{key} = {candidate}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
+
+
+def updated(
+    config: AnyConfig, tables: Mapping[str, Any], source: str, others: tuple[str, ...] = ()
+) -> AnyConfig:
+    """Return `config` with the settings in `tables` replaced.
+
+    tables, source: see `Changes`. others: names of tables that are read elsewhere.
+    Raises UsageError for unknown tables and keys, wrong types and values out of range.
+    """
+    _check_known(tables, [*vars(config), *others], source, "table")
+    parts: dict[str, Any] = {}
+    for table in (name for name in tables if name not in others):
+        values, current = tables[table], getattr(config, table)
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{source}: {table} is a table: write {table}.KEY or [{table}]")
+        _check_known(values, list(vars(current)), source, f"key in [{table}]")
+        kinds = typing.get_type_hints(type(current))
+        converted = {k: _convert(v, kinds[k], f"{source}: {table}.{k}") for k, v in values.items()}
+        try:
+            parts[table] = dataclasses.replace(current, **converted)
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
+    return dataclasses.replace(config, **parts)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Return the settings in which two configurations differ, as `table.key`, `hardware` aside."""
+    return [
+        f"{table}.{key}"
+        for table, values in vars(a).items()
+        for key, value in vars(values).items()
+        if table != "hardware" and value != getattr(getattr(b, table), key)
+    ]
+
+
+def _check_known(given: Mapping[str, Any], names: list[str], source: str, what: str) -> None:
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{source}: unknown {what} {name!r}; known: {', '.join(names)}")
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    """Return `value` as the field's type; integers serve as floats, nothing else is converted."""
+    if kind not in _KINDS:  # the one mapping, of numbers
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} = {value!r}: must be a table of numbers")
+        return {key: _convert(one, float, f"{name}.{key}") for key, one in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{name} = {value!r}: must be {_KINDS[kind]}")
+    return value

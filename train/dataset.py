@@ -1,23 +1,35 @@
-"""From slices and their labels to batches at the network's scale, as loader processes make them.
+"""From slices and their labels to what a training step takes.
 
-Nothing here is random: what is moved, recoloured and prompted is drawn on the device that trains (see
-`litemed.train.examples`).
+Loader processes read and resize slices to batches at the network's scale; nothing there is random. On the
+device that trains, whole batches are augmented and boxes are drawn: from the seed, the epoch and the step
+alone, however often the run was interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from litemed.runtime.errors import InputError
+from litemed.train.augment import CHANCES, augment
+from litemed.train.config import Config
 from litemed.train.prepare.slices import resize_image, resize_labels
 from litemed.train.prepare.store import SliceInfo
+from litemed.train.prompts import Prompted, draw_prompts
+
+_MOST_WORKERS = 16
+_EXAMPLE_STREAM = 2  # keeps the examples' random numbers apart from the sampler's
 
 
 class SliceSource(Protocol):
@@ -79,7 +91,8 @@ def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixel
             if np.bincount(objects.ravel(), minlength=2)[1:].max() < min_pixels:
                 raise InputError(f"no object of at least {min_pixels} pixels at size {size}")
         except InputError as error:
-            skipped.append(why_skipped(source.info(slice_number), error))
+            info = source.info(slice_number)
+            skipped.append(f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}")
             continue
         height, width = extent[i] = objects.shape
         image[i, :, :height, :width] = found if found.ndim == 2 else found.transpose(2, 0, 1)
@@ -87,6 +100,51 @@ def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixel
     return Batch(torch.from_numpy(image), torch.from_numpy(labels), torch.from_numpy(extent), skipped)
 
 
-def why_skipped(info: SliceInfo, error: InputError) -> str:
-    """Return the line about a slice that could not be used."""
-    return f"{info.modality}/{info.source}/{info.case} slice {info.z}: {error}"
+def training_loader(
+    source: SliceSource, min_pixels: int, batches: Iterable[list[int]], config: Config, device: torch.device
+) -> DataLoader[Batch]:
+    """Return the loader of a run: each iteration yields what `batches` says, see `load_batch`.
+
+    OpenCV keeps to one thread in this process and so in those forked from it. Not in the loader processes:
+    they inherit a pool without its threads, and any change of it waits for ever.
+    """
+    cv2.setNumThreads(1)
+    workers = config.hardware.workers
+    if workers < 0:
+        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return DataLoader(
+        range(len(source)),  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        collate_fn=functools.partial(load_batch, source=source, size=config.run.size, min_pixels=min_pixels),
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        # Its own, so that starting an epoch anew takes nothing from the run's random numbers.
+        generator=torch.Generator().manual_seed(config.run.seed),
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Let a loader process leave Ctrl-C, and a SIGTERM to the whole group, to the process that trains.
+
+    A second SIGTERM ends it: that process sends one to those that it waited for in vain.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def generator_of(seed: int, epoch: int, step: int, device: torch.device) -> torch.Generator:
+    """Return the random numbers of one step."""
+    state = np.random.SeedSequence([seed, _EXAMPLE_STREAM, epoch, step, 0]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def make_examples(batch: Batch, config: Config, generator: torch.Generator) -> tuple[Tensor, Prompted]:
+    """Augment a batch and draw boxes of its objects, all on the device of `generator`.
+
+    Returns the images, float32 (B, 3, S, S) in [0, 1], and boxes.
+    """
+    image, labels, extent = augment(*batch[:3], CHANCES[config.augmentation.kind], generator)
+    prompts = draw_prompts(labels, extent, config.prompts, generator)
+    return image.contiguous(memory_format=torch.channels_last) if image.is_cuda else image, prompts

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,22 +14,24 @@ from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
 from litemed.models.weight_files import weights_digest
-from litemed.runtime.errors import LitemedError
 from litemed.train import losses, run_files
 from litemed.train.config import Config
-from litemed.train.dataset import Batch, Data
-from litemed.train.errors import TrainingError
-from litemed.train.examples import generator_of, make_examples
-from litemed.train.loader import loader_workers, training_loader
-from litemed.train.network import TrainedNetwork, autocast, build_network, compile_blocks
-from litemed.train.optimise import CLIP_NORM, LearningRate, averaged, build_optimizer
-from litemed.train.progress import Progress, Reporter, summary
+from litemed.train.dataset import Batch, Data, generator_of, make_examples, training_loader
+from litemed.train.network import (
+    LearningRate,
+    TrainedNetwork,
+    autocast,
+    averaged,
+    build_network,
+    build_optimizer,
+    compile_blocks,
+)
 from litemed.train.prompts import MIN_OBJECT_PIXELS
-from litemed.train.run_files import BEST, LAST, Inputs, State
+from litemed.train.run_files import BEST, LAST, Inputs, Progress, Reporter, State, TrainingError
 from litemed.train.sampler import Batches, training_sampler
-from litemed.train.toml_settings import as_tables
 from litemed.train.validation import validate
 
+CLIP_NORM = 1.0  # to which gradients are scaled down
 STATE_EVERY = 500  # steps after which the state to resume from is written within an epoch
 _COUNTS = ("skipped", "seconds", "waited", "samples", "loss")
 
@@ -40,8 +41,8 @@ class Session:
     """Where a run takes place.
 
     folder: where everything is written; exists. inputs: what the run reads, for its records. device: where to
-    compute. reporter: where progress is printed. stop: asked after each step;
-    True ends the run with its state written, to be resumed.
+    compute. reporter: where progress is printed. stop: asked after each step; True ends the run with its
+    state written, to be resumed.
     """
 
     folder: Path
@@ -54,7 +55,8 @@ class Session:
 class Trainer:
     """One run: its network, optimizer, loader and progress.
 
-    `loader` yields what `batches` is set to; `step` learns from one batch; `run` does everything.
+    `loader` yields what `batches` is set to; `step` learns from one batch; `run` does everything. `totals`
+    are sums over this epoch, by the names `_COUNTS` and `parts`.
 
     Args:
         config: all settings.
@@ -63,7 +65,7 @@ class Trainer:
         session: where all this happens.
 
     Raises:
-        UsageError: settings that do not fit the data, the base or the processes.
+        UsageError: settings that do not fit the data or the base.
     """
 
     parts: tuple[str, ...] = losses.PARTS  # of which the loss is the sum, as the log names them
@@ -82,16 +84,11 @@ class Trainer:
         sampler, warnings = training_sampler(config, data.training)
         for warning in warnings:
             session.reporter.line(f"warning: {warning}")
-        self._workers = loader_workers(config.hardware.workers)
         self.batches = Batches(sampler, run.batch_size)
-        self.loader = training_loader(
-            data.training, MIN_OBJECT_PIXELS, self.batches, run, self._workers, device
-        )
+        self.loader = training_loader(data.training, MIN_OBJECT_PIXELS, self.batches, config, device)
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._rate = LearningRate(self._optimizer, config.schedule, run.epochs * self.batches.per_epoch)
-        # Of this epoch, by the names `_COUNTS` and `parts`; the last of them on the device.
-        self._counts = torch.zeros(3, dtype=torch.float64)
-        self._sums = torch.zeros(2 + len(self.parts), dtype=torch.float64, device=device)
+        self.totals = torch.zeros(len(_COUNTS) + len(self.parts), dtype=torch.float64, device=device)
 
     def resume(self, state: State) -> None:
         """Go on from a state of this run: same settings and inputs, which the caller has checked."""
@@ -99,11 +96,10 @@ class Trainer:
         if self._average is not None and state.average is not None:
             self._average.load_state_dict(state.average)
         self._optimizer.load_state_dict(state.optimizer)
-        self._rate.load_state_dict(state.schedule)
+        self._rate.plateau.load_state_dict(state.schedule)
         self.progress = Progress(**state.progress)
-        totals = torch.tensor(self.progress.totals, dtype=torch.float64)
-        if len(totals):
-            self._counts, self._sums = totals[:3], totals[3:].to(self._sums.device)
+        if self.progress.totals:
+            self.totals.copy_(torch.tensor(self.progress.totals, dtype=torch.float64))
 
     def run(self) -> bool:
         """Train to the end, or until told to stop; returns whether it reached the end.
@@ -112,21 +108,19 @@ class Trainer:
             TrainingError: the loss is not finite, or no slice can be used.
             OutputError: something cannot be written.
         """
-        self._report("running")
+        status, here = "failed", self.session
+        run_files.write_report(here.folder, "running", self.config, here.inputs, here.device, self.progress)
         try:
-            finished = self._train()
-        except LitemedError:
-            self._report("failed")
-            raise
-        self._report("finished" if finished else "stopped")
-        return finished
+            status = "finished" if self._train() else "stopped"
+        finally:
+            run_files.write_report(here.folder, status, self.config, here.inputs, here.device, self.progress)
+        return status == "finished"
 
     def _train(self) -> bool:
         progress, reporter, epochs = self.progress, self.session.reporter, self.config.run.epochs
         if len(self._data.validation) and not (progress.epoch or progress.step):
             progress.history[:] = [{"epoch": 0, "samples": 0, **self._validate()}]
-            if progress.start_dsc is not None:
-                reporter.line(f"before training: DSC {progress.start_dsc:.4f}")
+            reporter.line(f"before training:{_dsc_of(progress.history[0])}")
         while progress.epoch < epochs:
             if not self._train_epoch():
                 self._save_state()
@@ -134,12 +128,6 @@ class Trainer:
             self._end_epoch()
             if progress.epoch < epochs and self.session.stop():
                 return False
-        start = progress.start_dsc
-        if start is not None and progress.best is not None and progress.best <= start:
-            reporter.line(
-                f"warning: no epoch scored above the weights that training began from (DSC {start:.4f}, the "
-                f"best epoch {progress.best:.4f}): {BEST} is no better than they are"
-            )
         return True
 
     def _train_epoch(self) -> bool:
@@ -155,7 +143,8 @@ class Trainer:
                 reporter.skipped(batch.skipped)
                 self.step(batch)
                 progress.step += 1
-                self._counts += torch.tensor([len(batch.skipped), time.monotonic() - began, waited])
+                for i, count in enumerate((len(batch.skipped), time.monotonic() - began, waited)):
+                    self.totals[i] += count
                 began = time.monotonic()
                 if bar.update():  # when the bar was drawn: asking the GPU each time would slow it down
                     bar.set_postfix_str(self._loss_now(), refresh=False)
@@ -173,14 +162,15 @@ class Trainer:
         """Take one optimizer step on a batch."""
         progress, device = self.progress, self.session.device
         self._rate.before_step(progress.epoch * self.batches.per_epoch + progress.step)
-        summed = self.losses(batch.to(device), self.generator(progress.epoch, progress.step))
+        generator = generator_of(self.config.run.seed, progress.epoch, progress.step, device)
+        summed = self.losses(batch.to(device), generator)
         self._optimizer.zero_grad(set_to_none=True)
         (summed[1] / summed[0].detach().clamp(min=1)).backward()
         torch.nn.utils.clip_grad_norm_(self.network.tuned(), CLIP_NORM)
         self._optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.network)
-        self._sums += summed.detach()
+        self.totals[3:] += summed.detach()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return (2 + parts,): how many images count, and sums over them of the loss and of its parts."""
@@ -191,16 +181,12 @@ class Trainer:
         summed = losses.summed_losses(logits, iou, prompts, len(image), config.loss)
         return torch.cat([prompts.weights.sum()[None], summed])
 
-    def generator(self, epoch: int, step: int) -> torch.Generator:
-        """Return the random numbers of one step."""
-        return generator_of(self.config.run.seed, epoch, step, self.session.device)
-
     def _end_epoch(self) -> None:
         """Score, write and count the epoch."""
         progress, config = self.progress, self.config
-        row = {"epoch": progress.epoch + 1, "lr": self._rate.value, **self._means()}
+        row = {"epoch": progress.epoch + 1, "lr": self._optimizer.param_groups[0]["lr"], **self._means()}
         self._rate.after_epoch(row["loss"])
-        is_due = progress.epoch + 1 == config.run.epochs or row["epoch"] % config.validation.every_epochs == 0
+        is_due = row["epoch"] == config.run.epochs or row["epoch"] % config.validation.every_epochs == 0
         if is_due and len(self._data.validation):
             scores = self._validate()
             row |= scores | {"skipped": row["skipped"] + scores["skipped"]}
@@ -211,18 +197,23 @@ class Trainer:
             progress.best, progress.best_epoch = score, row["epoch"]
         progress.history.append(row)
         progress.epoch, progress.step = row["epoch"], 0
-        self._counts.zero_()
-        self._sums.zero_()
+        self.totals.zero_()
         for name in [LAST] + [BEST] * is_best:
             path = self.session.folder / name
             run_files.write_weights(path, self._outcome(), config.lora.rank, self._base_digest)
         run_files.write_log(self.session.folder, progress.history)
         self._save_state()
-        self.session.reporter.line(summary(row, config.run.epochs, self.parts, is_best))
+        skipped = f" skipped {row['skipped']} slices" if row["skipped"] else ""
+        parts = " ".join(f"{name} {row[name]:.4f}" for name in self.parts)
+        self.session.reporter.line(
+            f"epoch {row['epoch']}/{config.run.epochs} loss {row['loss']:.4f} ({parts}){_dsc_of(row)}"
+            f"{' best' if is_best else ''} lr {row['lr']:.2g} {row['samples_per_second']:.1f} samples/s, "
+            f"waited {row['wait_share']:.0%}{skipped}"
+        )
 
     def _means(self) -> dict[str, Any]:
         """Return the columns of the log about this epoch's training."""
-        totals = dict(zip((*_COUNTS, *self.parts), self._totals(), strict=True))
+        totals = dict(zip((*_COUNTS, *self.parts), self._finite_totals(), strict=True))
         skipped, seconds, waited, images = (totals.pop(name) for name in _COUNTS[:4])
         if not images:
             raise TrainingError("no training slice could be used in a whole epoch: see the lines above")
@@ -235,9 +226,9 @@ class Trainer:
             "wait_share": waited / seconds,
         }
 
-    def _totals(self) -> list[float]:
+    def _finite_totals(self) -> list[float]:
         """Return the sums over this epoch. Raises TrainingError for a loss not finite."""
-        totals: list[float] = torch.cat([self._counts, self._sums.cpu()]).tolist()
+        totals: list[float] = self.totals.tolist()
         if not math.isfinite(totals[4]):
             raise TrainingError(
                 f"the loss of epoch {self.progress.epoch + 1} is not finite: lower optimizer.lr, or use "
@@ -248,32 +239,31 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Return the columns of the log about the validation slices."""
         model, settings = self._outcome().model, self.config.validation
-        scores = validate(model, self._data.validation, settings, self.session.device)
-        by_modality = {f"dsc_{name}": value for name, value in scores.dsc.items()}
-        return {"skipped": scores.skipped, "dsc": scores.macro, **by_modality}
+        scores, skipped = validate(model, self._data.validation, settings, self.session.device)
+        macro = sum(scores.values()) / len(scores) if scores else None
+        return {"skipped": skipped, "dsc": macro, **{f"dsc_{name}": dsc for name, dsc in scores.items()}}
 
     def _outcome(self) -> TrainedNetwork:
         """Return what is scored and written: the network, or the average of its weights."""
         return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
 
     def _loss_now(self) -> str:
-        images, total = self._sums[:2].tolist()
+        images, total = self.totals[3:5].tolist()
         return f"loss {total / max(images, 1):.4f}"
 
-    def _report(self, status: str) -> None:
-        here = self.session
-        run_files.write_report(here.folder, status, self.config, here.inputs, here.device, self.progress)
-
     def _save_state(self) -> None:
-        """Write the state."""
-        self.progress.totals = self._totals() if self.progress.step else []
+        self.progress.totals = self._finite_totals() if self.progress.step else []
         state = State(
-            config=as_tables(self.config),
+            config=asdict(self.config),
             inputs=self.session.inputs,
             model=self.network.state_dict(),
             average=None if self._average is None else self._average.state_dict(),
             optimizer=self._optimizer.state_dict(),
-            schedule=self._rate.state_dict(),
-            progress=dataclasses.asdict(self.progress),
+            schedule=self._rate.plateau.state_dict(),
+            progress=asdict(self.progress),
         )
         run_files.write_state(self.session.folder, state)
+
+
+def _dsc_of(row: dict[str, Any]) -> str:
+    return f" DSC {row['dsc']:.4f}" if row.get("dsc") is not None else ""

@@ -12,18 +12,10 @@ from torch.nn import functional as F
 from litemed.train.config import Loss
 from litemed.train.prompts import Prompted
 
-FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
-"""The paper's focal loss; alpha weighs the pixels of the object, 1 - alpha the others."""
-
-DICE_SMOOTHING = 1.0
-"""Added above and below the fraction, in pixels, so that an empty mask predicted empty costs nothing."""
-
-NEAR = 0.25
-"""How far a box reaches for the cross-entropy, on every side, as a share of its own side."""
-
-
-PARTS = ("dice", "focal", "iou", "cross_entropy")
-"""What `mask_losses` returns, by the names that the log gives it."""
+FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25  # of the paper; alpha weighs the object's pixels, 1 - alpha the others
+DICE_SMOOTHING = 1.0  # pixels on both sides of the fraction: an empty mask predicted empty costs nothing
+NEAR = 0.25  # how far a box reaches for the cross-entropy, on every side, as a share of its own side
+PARTS = ("dice", "focal", "iou", "cross_entropy")  # what `mask_losses` returns, as the log names it
 
 
 def mask_losses(logits: Tensor, predicted_iou: Tensor, prompts: Prompted, images: int) -> Tensor:
@@ -60,8 +52,7 @@ def summed_losses(
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) with p = sigmoid(logits), (N,).
 
-    Both (N, H, W). Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below the
-    line.
+    Both (N, H, W). Source: Milletari et al., "V-Net" (3DV 2016), with sums of p and t themselves below.
     """
     probability, target = logits.sigmoid().flatten(1), target.flatten(1)
     overlap = (probability * target).sum(1)
@@ -72,8 +63,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean over the pixels of -alpha_t (1 - p_t)^gamma log(p_t), (N,).
 
-    Source: Lin et al., "Focal Loss for Dense
-    Object Detection" (ICCV 2017).
+    Source: Lin et al., "Focal Loss for Dense Object Detection" (ICCV 2017).
     """
     against = torch.where(target > 0.5, -logits, logits).flatten(1)  # p_t = 1 - sigmoid(against)
     alpha_t = torch.where(target > 0.5, FOCAL_ALPHA, 1 - FOCAL_ALPHA).flatten(1)
@@ -96,10 +86,7 @@ def merged_cross_entropy(logits: Tensor, prompts: Prompted, images: int) -> Tens
     counts if it lies in one of the image's boxes, ends included, once these are enlarged on every side by
     `NEAR` of their width or height. An image without a box costs 0.
 
-    Args:
-        logits: float32 (N, S, S).
-        prompts: boxes and masks; no two masks of an image have a pixel in common.
-        images: their number, B.
+    logits: float32 (N, S, S). prompts: no two masks of an image have a pixel in common. images: B.
     """
     of = prompts.image_of_box
     per_image = (images, *logits.shape[1:])
@@ -107,15 +94,11 @@ def merged_cross_entropy(logits: Tensor, prompts: Prompted, images: int) -> Tens
     highest = logits.new_zeros(per_image).scatter_reduce(0, spread, logits.detach(), "amax")
     total = (-highest).exp().index_add(0, of, (logits - highest[of]).exp())
     own = logits.new_zeros(per_image).index_add(0, of, logits * prompts.masks)
-    near = logits.new_zeros(per_image).index_add(0, of, _near(prompts.boxes, logits.shape[-1]).float()) > 0
+    pixel = torch.arange(logits.shape[-1], device=logits.device)
+    low, high = prompts.boxes[:, :2, None], prompts.boxes[:, 2:, None]
+    reach = NEAR * (high - low)
+    within = (pixel >= low - reach) & (pixel <= high + reach)  # (N, 2, S), x and y
+    in_box = within[:, 1, :, None] & within[:, 0, None, :]
+    near = logits.new_zeros(per_image).index_add(0, of, in_box.float()) > 0
     cost = (highest + total.log() - own) * near
     return cost.flatten(1).sum(1) / near.flatten(1).sum(1).clamp(min=1)
-
-
-def _near(boxes: Tensor, size: int) -> Tensor:
-    """Return which pixels lie in boxes (N, 4) once they are enlarged: bool (N, size, size)."""
-    pixel = torch.arange(size, device=boxes.device)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    reach = NEAR * (high - low)
-    within = (pixel >= (low - reach)[:, :, None]) & (pixel <= (high + reach)[:, :, None])  # x, then y
-    return within[:, 1, :, None] & within[:, 0, None, :]

@@ -1,52 +1,43 @@
-"""The network as it is trained: which weights move, which batch norms learn, where the gradient stops."""
+"""The network as it is trained: which weights move, how, and where it computes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from litemed.models import light_encoder, tiny_vit
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.encoders import ENCODERS
+from litemed.models.encoders import ENCODERS, PREFIX
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import add_lora
 from litemed.models.transformer import TwoWayBlock
 from litemed.runtime.errors import UsageError
-from litemed.train.config import (
-    TUNE_ALL,
-    TUNE_DECODER,
-    TUNE_LORA,
-    TUNE_LORA_DECODER,
-    Hardware,
-    LoRA,
-    Run,
-)
+from litemed.train.config import Hardware, LoRA, Optimizer, Run, Schedule
 
+WITH_LORA = ("lora", "lora+decoder")
+
+_FACTOR, _PATIENCE_EPOCHS = 0.9, 5  # of the plateau, as in the paper
 _ENCODER_BLOCKS = (
     *(tiny_vit.PatchEmbed, tiny_vit.MBConv, tiny_vit.PatchMerging, tiny_vit.TinyViTBlock),
     *(light_encoder.FusedBlock, light_encoder.MixBlock, light_encoder.Attention),
 )
-
-WITH_LORA = (TUNE_LORA, TUNE_LORA_DECODER)
-
 # A box prompt with a single mask as the answer reaches none of these: they keep their values.
 _UNREACHED = (
-    "prompt_encoder.point_embeddings.0.",
-    "prompt_encoder.point_embeddings.1.",
-    "prompt_encoder.not_a_point_embed.",
-    "prompt_encoder.mask_downscaling.",
-    "mask_decoder.output_hypernetworks_mlps.1.",
-    "mask_decoder.output_hypernetworks_mlps.2.",
-    "mask_decoder.output_hypernetworks_mlps.3.",
+    *("prompt_encoder.point_embeddings.0.", "prompt_encoder.point_embeddings.1."),
+    *("prompt_encoder.not_a_point_embed.", "prompt_encoder.mask_downscaling."),
+    *(f"mask_decoder.output_hypernetworks_mlps.{mask}." for mask in (1, 2, 3)),
 )
 
 
 class TrainedNetwork(nn.Module):
     """LiteMedSAM with a set of its weights to tune.
 
-    Args:
-        model: with LoRA in place if `tune` trains adapters.
-        tune: "lora+decoder", "lora", "decoder" or "all".
+    model: with LoRA in place if `tune`, one of `litemed.train.config.TUNES`, trains adapters.
     """
 
     def __init__(self, model: LiteMedSAM, tune: str) -> None:
@@ -54,7 +45,12 @@ class TrainedNetwork(nn.Module):
         self.model = model
         self.tune = tune
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(_is_tuned(name, tune))
+            parts = {
+                "lora": name.endswith((".lora_A", ".lora_B")),
+                "decoder": name.startswith("mask_decoder."),
+            }
+            tuned = tune == "all" or any(parts[part] for part in tune.split("+"))
+            parameter.requires_grad_(tuned and not name.startswith(_UNREACHED))
 
     def train(self, mode: bool = True) -> TrainedNetwork:
         """Set training mode; only batch norms whose weights are trained learn statistics, else these stay."""
@@ -67,12 +63,9 @@ class TrainedNetwork(nn.Module):
     def forward(self, image: Tensor, boxes: Tensor, image_of_box: Tensor) -> tuple[Tensor, Tensor]:
         """Segment N boxes on B images: logits (N, S, S), and predicted IoU (N,).
 
-        Args:
-            image: (B, 3, S, S) in [0, 1].
-            boxes: (N, 4) x0, y0, x1, y1 in its pixels.
-            image_of_box: (N,) int64, the image of each box.
+        image: (B, 3, S, S) in [0, 1]. boxes: (N, 4) x0, y0, x1, y1 in its pixels. image_of_box: (N,) int64.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != TUNE_DECODER):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune != "decoder"):
             embedding = self.model.encode(image)
         return decode_boxes(self.model, embedding, boxes, image_of_box)
 
@@ -94,7 +87,7 @@ def decode_boxes(
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Return where to compute. wanted: "auto", "cpu" or "cuda"; UsageError for a GPU where there is none."""
+    """Return where to compute. Raises UsageError for a GPU where there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: no GPU that PyTorch can use; take --device cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -102,20 +95,15 @@ def choose_device(wanted: str) -> torch.device:
 
 def autocast(hardware: Hardware, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass: in bfloat16 where PyTorch holds that safe, if that is wanted."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(hardware, device))
-
-
-def uses_bfloat16(hardware: Hardware, device: torch.device) -> bool:
-    """Whether that is wanted."""
-    return hardware.precision == "bfloat16" or (hardware.precision == "auto" and device.type == "cuda")
+    wanted = hardware.precision == "bfloat16" or (hardware.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 def compile_blocks(network: nn.Module, hardware: Hardware, device: torch.device) -> None:
     """Have PyTorch compile the blocks of a network, if that is wanted; the names of its weights stay.
 
-    Each block by itself: blocks of one shape share what is compiled, so that this takes a fraction of the
-    minutes that a whole network takes. The encoder's are compiled for one shape each, the decoder's for any
-    number of boxes.
+    Each block by itself: those of one shape share what is compiled, in a fraction of the minutes that a whole
+    network takes. The encoder's are compiled for one shape each, the decoder's for any number of boxes.
     """
     if not (hardware.compile == "yes" or (hardware.compile == "auto" and device.type == "cuda")):
         return
@@ -129,17 +117,11 @@ def compile_blocks(network: nn.Module, hardware: Hardware, device: torch.device)
 
 def check_base(base: Checkpoint, tune: str) -> None:
     """Raise UsageError for LoRA on an encoder that it does not go to, or on a base that already holds one."""
-    if tune not in WITH_LORA:
-        return
-    if not ENCODERS[base.encoder].takes_lora:
-        raise UsageError(
-            f"{base.file}: its {base.encoder} encoder has no layers for LoRA; use --tune decoder or "
-            "--tune all"
-        )
-    if base.lora is not None:
-        raise UsageError(
-            f"{base.file}: already holds a LoRA, which a second cannot be added to; use --tune all"
-        )
+    if tune in WITH_LORA and not ENCODERS[base.encoder].takes_lora:
+        encoder = f"its {base.encoder} encoder has no layers for LoRA"
+        raise UsageError(f"{base.file}: {encoder}; use --tune decoder or --tune all")
+    if tune in WITH_LORA and base.lora is not None:
+        raise UsageError(f"{base.file}: already holds a LoRA; use --tune all")
 
 
 def build_network(base: Checkpoint, run: Run, lora: LoRA) -> TrainedNetwork:
@@ -152,14 +134,65 @@ def build_network(base: Checkpoint, run: Run, lora: LoRA) -> TrainedNetwork:
     return TrainedNetwork(model, run.tune)
 
 
-def _is_tuned(name: str, tune: str) -> bool:
-    if name.startswith(_UNREACHED):
-        return False
-    is_adapter = name.endswith((".lora_A", ".lora_B"))
-    is_decoder = name.startswith("mask_decoder.")
-    return {
-        TUNE_LORA: is_adapter,
-        TUNE_DECODER: is_decoder,
-        TUNE_LORA_DECODER: is_adapter or is_decoder,
-        TUNE_ALL: True,
-    }[tune]
+def build_optimizer(network: TrainedNetwork, settings: Optimizer) -> torch.optim.Optimizer:
+    """Return AdamW of what is trained: a group of the encoder, if it is, and one of the rest."""
+    groups: list[dict[str, list[nn.Parameter] | float]] = []
+    for of_encoder, rate in ((True, settings.lr), (False, settings.decoder_lr or settings.lr)):
+        weights = [
+            parameter
+            for name, parameter in network.model.named_parameters()
+            if parameter.requires_grad and name.startswith(PREFIX) == of_encoder
+        ]
+        groups += [{"params": weights, "lr": rate}] * bool(weights)
+    fused = next(network.parameters()).is_cuda
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=fused)
+
+
+class LearningRate:
+    """Sets the learning rate of an optimizer before each step and after each epoch.
+
+    "plateau" multiplies it by 0.9 once the training loss has not fallen for more than five epochs; "cosine"
+    lets it fall to 0 at the end of the run. Over `warmup_steps` it first rises from 0.
+
+    optimizer: its learning rate at the start is the highest of the run. steps: of the whole run.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Schedule, steps: int) -> None:
+        self._optimizer = optimizer
+        self._settings = settings
+        self._steps = steps
+        self._highest = [group["lr"] for group in optimizer.param_groups]
+        self.plateau = ReduceLROnPlateau(optimizer, factor=_FACTOR, patience=_PATIENCE_EPOCHS)
+
+    def before_step(self, step: int) -> None:
+        """Set the rate for optimizer step `step`, from 0; the plateau's rate stays unless warming up."""
+        warming = step < self._settings.warmup_steps
+        if self._settings.kind == "plateau" and not warming:
+            return
+        share = (step + 1) / self._settings.warmup_steps if warming else 1.0
+        if self._settings.kind == "cosine":
+            share *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._steps)))
+        for group, highest in zip(self._optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * share
+
+    def after_epoch(self, loss: float) -> None:
+        """Take note of an epoch's mean training loss."""
+        if self._settings.kind == "plateau":
+            self.plateau.step(loss)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
+    """Return an exponential moving average of a network's weights and statistics; None for a decay of 0.
+
+    Whole numbers, such as indices, are copied: PyTorch's own average rounds those down.
+    """
+
+    @torch.no_grad()
+    def move(averages: Sequence[Tensor], tensors: Sequence[Tensor], _: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(tensors), 1 - decay)
+        else:
+            for average, tensor in zip(averages, tensors, strict=True):
+                average.copy_(tensor)
+
+    return AveragedModel(network, multi_avg_fn=move, use_buffers=True) if decay else None

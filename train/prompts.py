@@ -9,12 +9,8 @@ from torch import Tensor
 
 from litemed.train.config import Prompts
 
-REFERENCE_SIZE = 256
-"""The input size that jitter in pixels refers to."""
-
-MIN_OBJECT_PIXELS = 4
-"""Smaller objects are not prompted, in pixels of the network's input."""
-
+REFERENCE_SIZE = 256  # the input size that jitter in pixels refers to
+MIN_OBJECT_PIXELS = 4  # of the network's input; smaller objects are not prompted
 _PER_IMAGE = 4  # objects prompted at most
 _JITTER_SHARES = (0.1, 0.2)  # of a box's side: how far a jittered edge moves at most, one of these
 _FINER_PIXEL = (0.2, 1.0)  # side of a pixel of the image as it was, in those of the network's input
@@ -34,9 +30,6 @@ class Prompted:
     image_of_box: Tensor
     weights: Tensor
 
-    def __len__(self) -> int:
-        return len(self.boxes)
-
 
 def draw_prompts(
     labels: Tensor,
@@ -48,13 +41,9 @@ def draw_prompts(
 ) -> Prompted:
     """Return boxes of objects of each image, drawn at random.
 
-    Args:
-        labels: int32 (B, S, S), 0 is background and padding; objects have numbers above 0.
-        extent: int64 (B, 2), height and width of the content, which lies at the upper left.
-        settings: how loose the boxes are.
-        generator: of the device that labels lie on; the result follows from its state.
-        per_image: how many objects of an image at most.
-        min_pixels: smaller objects are not drawn.
+    labels: int32 (B, S, S), 0 is background and padding. extent: int64 (B, 2), height and width of the
+    content, at the upper left. generator: of their device. per_image: how many objects of an image at most.
+    min_pixels: smaller objects are not drawn.
     """
     images, count = len(labels), int(labels.max()) + 1
     image = torch.arange(images, device=labels.device)[:, None, None]
@@ -65,13 +54,10 @@ def draw_prompts(
     chosen = torch.where(large, lot, -1).topk(min(per_image, count), dim=1)
     image_of_box, rank = torch.nonzero(chosen.values >= 0, as_tuple=True)
     if not len(image_of_box):
-        side = float(labels.shape[-1])
-        return Prompted(
-            boxes=torch.tensor([[0.0, 0.0, side, side]], device=labels.device),
-            masks=torch.zeros_like(labels[:1], dtype=torch.uint8),
-            image_of_box=torch.zeros(1, dtype=torch.int64, device=labels.device),
-            weights=torch.zeros(1, device=labels.device),
-        )
+        whole = torch.tensor([[0, 0, 1, 1]], device=labels.device) * labels.shape[-1]
+        nothing = torch.zeros_like(labels[:1], dtype=torch.uint8)
+        first = torch.zeros(1, dtype=torch.int64, device=labels.device)
+        return Prompted(whole.float(), nothing, first, weights=first.float())
     numbers = chosen.indices[image_of_box, rank].to(labels.dtype)
     masks = labels[image_of_box] == numbers[:, None, None]
     boxes = loosen(tight_boxes(masks), extent[image_of_box], labels.shape[-1], settings, generator)
@@ -108,12 +94,8 @@ def loosen(tight: Tensor, extent: Tensor, size: int, settings: Prompts, generato
 
     A box lies within [0, width] x [0, height] and has an area.
 
-    Args:
-        tight: int64 (N, 4), x0 y0 x1 y1 of the first and last pixel.
-        extent: int64 (N, 2), height and width of the content of each box's image.
-        size: side of the network's input in pixels.
-        settings: shares of the kinds.
-        generator: of the boxes' device.
+    tight: int64 (N, 4), x0 y0 x1 y1 of the first and last pixel. extent: int64 (N, 2), height and width of
+    the content of each box's image. size: side of the network's input in pixels.
     """
 
     def lots(*shape: int) -> Tensor:

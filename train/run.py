@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from typing import Any
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
-from litemed.train.config import COSINE, Config
+from litemed.train.config import Changes, Config, differences, updated
 from litemed.train.dataset import Data
 from litemed.train.loop import Session, Trainer
 from litemed.train.network import check_base, choose_device
 from litemed.train.prepare.store import MANIFEST, Slices
-from litemed.train.progress import Reporter
-from litemed.train.run_files import STATE, Inputs, clean, read_state
-from litemed.train.toml_settings import Changes, differences, updated
+from litemed.train.run_files import STATE, Inputs, Reporter, clean, read_state
 
 # A run that is resumed may differ in these: they say when and how well it is watched, not what is learnt.
 _MAY_CHANGE = ("run.epochs", "validation.every_epochs", "validation.slices_per_modality")
@@ -49,14 +47,10 @@ class Request:
 def train(request: Request, reporter: Reporter) -> bool:
     """Carry out a training run; returns whether it reached its end, otherwise it can be resumed.
 
-    The first SIGINT or SIGTERM lets the run finish its step and write its state; a second one interrupts at
-    once.
-
-    Raises:
-        LitemedError: it cannot start, go on or write; the message says what to do.
-        KeyboardInterrupt: after a signal.
+    The first SIGINT or SIGTERM lets the run finish its step and write its state, then it raises
+    KeyboardInterrupt; a second one interrupts at once. Raises LitemedError when it cannot start or go on.
     """
-    check_request(request)
+    check_request(request, request.folder / STATE)
     stored = read_state(request.folder) if request.resume else None
     before = updated(Config(), stored.config, str(request.folder / STATE)) if stored else Config()
     config = before
@@ -64,65 +58,51 @@ def train(request: Request, reporter: Reporter) -> bool:
         config = updated(config, *change)
     base = read_checkpoint(request.base)
     check_base(base, config.run.tune)  # before the folder is made, or an earlier run in it gives way
-    data = open_data(request.data)
-    inputs = {"base": base_record(base), "data": data_record(request.data)}
+    data, inputs = open_inputs(request, base)
     if stored is not None:
         check_settings(before, config)
-        check_inputs(stored.inputs, inputs, {"base": "--base", "data": "DATA"})
-    elif not request.overwrite:
-        refuse_run(request.folder)
-    device = choose_device(config.hardware.device)
-    make_folder(request.folder)
-    with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
+        check_inputs(stored.inputs, inputs)
+
+    def work(session: Session) -> bool:
         clean(request.folder, request.overwrite)
-        session = Session(request.folder, inputs, device, reporter, stop.is_set)
         trainer = Trainer(config, base, data, session)
         if stored is not None:
             trainer.resume(stored)
-        finished = trainer.run()
-    if stop.signalled and not finished:
-        raise KeyboardInterrupt
-    return finished
+        return trainer.run()
+
+    return carry_out(request, inputs, config, reporter, work)
 
 
-def check_request(request: Request) -> None:
-    """Raise UsageError for a request that contradicts itself."""
+def check_request(request: Request, *files: Path) -> None:
+    """Raise UsageError for a request that contradicts itself, or for `files` of an earlier run in its way."""
     if request.resume and request.overwrite:
         raise UsageError("--resume goes on with a run, --overwrite starts over: choose one")
     if request.overwrite and request.base.parent.resolve() == request.folder.resolve():
         raise UsageError(f"{request.base}: lies in the folder that --overwrite empties; choose another one")
-
-
-def refuse_run(folder: Path) -> None:
-    """Raise UsageError where a folder holds a run already."""
-    if (folder / STATE).exists():
+    if not (request.resume or request.overwrite) and any(path.exists() for path in files):
         raise UsageError(
-            f"{folder}: holds a run already; go on with --resume, or start over with --overwrite"
+            f"{request.folder}: holds a run already; go on with --resume, or start over with --overwrite"
         )
 
 
-def open_data(folder: Path) -> Data:
-    """Return what `litemed-prepare` wrote to a folder. Raises InputError without training slices."""
-    training = Slices.open(folder, split="train")
+def open_inputs(request: Request, base: Checkpoint) -> tuple[Data, Inputs]:
+    """Return the prepared data, and what the records of a run say about them and the base.
+
+    Raises InputError without training slices.
+    """
+    training = Slices.open(request.data, split="train")
     if not len(training):
-        raise InputError(f'{folder}: no training slices; prepare data of the split "train"')
-    return Data(training, Slices.open(folder, split="val"))
-
-
-def base_record(base: Checkpoint) -> dict[str, str]:
-    """Return what the records of a run say about the weights that it starts from."""
-    return {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder}
-
-
-def data_record(folder: Path) -> dict[str, str]:
-    """Return what the records of a run say about prepared data: their manifest has hashes of everything."""
-    return {"folder": str(folder), "sha256": sha256_of_file(folder / MANIFEST)}
+        raise InputError(f'{request.data}: no training slices; prepare data of the split "train"')
+    # The manifest has hashes of everything.
+    data = {"folder": str(request.data), "sha256": sha256_of_file(request.data / MANIFEST)}
+    weights = {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder}
+    return Data(training, Slices.open(request.data, split="val")), {"base": weights, "data": data}
 
 
 def check_settings(before: Config, config: Config, where: str = "") -> None:
     """Raise UsageError unless a run that had the settings `before` can go on with `config`."""
     changed = [where + name for name in differences(before, config) if name not in _MAY_CHANGE]
-    if before.run.epochs != config.run.epochs and config.schedule.kind == COSINE:
+    if before.run.epochs != config.run.epochs and config.schedule.kind == "cosine":
         changed.append(f"{where}run.epochs (over which the cosine falls)")
     if changed:
         raise UsageError(
@@ -130,27 +110,35 @@ def check_settings(before: Config, config: Config, where: str = "") -> None:
         )
 
 
-def check_inputs(before: Inputs, inputs: Inputs, options: Mapping[str, str]) -> None:
-    """Raise UsageError unless a run that had the inputs `before` goes on with the same ones.
-
-    options: what a command calls each of them.
-    """
-    for name, option in options.items():
-        if name in before and name not in inputs:
-            raise UsageError(f"the run was started with {option}: name the same one to resume it")
-        if name in inputs and name not in before:
-            raise UsageError(f"the run was started without {option}: leave it out to resume it")
-        if name in inputs and before[name]["sha256"] != inputs[name]["sha256"]:
+def check_inputs(before: Inputs, inputs: Inputs) -> None:
+    """Raise UsageError unless a run that had the inputs `before` goes on with the same ones."""
+    for name in [*inputs, *before]:
+        was, now = (some.get(name, {}).get("sha256") for some in (before, inputs))
+        if was != now:
+            other = "none" if was is None else "one" if now is None else "another one"
             raise UsageError(
-                f"{option} is not what the run was started on: name the same one, or start a run of its own"
+                f"{name}: the run was started with {other}; give the same to resume it, or start a run anew"
             )
+
+
+def carry_out(
+    request: Request, inputs: Inputs, config: Config, reporter: Reporter, work: Callable[[Session], bool]
+) -> bool:
+    """Do the work of a run in its folder, which is made and locked; returns whether it reached its end."""
+    device = choose_device(config.hardware.device)
+    make_folder(request.folder)
+    with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
+        finished = work(Session(request.folder, inputs, device, reporter, stop.is_set))
+    if stop.signalled and not finished:
+        raise KeyboardInterrupt
+    return finished
 
 
 class Stop:
     """Whether a run was told to stop, by a signal or because its time is over.
 
-    A context manager: the first SIGINT or SIGTERM within is a request to stop, from the second on they
-    interrupt. Outside the main thread signals are left alone.
+    A context manager: the first SIGINT or SIGTERM within is a request to stop, the second interrupts.
+    Outside the main thread signals are left alone.
     """
 
     def __init__(self, after_s: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, each file written whole or not at all.
+"""What a run leaves in its folder, each file written whole or not at all, and what it says.
 
     log.csv                                              a row for each epoch, see `write_log`
     run.json                                             what it was told, what it ran on, how it ended
@@ -13,27 +13,25 @@ Adapters name the digest of their base and of their decoder; they go to `litemed
 from __future__ import annotations
 
 import csv
-import datetime
 import importlib.metadata
 import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import torch
 from safetensors.torch import save
+from tqdm import tqdm
 
 from litemed.models.adapter import adapter_bytes, decoder_path, decoder_tensors
 from litemed.models.weight_files import weights_digest
-from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
-from litemed.train.config import TUNE_LORA_DECODER, Config
-from litemed.train.errors import TrainingError
+from litemed.runtime.errors import LitemedError
+from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers
+from litemed.train.config import Config
 from litemed.train.network import WITH_LORA, TrainedNetwork
-from litemed.train.progress import Progress
-from litemed.train.toml_settings import as_tables
 
 LOG, REPORT, STATE = "log.csv", "run.json", "state.pt"
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -43,18 +41,37 @@ Inputs = dict[str, dict[str, Any]]
 
 _RESULTS = (LOG, *(name for one in (BEST, LAST) for name in (one, decoder_path(Path(one)).name)))
 _FIRST = ("epoch", "samples", "lr", "loss")
+_REASONS_SHOWN = 20  # lines about slices that could not be used, in a run; beyond them they are only counted
 _PACKAGES: Final = ("litemed", "numpy", "opencv-python-headless", "safetensors", "scipy", "torch")
+
+
+class TrainingError(LitemedError):
+    """A training run cannot start, go on or be resumed."""
+
+
+@dataclass
+class Progress:
+    """Counters of a run; written to its state.
+
+    epoch, step: what is done: whole epochs, and batches of the epoch under way. best: the highest score so
+    far, in which epoch. totals: sums over this epoch's steps, see `litemed.train.loop.Trainer`; empty before
+    the first step. history: one row for each epoch done, see `write_log`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    totals: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class State:
-    """All that a run needs to go on.
+    """All that a run needs to go on; what is drawn at random follows from the seed and the step.
 
-    config: the settings as tables (`litemed.train.toml_settings.as_tables`). inputs: what it reads. model,
-    optimizer, schedule: their state dicts. average: that of the moving average of the weights, None without
-    one. progress: see `litemed.train.progress.Progress`.
-
-    No random numbers: what is drawn follows from the seed and the step (see `litemed.train.examples`).
+    config: the settings as tables. inputs: what it reads. model, optimizer, schedule: their state dicts.
+    average: that of the moving average of the weights, None without one. progress: the fields of `Progress`.
     """
 
     config: dict[str, Any]
@@ -82,15 +99,12 @@ def read_state(folder: Path) -> State:
         raise TrainingError(f"{path}: no such file, so that there is no run to resume; leave --resume out")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format", None) != FORMAT:
+            raise ValueError("not the state of a run of this version")
+        return State(**content)
     except Exception as error:  # a damaged file can make the restricted unpickler raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise TrainingError(f"{path}: damaged, start over with --overwrite ({reason})") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise TrainingError(f"{path}: not the state of a run of this version; start over with --overwrite")
-    try:
-        return State(**content)
-    except TypeError as error:
-        raise TrainingError(f"{path}: incomplete, start over with --overwrite ({error})") from error
+        raise TrainingError(f"{path}: cannot be used, start over with --overwrite ({reason})") from error
 
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -120,23 +134,16 @@ def write_report(
     place = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
-    files = [folder / name for name in _RESULTS if (folder / name).is_file()]
     document = {
         "status": status,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": as_tables(config),
+        "config": asdict(config),
         "inputs": inputs,
         "device": place,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "epochs_done": progress.epoch,
-        "dsc_before": progress.start_dsc,
         "best": progress.best,
         "best_epoch": progress.best_epoch,
-        "skipped_slices": sum(row["skipped"] for row in progress.history),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in files
-        },
     }
     write_json(folder / REPORT, document)
 
@@ -149,16 +156,21 @@ def write_weights(path: Path, network: TrainedNetwork, rank: int, base_digest: s
     """
     model = network.model
     if network.tune not in WITH_LORA:
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        write_bytes(path, save(state))
+        write_bytes(path, checkpoint_bytes(model))
         return
     digest = None
-    if network.tune == TUNE_LORA_DECODER:
+    if network.tune == "lora+decoder":
         decoder = decoder_tensors(model.state_dict())
         digest = weights_digest(decoder)
         # First: an adapter whose decoder is not there yet is refused, so a kill in between does no harm.
         write_bytes(decoder_path(path), save(decoder))
     write_bytes(path, adapter_bytes(model, rank, base_digest, digest))
+
+
+def checkpoint_bytes(model: torch.nn.Module, metadata: dict[str, str] | None = None) -> bytes:
+    """Return a whole network as a file of safetensors, as `litemed-export` and `litemed-train` read it."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return save(state, metadata)
 
 
 def clean(folder: Path, overwrite: bool, names: Sequence[str] = (STATE, REPORT, *_RESULTS)) -> None:
@@ -182,3 +194,31 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file."""
     with atomic_write(path) as stream:
         stream.write(content)
+
+
+class Reporter:
+    """Prints what a run does: lines that stay, and bars on a terminal.
+
+    stream: None prints nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._reasons_left = _REASONS_SHOWN
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._stream is not None:
+            tqdm.write(text, file=self._stream)
+            self._stream.flush()
+
+    def skipped(self, reasons: Sequence[str]) -> None:
+        """Warn of slices that could not be used, of the first of them in a run."""
+        for reason in reasons[: self._reasons_left]:
+            self.line(f"warning: skipped {reason}")
+        self._reasons_left -= min(self._reasons_left, len(reasons))
+
+    def bar(self, title: str, steps: int, done: int = 0) -> tqdm[Any]:
+        """Return a bar of `steps`, of which some are done; it shows on a terminal only."""
+        hidden = self._stream is None or not self._stream.isatty()
+        return tqdm(desc=title, total=steps, initial=done, file=self._stream, disable=hidden, leave=False)

@@ -17,18 +17,14 @@ from litemed.runtime.modalities import MODALITIES
 from litemed.train.config import Config, Sampling
 from litemed.train.dataset import SliceSource
 
-_EPOCH_STREAM = 1
-"""Keeps the sampler's random numbers apart from those of the samples, which have streams of their own."""
+_EPOCH_STREAM = 1  # keeps the sampler's random numbers apart from the examples'
 
 
 def modality_shares(table: Sampling, present: Collection[str]) -> tuple[dict[str, float], list[str]]:
     """Return by modality the probability that a sample comes from it (all above 0, sum 1), and warnings.
 
-    present: the modalities that have slices. Those without a row in the table share `table.others` equally,
-    present or not; what falls to absent ones is spread over the others in proportion to their weights.
-    Warned of are modalities that the table wants and the data do not have, and the other way round.
-
-    Raises UsageError when the table gives all weight to absent modalities.
+    present: the modalities that have slices; what falls to absent ones is spread over the others in
+    proportion to their weights. Raises UsageError when the table gives all weight to absent ones.
     """
     unnamed = [name for name in MODALITIES if name not in table.weights]
     weights = {n: table.weights[n] if n in table.weights else table.others / len(unnamed) for n in MODALITIES}
@@ -72,50 +68,36 @@ class ModalitySampler:
         for number, name in enumerate(names):
             places, sources = np.flatnonzero(chosen == number), self.indices[name]
             roots = np.sqrt([len(source) for source in sources])
-            of = random.choice(len(sources), len(places), p=roots / roots.sum()) if len(sources) > 1 else 0
+            of = np.zeros(len(places), np.int64)
+            if len(sources) > 1:
+                of = random.choice(len(sources), len(places), p=roots / roots.sum())
             for which, source in enumerate(sources):
-                here = places[of == which] if len(sources) > 1 else places
-                slices[here] = _repeated_shuffle(source, len(here), random)
+                here = places[of == which]
+                rounds = -(-len(here) // len(source))
+                shuffled = [source[:0], *(random.permutation(source) for _ in range(rounds))]
+                slices[here] = np.concatenate(shuffled)[: len(here)]
         return slices
 
 
-def _repeated_shuffle(
-    values: NDArray[np.int64], count: int, random: np.random.Generator
-) -> NDArray[np.int64]:
-    rounds = -(-count // len(values))
-    return np.concatenate([values[:0], *(random.permutation(values) for _ in range(rounds))])[:count]
-
-
 class Batches:
-    """Batches as PyTorch's DataLoader takes them: lists of slices.
+    """Batches as PyTorch's DataLoader takes them: lists of slices, from where `start_at` was told.
 
-    Set where to go on with `start_at` before iterating.
+    The draws of an epoch are a whole number of batches.
     """
 
     def __init__(self, sampler: ModalitySampler, batch_size: int) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
-        self._epoch, self._first = 0, 0
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of a whole epoch."""
-        return self._sampler.samples // self._batch_size
+        self.per_epoch = sampler.samples // batch_size
+        self.start_at(0, 0)
 
     def start_at(self, epoch: int, step: int) -> None:
         """Let the next iteration begin with batch `step` of `epoch`, both counted from 0."""
         self._epoch, self._first = epoch, step
 
-    def __len__(self) -> int:
-        """Return how many batches the next iteration gives."""
-        return self.per_epoch - self._first
-
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, first = self._epoch, self._first
-        slices = self._sampler.epoch(epoch)
-        for step in range(first, self.per_epoch):
-            start = step * self._batch_size
-            yield slices[start : start + self._batch_size].tolist()
+        batches = self._sampler.epoch(self._epoch).reshape(-1, self._batch_size)
+        return iter(batches[self._first :].tolist())
 
 
 def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:
@@ -127,15 +109,10 @@ def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampl
     run, found = config.run, source.indices_by_modality()
     shares, warnings = modality_shares(config.sampling, found)
     samples = run.samples_per_epoch or sum(len(indices) for indices in found.values())
-    parts = {
-        name: by_source(source, indices) if config.sampling.balance_sources else [indices]
-        for name, indices in found.items()
-    }
+    parts = {name: [indices] for name, indices in found.items()}
+    if config.sampling.balance_sources:
+        for name, indices in found.items():
+            sources = np.array([source.info(i).source for i in indices.tolist()])
+            parts[name] = [indices[sources == one] for one in np.unique(sources)]
     whole = -(-samples // run.batch_size) * run.batch_size
     return ModalitySampler(parts, shares, whole, run.seed), warnings
-
-
-def by_source(source: SliceSource, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the slices `indices` (n,) of each source that they come from, in the order of the names."""
-    names = np.array([source.info(i).source for i in indices.tolist()])
-    return [indices[names == name] for name in np.unique(names)]

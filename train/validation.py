@@ -6,9 +6,6 @@ boxes are merged by the runtime's own merge and its default rule. In float32, as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,29 +21,15 @@ from litemed.train.config import Validation
 from litemed.train.dataset import SliceSource
 from litemed.train.prepare.objects import boxes_of, number
 
-BOXES_AT_ONCE = 32
-"""Bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32."""
+BOXES_AT_ONCE = 32  # bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32
 
 
-@dataclass(frozen=True)
-class ValidationScores:
-    """Mean DSC in [0, 1] by modality, and how many slices could not be used."""
-
-    dsc: Mapping[str, float]
-    skipped: int
-
-    @property
-    def macro(self) -> float | None:
-        """The mean DSC over the modalities; None without any."""
-        return sum(self.dsc.values()) / len(self.dsc) if self.dsc else None
-
-
-def validation_slices(source: SliceSource, per_modality: int) -> dict[str, NDArray[np.int64]]:
+def validation_slices(source: SliceSource, per_modality: int) -> list[int]:
     """Return the numbers of the slices to score: at most `per_modality` of each (0: all), evenly spread."""
-    chosen = {}
-    for modality, indices in source.indices_by_modality().items():
+    chosen: list[int] = []
+    for indices in source.indices_by_modality().values():
         count = min(per_modality or len(indices), len(indices))
-        chosen[modality] = indices[np.linspace(0, len(indices) - 1, count).round().astype(np.int64)]
+        chosen += indices[np.linspace(0, len(indices) - 1, count).round().astype(np.int64)].tolist()
     return chosen
 
 
@@ -57,11 +40,8 @@ def label_map(
 ) -> NDArray[np.unsignedinteger]:
     """Segment a slice as the runtime does: the label map (h, w) in which box i has label i.
 
-    Args:
-        model: in evaluation mode, on the device.
-        image: uint8 (h, w) or (h, w, 3).
-        boxes: int64 (N, 4), x0 y0 x1 y1 in pixels of the slice.
-        device: where to compute.
+    model: in evaluation mode, on the device. image: uint8 (h, w) or (h, w, 3). boxes: int64 (N, 4), x0 y0 x1
+    y1 in pixels of the slice.
     """
     network_input, frame = preprocess(image, model.size)
     embedding = model.encode(torch.from_numpy(network_input).to(device))
@@ -77,30 +57,28 @@ def label_map(
 
 def validate(
     model: LiteMedSAM, source: SliceSource, settings: Validation, device: torch.device
-) -> ValidationScores:
-    """Score the network on the validation slices, each object prompted with its tight box.
+) -> tuple[dict[str, float], int]:
+    """Return the mean DSC in [0, 1] by modality, and how many slices could not be used.
 
     A slice's DSC is the mean over its objects, a modality's the mean over its slices. The network is left in
     evaluation mode.
     """
-    dsc, skipped = {}, 0
+    dsc: dict[str, list[float]] = {}
+    skipped = 0
     model.eval()
-    for modality, numbers in validation_slices(source, settings.slices_per_modality).items():
-        dice = []
-        for slice_number in numbers.tolist():
-            try:
-                image, labels = source[slice_number]
-            except InputError:
-                skipped += 1
-                continue
-            objects = number(labels)
-            if not len(objects):
-                skipped += 1
-                continue
-            height, width = image.shape[:2]
-            boxes = np.minimum(boxes_of(objects), (width, height) * 2)
-            found = label_map(model, image, boxes, device)
-            dice.append(float(dice_by_label(found, objects.labels, len(objects)).mean()))
-        if dice:
-            dsc[modality] = sum(dice) / len(dice)
-    return ValidationScores(dsc, skipped)
+    for slice_number in validation_slices(source, settings.slices_per_modality):
+        try:
+            image, labels = source[slice_number]
+        except InputError:
+            skipped += 1
+            continue
+        objects = number(labels)
+        if not len(objects):
+            skipped += 1
+            continue
+        height, width = image.shape[:2]
+        boxes = np.minimum(boxes_of(objects), (width, height) * 2)
+        found = label_map(model, image, boxes, device)
+        dice = float(dice_by_label(found, objects.labels, len(objects)).mean())
+        dsc.setdefault(source.info(slice_number).modality, []).append(dice)
+    return {modality: sum(values) / len(values) for modality, values in dsc.items()}, skipped

@@ -8,9 +8,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import run_command
-from litemed.runtime.errors import UsageError
-from litemed.train.options import EXIT_CODES, INTERRUPTED, PATH, given_changes, run_options
+from litemed.train.cli import EXIT_CODES, PATH, run_options, run_training
 
 EPILOG = """\b
 Examples:
@@ -36,43 +34,15 @@ def main(**options: Any) -> None:
 
     The result, OUTPUT/light.safetensors, is a whole checkpoint for litemed-export and litemed-train.
     """
-    debug = options.pop("debug")
-    run_command(lambda: _run(**options), debug=debug, interrupted=INTERRUPTED, extra="train")
+    run_training(_distill, "recipes/light.toml", **options)
 
 
-def _run(
-    base: pathlib.Path | None,
-    data: pathlib.Path | None,
-    folder: pathlib.Path | None,
-    adapter: pathlib.Path | None,
-    unlabelled: pathlib.Path | None,
-    device: str | None,
-    config: pathlib.Path | None,
-    settings: tuple[str, ...],
-    stop_after: float | None,
-    print_config: bool,
-    **how: bool,
-) -> None:
-    from litemed.train.distill.config import recipe_text
-
-    if print_config:
-        click.echo(recipe_text(), nl=False)
-        return
-    if base is None or data is None or folder is None:
-        raise UsageError("name the teacher BASE, the prepared DATA, and the folder of the run with -o")
-    changes = given_changes(config, settings, {"hardware": {"device": device}})
-
+def _distill(folder: pathlib.Path, **request: Any) -> str | None:
     from litemed.train.distill.run import WEIGHTS, DistillRequest, distill
-    from litemed.train.progress import Reporter
+    from litemed.train.run_files import Reporter
 
-    stop_after_s = None if stop_after is None else 60 * stop_after
-    request = DistillRequest(
-        data, folder, base, changes, stop_after_s=stop_after_s, adapter=adapter, unlabelled=unlabelled, **how
-    )
-    if distill(request, Reporter(sys.stderr)):
-        click.echo(f"{folder}: done; the light model is {folder / WEIGHTS}")
-    else:
-        click.echo(f"{folder}: stopped; go on with --resume")
+    finished = distill(DistillRequest(folder=folder, **request), Reporter(sys.stderr))
+    return f"done; the light model is {folder / WEIGHTS}" if finished else None
 
 
 if __name__ == "__main__":

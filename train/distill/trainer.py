@@ -3,28 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
+from litemed.models.encoders import LIGHT
+from litemed.models.layers import LayerNorm2d
+from litemed.models.light_encoder import LightEncoder
+from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.tiny_vit import TinyViT
+from litemed.runtime.errors import UsageError
 from litemed.train import losses
 from litemed.train.augment import CHANCES, augment
-from litemed.train.dataset import Batch, Data
-from litemed.train.distill.config import DistillConfig
-from litemed.train.distill.images import MixedSampler, MixedSource
-from litemed.train.distill.networks import embedding_error
-from litemed.train.distill.ring import Ring, Views
-from litemed.train.loader import training_loader
+from litemed.train.config import Config, Table, setting
+from litemed.train.dataset import Batch, Data, generator_of, training_loader
+from litemed.train.distill.views import MixedSampler, MixedSource, Ring, Views
 from litemed.train.loop import Session, Trainer
 from litemed.train.network import autocast, compile_blocks, decode_boxes
 from litemed.train.prompts import draw_prompts
 from litemed.train.sampler import Batches, training_sampler
 
-EMBEDDING = "embedding"
-"""The name that the log gives the error of the embedding."""
+
+@dataclass(frozen=True)
+class Distillation(Table):
+    """How a student is shown what its teacher says.
+
+    views: how many augmented images are kept with the teacher's embeddings. fresh: share of each batch that
+    the teacher encodes anew. unlabelled: share of these that are unlabelled images, where there are any.
+    masks: whether the mask losses are learnt beside the embedding, by the mask decoder too.
+    """
+
+    views: int = setting(20_000, low=1)
+    fresh: float = setting(0.25, low=1e-6, high=1)
+    unlabelled: float = setting(0.0, high=1)
+    masks: bool = setting(False)
+
+
+@dataclass(frozen=True)
+class DistillConfig(Config):
+    """All settings of one stage: those of training, and a few more."""
+
+    distillation: Distillation = Distillation()
+
+    @property
+    def fresh(self) -> int:
+        """How many views of a step are new."""
+        return max(1, math.ceil(self.distillation.fresh * self.run.batch_size))
+
+    def check(self, stage: str) -> None:
+        """Raise UsageError for weights that do not learn, or too few views."""
+        if self.run.tune != "all":
+            raise UsageError(f"{stage}: run.tune = {self.run.tune!r}: the student learns as a whole")
+        if self.distillation.views < self.fresh:
+            raise UsageError(
+                f"{stage}: distillation.views = {self.distillation.views}: must be at least the {self.fresh} "
+                "new ones of a step"
+            )
 
 
 class Distiller(Trainer):
@@ -33,16 +73,8 @@ class Distiller(Trainer):
     Each step the loader gives a few slices; they are augmented and encoded by the teacher and take the place
     of the oldest views of the ring. What the student learns from is then drawn from all of it.
 
-    Args:
-        config: all settings of the stage.
-        teacher: any LiteMedSAM.
-        student: the weights that the stage starts from.
-        data: as for training; the labelled slices.
-        images: unlabelled images; they teach the embedding only.
-        session: as for `Trainer`.
-
-    Raises:
-        UsageError: settings that do not fit the data, the networks or the memory.
+    Beside what a `Trainer` takes, of which `student` is the base: teacher, any LiteMedSAM, and images without
+    labels, which teach the embedding only. Raises UsageError, too, for more views than the memory holds.
     """
 
     config: DistillConfig
@@ -56,7 +88,7 @@ class Distiller(Trainer):
         images: Sequence[Path],
         session: Session,
     ) -> None:
-        self.parts = (EMBEDDING, *losses.PARTS) if config.distillation.masks else (EMBEDDING,)
+        self.parts = ("embedding", *losses.PARTS) if config.distillation.masks else ("embedding",)
         super().__init__(config, student, data, session)
         self.network.model.prompt_encoder.requires_grad_(False)
         device, run = session.device, config.run
@@ -65,35 +97,44 @@ class Distiller(Trainer):
             run, samples_per_epoch=self.batches.per_epoch * config.fresh, batch_size=config.fresh
         )
         sampler, _ = training_sampler(dataclasses.replace(config, run=fresh), data.training)
+        share = config.distillation.unlabelled
         mixed = MixedSampler(
-            **vars(sampler),
-            labelled=len(data.training),
-            unlabelled=len(images),
-            share=config.distillation.unlabelled,
+            **vars(sampler), labelled=len(data.training), unlabelled=len(images), share=share
         )
         self.batches = Batches(mixed, config.fresh)
-        everything = MixedSource(data.training, images)
-        self.loader = training_loader(everything, 0, self.batches, run, self._workers, device)
+        self.loader = training_loader(MixedSource(data.training, images), 0, self.batches, config, device)
         self._teacher = teacher.model(run.size).image_encoder
         self._teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         compile_blocks(self._teacher, config.hardware, device)
-        views = config.distillation.views
-        self._ring = Ring(views, run.size, device)
-        session.reporter.line(f"keeping {views} views, {self._ring.gigabytes:.1f} GB on {device}")
+        self._ring = Ring(config.distillation.views, run.size, device)
+        session.reporter.line(
+            f"keeping {config.distillation.views} views, {self._ring.gigabytes:.1f} GB on {device}"
+        )
 
     def run(self) -> bool:
-        """Train to the end, or until told to stop, as `Trainer` does.
-
-        A resumed run first has the teacher encode once more what the ring held; it stops only after that.
-        """
-        self._refill()
+        """Do as `Trainer`; a resumed run first has the teacher encode once more what the ring held."""
+        steps, device = self.batches.per_epoch, self.session.device
+        done = self.progress.epoch * steps + self.progress.step
+        next_step = max(0, done - -(-self.config.distillation.views // self.config.fresh))
+        self._ring.added = next_step * self.config.fresh
+        with self.session.reporter.bar("encoding again what was kept", done - next_step) as bar:
+            while next_step < done:
+                epoch, first = divmod(next_step, steps)
+                self.batches.start_at(epoch, first)
+                for step, batch in zip(
+                    range(first, min(steps, first + done - next_step)), self.loader, strict=False
+                ):
+                    generator = generator_of(self.config.run.seed, epoch, step, device)
+                    self._ring.add(self.views(batch.to(device), generator))
+                    next_step += 1
+                    bar.update()
         return super().run()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return what `Trainer.losses` does, of what is drawn from the ring once `batch` is in it."""
         config, device = self.config, self.session.device
         images = config.run.batch_size
-        self._ring.add(self._views(batch, generator))
+        self._ring.add(self.views(batch, generator))
         views = self._ring.draw(images, generator)
         with autocast(config.hardware, device):
             embedding = self.network.model.image_encoder(_as_image(views.image))
@@ -109,7 +150,7 @@ class Distiller(Trainer):
         return images * torch.cat([torch.ones_like(means[:1]), means])
 
     @torch.no_grad()
-    def _views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def views(self, batch: Batch, generator: torch.Generator) -> Views:
         """Augment a batch and have the teacher encode it."""
         chances = CHANCES[self.config.augmentation.kind]
         image, labels, extent = augment(*batch[:3], chances, generator)
@@ -118,28 +159,31 @@ class Distiller(Trainer):
             embedding = self._teacher(_as_image(kept.contiguous(memory_format=torch.channels_last)))
         return Views(kept, labels, extent, embedding)
 
-    def _refill(self) -> None:
-        """Fill the ring of a resumed run with what it held."""
-        done = self.progress.epoch * self.batches.per_epoch + self.progress.step
-        first = max(0, done - -(-self.config.distillation.views // self.config.fresh))
-        self._ring.start_at(first * self.config.fresh)
-        with self.session.reporter.bar("encoding again what was kept", done - first) as bar:
-            for epoch, step, batch in self._again(first, done):
-                moved = batch.to(self.session.device)
-                self._ring.add(self._views(moved, self.generator(epoch, step)))
-                bar.update()
-
-    def _again(self, first: int, end: int) -> Iterator[tuple[int, int, Batch]]:
-        """Yield the batches of the run's steps from `first` to before `end`, with epoch and step."""
-        while first < end:
-            epoch, step = divmod(first, self.batches.per_epoch)
-            self.batches.start_at(epoch, step)
-            for batch in self.loader:
-                yield epoch, step, batch
-                step, first = step + 1, first + 1
-                if first == end:
-                    break
-
 
 def _as_image(kept: Tensor) -> Tensor:
     return kept.to(torch.float32) / 255
+
+
+def embedding_error(embedding: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of embeddings (B, 256, S/4, S/4) over the variance of `target`."""
+    wanted = target.float()
+    return (embedding.float() - wanted).square().mean() / wanted.var()
+
+
+def build_student(teacher: Checkpoint, seed: int) -> Checkpoint:
+    """Return the student: a light encoder drawn at random, the teacher's prompt encoder and mask decoder.
+
+    The scale and shift of its last norm are the teacher's, so that its embeddings have the right spread from
+    the start.
+    """
+    torch.manual_seed(seed)
+    taught, student = teacher.model(), LiteMedSAM(encoder=LIGHT)
+    student.prompt_encoder.load_state_dict(taught.prompt_encoder.state_dict())
+    student.mask_decoder.load_state_dict(taught.mask_decoder.state_dict())
+    norm = cast(LayerNorm2d, cast(TinyViT, taught.image_encoder).neck[-1])
+    encoder = cast(LightEncoder, student.image_encoder)
+    with torch.no_grad():
+        encoder.gamma.copy_(norm.weight.view(1, -1, 1, 1))
+        encoder.beta.copy_(norm.bias.view(1, -1, 1, 1))
+    state = dict(student.state_dict())
+    return Checkpoint(state, LIGHT, "untrained", f"student of {teacher.file}, seed {seed}", "")
