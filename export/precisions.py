@@ -58,9 +58,9 @@ def passing(
     for name, agreement in measured.items():
         precision = replace(tried[name], agreement=agreement)
         for engine, found in agreement.engines.items():
-            lowest = found.modalities[found.lowest]
+            lowest, at = min((one.dice, modality) for modality, one in found.modalities.items())
             progress(
-                f"{name} on {engine}: masks agree with float32's to {lowest.dice:.4f} in {found.lowest} at "
+                f"{name} on {engine}: masks agree with float32's to {lowest:.4f} in {at} at "
                 f"worst: {found.shortcoming() or 'passes'}"
             )
         if any(precision.shortcoming(engine) is None for engine in agreement.engines):

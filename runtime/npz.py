@@ -1,9 +1,8 @@
 """Read and write npz archives from and for strangers.
 
-An ``.npz`` is a zip of ``.npy`` members, and `numpy.load` believes what both say about themselves: it
-allocates the shape that a header declares, reads the first of two members of one name, and passes over bytes
-before, between and after. Here every declaration is checked against the file before anything is allocated,
-and objects (pickles) are refused by their dtype, unread.
+`numpy.load` believes what a zip and the headers in it declare: it allocates any shape, reads the first of two
+members of one name, passes over bytes before, between and after. Here every declaration is checked against
+the file before anything is allocated, and objects (pickles) are refused by their dtype, unread.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from litemed.runtime.errors import InputError, one_line
 
-# Most elements of one array: 2048 slices of 512 x 512, or a colour image of 13 000 x 13 000.
-MAX_VOXELS = 2**29
-# Most members of an archive. The challenge's files have at most four.
-MAX_MEMBERS = 64
+MAX_VOXELS = 2**29  # of one array: 2048 slices of 512 x 512, or a colour image of 13 000 x 13 000
+MAX_MEMBERS = 64  # of an archive; the challenge's files have at most four
 
 _MAX_DIRECTORY_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 1024
@@ -37,13 +34,6 @@ _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What zipfile, zlib and numpy raise on a damaged archive, found by fuzzing and in their documentation.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
-
-
-class ArrayHeader(NamedTuple):
-    """What the header of one ``.npy`` member declares, already checked against the member's size."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
 
 
 class NpzReader:
@@ -64,8 +54,7 @@ class NpzReader:
             with self._naming_damage():
                 self._check_end_record()
                 self._archive = zipfile.ZipFile(self._file)
-                self._members = self._check_members()
-                self.names = tuple(self._members)
+                self._check_members()
         except BaseException:
             self._file.close()
             raise
@@ -78,8 +67,8 @@ class NpzReader:
         """Close the file."""
         self._file.close()
 
-    def header(self, name: str) -> ArrayHeader:
-        """Return what array ``name`` declares, without reading its data.
+    def header(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return dtype and shape of array ``name``, without reading its data.
 
         Raises InputError for no such array, a damaged header, objects or another dtype that is no number,
         more than ``MAX_VOXELS`` elements, or a size that is not the member's.
@@ -104,7 +93,7 @@ class NpzReader:
         held = self._members[name].file_size - start.tell()
         if declared != held:
             raise InputError(f"{array} of shape {shape} needs {declared} bytes and has {held}; it is damaged")
-        return ArrayHeader(dtype, shape)
+        return dtype, shape
 
     def read(self, name: str) -> np.ndarray:
         """Return array ``name``, C-contiguous; raises InputError as `header`, and if the data are damaged."""
@@ -116,9 +105,8 @@ class NpzReader:
     def _check_end_record(self) -> None:
         """Refuse what the zip's end record reveals, before zipfile reads a directory of any size.
 
-        The record must be the file's last 22 bytes and the directory must end where the record begins: so
-        nothing stands before the archive or behind it. zip64 archives fail this too; they start at sizes
-        that the voxel limit rules out.
+        The record must be the file's last 22 bytes and the directory end where it begins, so that nothing
+        stands before or behind. zip64 fails this too, which starts at sizes that the voxel limit rules out.
         """
         size = self._file.seek(0, io.SEEK_END)
         self._file.seek(0)
@@ -134,20 +122,18 @@ class NpzReader:
         if directory > _MAX_DIRECTORY_BYTES or offset + directory != size - _END_RECORD.size:
             raise InputError(f"{self.path}: its directory is too large, or elsewhere; copy or save it again")
 
-    def _check_members(self) -> dict[str, zipfile.ZipInfo]:
-        members: dict[str, zipfile.ZipInfo] = {}
+    def _check_members(self) -> None:
+        self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
-            member = f"{self.path}: member {info.filename!r}"
-            ratio = _MAX_RATIO.get(info.compress_type)
-            if ratio is None:
+            member, name = f"{self.path}: member {info.filename!r}", info.filename.removesuffix(".npy")
+            if info.compress_type not in _MAX_RATIO:
                 raise InputError(f"{member} is compressed in an odd way; save it with numpy.savez_compressed")
-            if info.file_size > ratio * info.compress_size:
+            if info.file_size > _MAX_RATIO[info.compress_type] * info.compress_size:
                 raise InputError(f"{member} declares more bytes than it can hold; it is damaged or hostile")
-            name = info.filename.removesuffix(".npy")
-            if name in members or len(members) == MAX_MEMBERS:
+            if name in self._members or len(self._members) == MAX_MEMBERS:
                 raise InputError(f"{member} appears twice, or is one of over {MAX_MEMBERS}; save it again")
-            members[name] = info
-        return members
+            self._members[name] = info
+        self.names = tuple(self._members)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
@@ -161,18 +147,13 @@ class NpzReader:
         try:
             yield
         except _DAMAGE as error:
-            why = one_line(error)
-            raise InputError(f"{self.path}: not a readable npz ({why}); copy or save it again") from error
+            raise InputError(f"{self.path}: not a readable npz ({one_line(error)}); copy it again") from error
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays, by name, as a compressed npz whose bytes depend on nothing but the arrays.
-
-    ``file`` is seekable and opened for writing.
-    """
+    """Write arrays, by name, as a compressed npz whose bytes depend on nothing but the arrays."""
     # Milliseconds of CPU time and KB at levels 1 / 3 / 6: 287 x 512 x 512 labels 282 / 193 / 844 and
-    # 1357 / 1173 / 483, 1920 x 2560 with 241 objects 20 / 21 / 75 and 177 / 143 / 78 (zlib 1.2.13, AMD EPYC;
-    # uint16). Stored, they would be 150 and 10 MB to put on the disk and hash.
+    # 1357 / 1173 / 483, of 150 MB stored (zlib 1.2.13, AMD EPYC; uint16).
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         for name, array in arrays.items():
             # Opened by name, a member gets the constant date 1980-01-01.

@@ -43,11 +43,6 @@ class EngineAgreement(Record):
 
     modalities: Mapping[str, ModalityAgreement]
 
-    @property
-    def lowest(self) -> str:
-        """The modality whose masks agree least."""
-        return min(self.modalities, key=lambda name: self.modalities[name].dice)
-
     def shortcoming(self) -> str | None:
         """Return what keeps it from being used unasked, for a message; None if nothing does."""
         for name, modality in self.modalities.items():
@@ -69,10 +64,9 @@ class Agreement(Record):
 
 @dataclass(frozen=True)
 class Precision(Record):
-    """The graphs, by key, that make up one precision.
+    """The graphs, by key, that make up one precision; `agreement` is None for float32 alone.
 
-    `agreement` is None for float32 alone. `bf16` has the roles, "encoder" and "decoder", whose float32
-    operators the engine is to compute in bf16; which of them bear it was measured as well.
+    `bf16` has the roles, "encoder" and "decoder", whose float32 operators are to be computed in bf16.
     """
 
     encoder: str
@@ -87,9 +81,7 @@ class Precision(Record):
         if (self.agreement is None) != (name == REFERENCE):
             raise ValueError(f"{name} has 'agreement' if, and only if, it is not {REFERENCE}")
         if self.bf16 not in ((ROLES, ROLES[:1], ROLES[1:]) if name.endswith("bf16") else ((),)):
-            raise ValueError(
-                f"{name}: 'bf16' is {list(self.bf16)}; in bf16 it names encoder, decoder or both"
-            )
+            raise ValueError(f"{name}: 'bf16' is {self.bf16}; in bf16 it names encoder, decoder or both")
 
     @property
     def runs_on(self) -> tuple[str, ...]:

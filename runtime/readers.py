@@ -2,17 +2,15 @@
 
 The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
 width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1. The sidecar holds
-
-    {"boxes": [[x0, y0, x1, y1], ...]}
-
-in pixels as they are stored in the file, x to the right, y downwards, from the upper left corner; other keys
-are free for notes. An image is used as stored: alpha is dropped, 16-bit values are stretched from their
-minimum and maximum to 8 bit. One with an orientation tag is refused, for programs disagree on whether pixels
-that boxes count are those before or after the turn; so is a file of several pages.
+``{"boxes": [[x0, y0, x1, y1], ...]}`` in pixels as stored, x to the right, y downwards; other keys
+are free for notes. Alpha is dropped, 16-bit values are stretched from minimum and maximum to 8 bit. An image
+with an orientation tag is refused, for programs disagree on whether boxes count pixels before or after the
+turn; so is a file of several pages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable
@@ -87,13 +85,13 @@ def read_case(path: str | os.PathLike[str]) -> Case:
 
 def _read_npz(path: Path) -> Case:
     with NpzReader(path) as archive:
-        image = archive.header("imgs")
-        if image.dtype != np.uint8:
-            raise InputError(f"{path}: imgs is {image.dtype}; window or stretch it to uint8 first")
-        if math.prod(shape := archive.header("boxes").shape) > 6 * MAX_BOXES:
-            raise InputError(f"{path}: boxes have shape {shape}; the most is {MAX_BOXES} boxes")
+        dtype, shape = archive.header("imgs")
+        if dtype != np.uint8:
+            raise InputError(f"{path}: imgs is {dtype}; window or stretch it to uint8 first")
+        if math.prod(of_boxes := archive.header("boxes")[1]) > 6 * MAX_BOXES:
+            raise InputError(f"{path}: boxes have shape {of_boxes}; the most is {MAX_BOXES} boxes")
         # The boxes first: a case that fails for them is not worth decompressing its image.
-        boxes = Boxes.parse(archive.read("boxes"), image.shape, source=str(path))
+        boxes = Boxes.parse(archive.read("boxes"), shape, source=str(path))
         return Case(path.stem, archive.read("imgs"), boxes, path)
 
 
@@ -114,10 +112,9 @@ def _read_sidecar(path: Path) -> list[list[int | float]]:
 
 
 def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
-    """Decode a PNG, JPEG or TIFF file to uint8 (height, width) or (height, width, 3) in the order R G B.
+    """Return a PNG, JPEG or TIFF file as uint8 (height, width) or (height, width, 3) in the order R G B.
 
-    `source` names the file in messages. Raises InputError as `decode_stored`, and for values that are neither
-    8-bit nor 16-bit unsigned.
+    Raises InputError as `decode_stored`, and for values that are neither 8-bit nor 16-bit unsigned.
     """
     decoded = decode_stored(data, source)
     if decoded.dtype not in (np.uint8, np.uint16):
@@ -135,21 +132,16 @@ def decode_stored(data: bytes, source: str) -> np.ndarray:
     """
     header = read_image_header(data, source)
     if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:
-        raise InputError(
-            f"{source}: declares {header.width} x {header.height} pixels of {header.samples} values; "
-            f"the most is {MAX_VOXELS} values, split the image"
-        )
+        declared = f"{header.width} x {header.height} pixels of {header.samples} values"
+        raise InputError(f"{source}: declares {declared}; the most is {MAX_VOXELS} values, split the image")
     if header.pages > 1:
         raise InputError(f"{source}: has several pages; save the one that is meant, or a volume as npz")
     if 2 <= header.orientation <= 8:
-        raise InputError(
-            f"{source}: its orientation tag is {header.orientation}, so boxes and labels can be meant in two "
-            "ways; save it upright and without the tag"
-        )
-    try:
+        turn = f"its orientation tag is {header.orientation}, so boxes can be meant in two ways"
+        raise InputError(f"{source}: {turn}; save it upright and without the tag")
+    decoded = None
+    with contextlib.suppress(cv2.error):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        decoded = None
     if decoded is None or decoded.shape[:2] != (header.height, header.width):
         raise InputError(f"{source}: not a readable image (its data are damaged); copy or save it again")
     if decoded.ndim == 3 and decoded.shape[2] not in (3, 4):
