@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 from typing import Any
 
@@ -97,8 +98,8 @@ def _run(
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
 
-    import onnxsim  # noqa: F401 - this and the next are needed last: at once it is told that one is missing
-    import openvino  # noqa: F401
+    for package in ("torch", "onnx", "onnxsim", "openvino", "safetensors"):
+        importlib.import_module(package)  # so that a missing one is told of before the work
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
