@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from litemed.benchmarks.evaluate.metrics import ClassScore, Mask, Spacing, nsd, score_classes
+from litemed.benchmarks.evaluate.metrics import ClassScore, Spacing, nsd, score_classes
 from litemed.runtime.dice import dice_by_label
 
 # What the published surface-distance 0.1 gives for noise and the same noise with a part emptied, in which all
@@ -52,13 +52,6 @@ def means(scores: Sequence[ClassScore]) -> tuple[float, float]:
     return float(np.mean([s.dsc for s in scores])), float(np.mean([s.nsd for s in scores]))
 
 
-def at(shape: tuple[int, ...], *places: tuple[int, ...]) -> Mask:
-    mask = np.zeros(shape, np.bool_)
-    for place in places:
-        mask[place] = True
-    return mask
-
-
 def two_objects(shape: tuple[int, ...]) -> Labels:
     labels = np.zeros(shape, np.uint8)
     labels[..., 2:8, 2:9] = 1
@@ -78,39 +71,24 @@ def test_surfaces_are_the_published_ones(seed: int) -> None:
     assert nsd(noise, emptied, spacing, tolerance) == pytest.approx(expected, abs=1e-12)
 
 
-def test_two_voxels_two_millimetres_apart() -> None:
+def test_two_voxels_two_millimetres_apart_and_empty_masks() -> None:
     # Each has eight surface elements; four of them lie 1 mm from the other voxel's, four 2 mm.
-    masks = at((9, 9, 12), (5, 6, 7)), at((9, 9, 12), (5, 6, 9))
-    shares = [nsd(*masks, (3, 2, 1), tolerance) for tolerance in (0.9, 1, 1.9, 2)]
+    nothing, first, second = np.zeros((3, 9, 9, 12), np.bool_)
+    first[5, 6, 7] = second[5, 6, 9] = True
+    shares = [nsd(first, second, (3, 2, 1), tolerance) for tolerance in (0.9, 1, 1.9, 2)]
     assert shares == pytest.approx([0, 0.5, 0.5, 1])
-
-
-def test_empty_masks() -> None:
-    nothing, something = np.zeros((4, 5, 6), np.bool_), at((4, 5, 6), (0, 0, 0))
     assert math.isnan(nsd(nothing, nothing, SPACING, 2.0))
-    assert nsd(nothing, something, SPACING, 99.0) == nsd(something, nothing, SPACING, 99.0) == 0
-
-
-masks_3d = st.tuples(arrays(np.bool_, (4, 5, 6)), arrays(np.bool_, (4, 5, 6)))
-paddings = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 3)
+    assert nsd(nothing, first, SPACING, 99.0) == nsd(first, nothing, SPACING, 99.0) == 0
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    masks=masks_3d,
-    padding=paddings,
-    order=st.permutations(range(3)),
-    mirrored=st.integers(0, 2),
-    factor=st.sampled_from([0.5, 2.0, 4.0]),
-)
-def test_only_the_shapes_count(
-    masks: tuple[Mask, Mask],
-    padding: tuple[tuple[int, int], ...],
-    order: list[int],
-    mirrored: int,
-    factor: float,
-) -> None:
+@given(st.data())
+def test_only_the_shapes_count(data: st.DataObject) -> None:
     """Which mask is first, background round both, order and direction of axes, and the unit do not."""
+    masks = data.draw(arrays(np.bool_, (2, 4, 5, 6)))
+    padding = data.draw(arrays(np.int8, (3, 2), elements=st.integers(0, 3))).tolist()
+    order, mirrored = data.draw(st.permutations(range(3))), data.draw(st.integers(0, 2))
+    factor = data.draw(st.sampled_from([0.5, 2.0, 4.0]))
     expected = nsd(*masks, SPACING, 1.0)
     assert math.isnan(expected) or 0 <= expected <= 1 + 1e-12
     turned = [np.flip(np.pad(mask, padding), mirrored).transpose(order) for mask in masks[::-1]]
