@@ -77,12 +77,10 @@ def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(
 def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
     source = tmp_path / "in"
     labelled_folder(source, "Fundus", 2)
-    volume = np.full((40, 50, 6), -1000, np.int16)
-    volume[10:30, 10:40, 1:4] = 60
-    labels = np.zeros(volume.shape, np.uint8)
+    labels = np.zeros((40, 50, 6), np.uint8)
     labels[10:30, 10:40, 1:4] = 1
     labels[0:2, 0:2, 5] = 2
-    for folder, array in (("images", volume), ("labels", labels)):
+    for folder, array in (("images", np.where(labels == 1, 60, -1000).astype(np.int16)), ("labels", labels)):
         (source / "val/CT/organs" / folder).mkdir(parents=True)
         image = nibabel.Nifti1Image(array, np.diag([-1.0, -1, 3, 1]))
         nibabel.save(image, source / "val/CT/organs" / folder / "case.nii.gz")
@@ -96,8 +94,7 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
         ["Fundus", "in", "train", 2, 2, 4],
         ["MR", "in", "train", 1, 3, 3],
     ]
-    left_out = {"volume_objects_too_small": 1, "slice_objects_too_small": 0, "slices_without_object": 3}
-    assert manifest["total"].items() >= ({"cases": 4, "slices": 8, "objects": 10} | left_out).items()
+    assert list(manifest["total"].values()) == [4, 8, 10, 1, 0, 3, 0]
     assert {entry["source"] for entry in manifest["terms"]} == {"organs", "in"}
     image, _ = Slices.open(tmp_path / "data", split="val")[0]
     # The level, in the middle of the window, is mid-grey; air is black.
@@ -123,14 +120,12 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, argume
         "float.npz": "labels hold 0.5",
         "scan_1.npz": "modality unknown",
     }
-    lines = finished.stderr.splitlines()
     manifest = json.loads((out / "manifest.json").read_text())
-    assert len(lines) == len(wanted) == len(manifest["problems"])
+    problems = manifest["problems"]
+    assert sorted(finished.stderr.splitlines()) == sorted(f"error: {line}" for line in problems)
+    assert len(problems) == len(wanted)
     for file, reason in wanted.items():
-        (line,) = (line for line in lines if file in line)
-        assert line.startswith("error: ")
-        assert reason in line
-        assert line.removeprefix("error: ") in manifest["problems"]
+        assert any(file in line and reason in line for line in problems)
     assert manifest["total"]["cases"] == 3
 
 
@@ -250,15 +245,6 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert prepare(source, "-o", out).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert tree(out) == whole
-
-
-def test_parallel_and_serial_give_the_same_bytes(tmp_path: Path) -> None:
-    for modality in ("US", "OCT"):
-        labelled_folder(tmp_path / "in", modality, 3)
-    for workers in (1, 2):
-        arguments = ("-o", tmp_path / f"w{workers}", "--workers", workers, "--cases", "--jitter", 0.1)
-        assert prepare(tmp_path / "in", *arguments).exit_code == 0
-    assert tree(tmp_path / "w1") == tree(tmp_path / "w2")
 
 
 @pytest.mark.parametrize(("absent", "code"), [("torch", 0), ("nibabel", 2)])

@@ -50,15 +50,6 @@ def test_folders_say_modality_source_and_split(tmp_path: Path) -> None:
     assert found.problems == ()
 
 
-def test_folders_above_the_source_say_nothing_so_that_a_flat_one_needs_a_modality(tmp_path: Path) -> None:
-    folder = tmp_path / "CT/train/mine"
-    touch(folder / "images/a.png", folder / "labels/a.png")
-    with pytest.raises(UsageError, match="modality unknown"):
-        find_pairs([folder], SourceOptions())
-    (pair,) = find_pairs([folder], SourceOptions(modality="OCT")).pairs
-    assert pair.modality == "OCT"
-
-
 def test_what_lacks_its_partner_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     touch(
         *(tmp_path / f"US/images/{name}" for name in ("a.png", "b.png", "d.png", "d.jpg")),
@@ -71,13 +62,16 @@ def test_what_lacks_its_partner_is_named_and_the_rest_goes_on(tmp_path: Path) ->
         assert "\n" not in problem
 
 
-@pytest.mark.parametrize("nothing", ["missing", "empty", "notes.txt", "head.csv"])
-def test_a_source_without_pairs_is_refused(tmp_path: Path, nothing: str) -> None:
+@pytest.mark.parametrize("nothing", ["missing", "empty", "notes.txt", "head.csv", "CT/flat"])
+def test_a_source_without_pairs_or_modality_is_refused(tmp_path: Path, nothing: str) -> None:
     (tmp_path / "empty").mkdir()
-    touch(tmp_path / "notes.txt")
+    # Folders above the source say nothing.
+    touch(tmp_path / "notes.txt", tmp_path / "CT/flat/images/a.png", tmp_path / "CT/flat/labels/a.png")
     (tmp_path / "head.csv").write_text("modality,image,label\n")
     with pytest.raises(UsageError, match=nothing):
         find_pairs([tmp_path / nothing], SourceOptions())
+    (pair,) = find_pairs([tmp_path / "CT/flat"], SourceOptions(modality="OCT")).pairs
+    assert pair.modality == "OCT"
 
 
 def test_an_index_says_everything(tmp_path: Path) -> None:
