@@ -11,23 +11,16 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
 
-MAX_SIDE = 65_535
-"""Longest side of a slice in pixels: what is computed for each row or column then takes little memory."""
+MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One input of a run, as every reader makes it.
+    """One input of a run; InputError if a slice has a side longer than `MAX_SIDE`.
 
-    Attributes:
-        name: the file's name without its suffix; the result is called NAME.npz.
-        image: uint8, C-contiguous: (height, width) grey, (height, width, 3) in the order R G B, or a
-            volume (depth, height, width).
-        boxes: the prompts, which `Boxes.parse` checked against this image.
-        source: the file it was read from, or None.
-
-    Raises:
-        InputError: a slice has a side longer than `MAX_SIDE`.
+    `name` is the file's without its suffix, by which its result is called. `image` is uint8, C-contiguous:
+    (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
+    `Boxes.parse` checked the `boxes` against it. `source` is the file it was read from, or None.
     """
 
     name: str

@@ -15,9 +15,6 @@ from typing import BinaryIO
 
 from litemed.runtime.errors import OutputError
 
-_LONGEST_NAME_BYTES = 255
-_POLL_SECONDS = 0.005
-
 
 def sha256_of_file(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal. Raises OSError if it cannot be read."""
@@ -94,7 +91,7 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
     Raises OutputError if it is empty, hidden, has a separator or unprintable characters, or is too long.
     """
     plain = name and not name.startswith(".") and Path(name).name == name and name.isprintable()
-    if not plain or len(os.fsencode(name + suffix)) > _LONGEST_NAME_BYTES:
+    if not plain or len(os.fsencode(name + suffix)) > 255:
         raise OutputError(f"{name!a} cannot name a result; rename the case")
     return folder / (name + suffix)
 
@@ -135,7 +132,7 @@ class FolderLock:
         """Take the lock."""
         try:
             while not self._take():
-                time.sleep(_POLL_SECONDS)
+                time.sleep(0.005)
         except BlockingIOError as error:
             raise LockedError(f"{self._what}: another process is working on it; wait for its end") from error
         except OSError as error:

@@ -16,11 +16,9 @@ from litemed.runtime.errors import InputError
 _EXIF = b"Exif\0\0"
 # Start-of-frame markers: C0 to CF but for the tables C4 (Huffman), C8 (reserved) and CC (arithmetic coding).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN = 0xDA
-_TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION, _TAG_SAMPLES = 256, 257, 274, 277
 # TIFF field types that hold one small unsigned number: BYTE, SHORT, LONG, LONG8.
 _FIELD_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_MAX_FIELDS = 4096
+_ORIENTATION = 274
 # What reading past the end of the data raises, at small offsets and at ones beyond 63 bits.
 _TOO_SHORT = (struct.error, IndexError, OverflowError)
 
@@ -60,14 +58,12 @@ def _read_png(data: bytes) -> ImageHeader:
     samples = {0: 1, 2: 3, 3: 3}.get(colour_type, 4)  # grey, RGB, palette; the others have alpha
     orientation, position, kind = 1, 8, b""
     while kind != b"IEND":
-        (length,) = struct.unpack_from(">L", data, position)
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + length
-        (checksum,) = struct.unpack_from(">L", data, end)
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+        length, kind = struct.unpack_from(">L4s", data, position)
+        body, end = position + 8, position + 8 + length
+        if struct.unpack_from(">L", data, end) != (zlib.crc32(memoryview(data)[position + 4 : end]),):
             raise ValueError(f"the checksum of chunk {kind!r} is wrong")
         if kind == b"eXIf":
-            orientation = _orientation(data[position + 8 : end])
+            orientation = _orientation(data[body:end])
         position = end + 4
     return ImageHeader(width, height, samples, orientation)
 
@@ -75,7 +71,7 @@ def _read_png(data: bytes) -> ImageHeader:
 def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int, int] | None = None
     orientation, position, marker = 1, 2, 0
-    while marker != _START_OF_SCAN:
+    while marker != 0xDA:  # start of scan
         if data[position] != 0xFF:
             raise ValueError("a marker is missing")
         marker = data[position + 1]
@@ -97,9 +93,8 @@ def _read_jpeg(data: bytes) -> ImageHeader:
 
 def _read_tiff(data: bytes) -> ImageHeader:
     fields, following = _directory(data)
-    width, height = fields.get(_TAG_WIDTH, 0), fields.get(_TAG_HEIGHT, 0)
-    orientation, samples = fields.get(_TAG_ORIENTATION, 1), fields.get(_TAG_SAMPLES, 1)
-    return ImageHeader(width, height, samples, orientation, pages=2 if following else 1)
+    width, height, samples = (fields.get(tag, missing) for tag, missing in ((256, 0), (257, 0), (277, 1)))
+    return ImageHeader(width, height, samples, fields.get(_ORIENTATION, 1), pages=2 if following else 1)
 
 
 _READERS = {b"\x89PNG\r\n\x1a\n": _read_png, b"\xff\xd8\xff": _read_jpeg} | dict.fromkeys(
@@ -110,7 +105,7 @@ _READERS = {b"\x89PNG\r\n\x1a\n": _read_png, b"\xff\xd8\xff": _read_jpeg} | dict
 def _orientation(exif: bytes) -> int:
     """Return the orientation in an Exif block, which is a small TIFF; a damaged block states none."""
     try:
-        return _directory(exif)[0].get(_TAG_ORIENTATION, 1)
+        return _directory(exif)[0].get(_ORIENTATION, 1)
     except (ValueError, *_TOO_SHORT):
         return 1
 
@@ -122,7 +117,7 @@ def _directory(data: bytes) -> tuple[dict[int, int], int]:
     pointer, count_format, field_length, value_at = ("Q", "Q", 20, 12) if big else ("L", "H", 12, 8)
     (position,) = struct.unpack_from(order + pointer, data, 8 if big else 4)
     (count,) = struct.unpack_from(order + count_format, data, position)
-    if count > _MAX_FIELDS:
+    if count > 4096:
         raise ValueError(f"it declares {count} fields")
     fields: dict[int, int] = {}
     position += struct.calcsize(order + count_format)

@@ -11,20 +11,18 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from litemed.runtime.errors import BundleError
 
-_MAX_TEXT = 200
 _SCALARS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: f"a line of at most {_MAX_TEXT} printable characters",
+    str: "a line of at most 200 printable characters",
 }
 
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError, whose message is one line, if it is damaged, or a key stands twice or a number is
-    infinite (`json` allows both).
+    Raises ValueError, in one line, for damage, and for double keys and infinite numbers, which `json` allows.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,9 +58,8 @@ class Record:
 def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     """Return a JSON value as `kind`, from which nothing may differ.
 
-    `kind` is a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str (one printable line), int,
-    float, bool, or object for anything; `source` is the file and `place` where in it the value stands. Raises
-    BundleError, one line that names both and what was found.
+    `kind` is a `Record`, `Mapping[str, X]`, `tuple[X, ...]`, `X | None`, str, int, float, bool, or object for
+    anything. Raises BundleError, which names `source`, the file, and `place`, where in it the value stands.
     """
 
     def refuse(why: str) -> NoReturn:
@@ -81,14 +78,11 @@ def read(kind: Any, value: Any, source: str, place: str = "") -> Any:
     if parts and origin is not Mapping:  # X | None
         return None if value is None else read(parts[0], value, source, place)
     if kind in _SCALARS:
-        sound = type(value) is kind or (kind is float and type(value) is int)
-        if sound and kind is float:
-            sound = abs(value) < 1e300
-        elif sound and kind is str:
-            sound = len(value) <= _MAX_TEXT and value.isprintable()
-        if not sound:
+        if kind is float and type(value) is int and abs(value) < 1e300:
+            value = float(value)
+        if type(value) is not kind or (kind is str and not (len(value) <= 200 and value.isprintable())):
             refuse(f"is {shown(value)}, not {_SCALARS[kind]}")
-        return kind(value)
+        return value
     if not isinstance(value, dict):
         refuse(f"is {shown(value)}, not an object")
     if origin is Mapping:
