@@ -16,24 +16,20 @@ from litemed.runtime.errors import InputError
 _EXIF = b"Exif\0\0"
 # Start-of-frame markers: C0 to CF but for the tables C4 (Huffman), C8 (reserved) and CC (arithmetic coding).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# TIFF field types that hold one small unsigned number: BYTE, SHORT, LONG, LONG8.
-_FIELD_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_FIELD_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF: BYTE, SHORT, LONG, LONG8
 _ORIENTATION = 274
 # What reading past the end of the data raises, at small offsets and at ones beyond 63 bits.
 _TOO_SHORT = (struct.error, IndexError, OverflowError)
 
 
 class ImageHeader(NamedTuple):
-    """What an image file declares; `samples` are values per pixel once decoded.
-
-    Of Exif's `orientation` 2 to 8 turn or mirror the image. `pages` is 2 if there is more than one.
-    """
+    """What an image file declares."""
 
     width: int
     height: int
-    samples: int
-    orientation: int = 1
-    pages: int = 1
+    samples: int  # values per pixel once decoded
+    orientation: int = 1  # Exif's, of which 2 to 8 turn or mirror the image
+    pages: int = 1  # 2 if there is more than one
 
 
 def read_image_header(data: bytes, source: str) -> ImageHeader:

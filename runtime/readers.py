@@ -40,7 +40,6 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     A folder stands for the files directly in it that have a case's suffix and no dot in front, by name.
     Raises UsageError if a path cannot be read or is of no kind that is read, or there is no case at all.
     """
-    suffixes = ", ".join(CASE_SUFFIXES)
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         try:
@@ -54,7 +53,7 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
         if not cases:
             what = "no case in this folder; put" if is_folder else "not a case; give"
-            raise UsageError(f"{path}: {what} {suffixes} files")
+            raise UsageError(f"{path}: {what} {', '.join(CASE_SUFFIXES)} files")
         for case in cases:
             # Not the file that it may be a link to: two names are two cases, each with boxes of its own.
             found.setdefault(case.parent.resolve() / case.name, case)

@@ -23,8 +23,7 @@ _CLASSES: dict[str, type[Engine]] = {one.name: one for one in (OnnxRuntimeEngine
 _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 
-Candidate = tuple[str, str]
-"""Names of an engine and a precision."""
+Candidate = tuple[str, str]  # names of an engine and a precision
 
 
 def open_engine(
@@ -43,11 +42,9 @@ def open_engine(
         name: "onnxruntime", "openvino" or "auto", the one that is installed and presumed the faster.
         bundle: whose graphs.
         threads: how many to compute with; None takes one for each core, see `litemed.runtime.engines.cpu`.
-        precision: "exact": float32; "fast": what is presumed the fastest that the bundle lists; "auto": the
-            same of those that passed, see `litemed.runtime.precision`; or the name of one that it lists.
+        precision: "exact", "fast", "auto" or the name of one in the bundle, see `litemed.runtime.load`.
         cache: keeps what OpenVINO compiled; ONNX Runtime is hardly slower without.
-        wait: if False, the graphs are still being loaded when this returns; if they are refused, the engine's
-            `ready` says so.
+        wait: if False, graphs are still being loaded when this returns; `Engine.ready` says if that failed.
         tell: is given a line if the masks of "fast" were not measured to agree.
 
     Raises:
@@ -113,8 +110,8 @@ def _presumed_order() -> list[Candidate]:
     time: ONNX Runtime int8 1.18, float32 1.61, OpenVINO float32 1.47, int8 1.61.
     """
     instructions = cpu_instructions()
-    order = [("onnxruntime", "int8"), ("openvino", "float32"), ("onnxruntime", "float32")]
     has_int8, has_bf16 = instructions & _INT8_INSTRUCTIONS, instructions & _BF16_INSTRUCTIONS
+    order = [("onnxruntime", "int8"), ("openvino", "float32"), ("onnxruntime", "float32")]
     order.insert(0 if has_int8 else len(order), ("openvino", "int8"))
     for precision in ("bf16", "int8-bf16"):
         order.insert(0 if has_bf16 else len(order), ("openvino", precision))

@@ -1,14 +1,10 @@
 """What this machine's CPU can do, and how many threads a process may usefully start on it.
 
 All of them work on one slice at a time: a slice's latency is what a user waits for, and two streams of half
-the threads gave no more slices per second. By default there is one for each core that the process may use:
-
-- CPUs are counted by the process's affinity (`taskset`, `docker --cpuset-cpus`, Slurm), not by the machine;
-- two CPUs that are hardware threads of one core count once, for one thread keeps a core's units busy;
-- a container's CPU quota (`docker --cpus`, Kubernetes limits) cuts the number: with more threads than quota
-  all of them are stopped for part of every scheduling period, and every operator waits for the last.
-
-All of this is what Linux tells; elsewhere each CPU counts as a core.
+the threads gave no more slices per second. By default there is one for each core that the process may use, by
+its affinity and cut to its container's CPU quota, past which all of them would be stopped for part of every
+period. Hardware threads of one core count once, for one keeps its units busy. All this is what Linux tells;
+elsewhere each CPU counts as a core.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class OnnxRuntimeEngine(Engine):
         _share_arena()
         return str(onnxruntime.__version__)
 
-    def load(self, bundle: Bundle, role: str, key: str) -> Any:
-        """Return a session of one graph."""
+    def load(self, bundle: Bundle, role: str, key: str) -> tuple[Any, Interface]:
+        """Return a session of one graph, its inputs' shapes and its outputs' names."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -49,15 +49,11 @@ class OnnxRuntimeEngine(Engine):
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(bundle.graphs[key], options, providers=providers)
         session._model_bytes = None  # it would keep the file's bytes, to open it anew with other providers
-        return session
-
-    def interface(self, graph: Any) -> Interface:
-        """Return the inputs' shapes and the outputs' names of a session."""
         inputs = {
             one.name: tuple(axis if isinstance(axis, int) else None for axis in one.shape)
-            for one in graph.get_inputs()
+            for one in session.get_inputs()
         }
-        return inputs, {one.name for one in graph.get_outputs()}
+        return session, (inputs, {one.name for one in session.get_outputs()})
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         """Return a session's outputs."""
@@ -69,24 +65,17 @@ class OnnxRuntimeEngine(Engine):
 def _share_arena() -> None:
     """Let encoder and decoder, which never run at once, take turns in one arena of memory.
 
-    Without an arena every tensor is mapped and cleared anew: 250 MiB of page faults for each slice, 15 to
-    25 % of the encoder's CPU time and 20 to 30 % of the decoder's. Resident after slices with 8, 8 and 3
-    boxes, and the most at any time, in MiB (ONNX Runtime 1.32, graphs of size 256): no arena 319, 569; one
-    for each 677, 677; shared 414, 414, with memory patterns 653, 653; begun with one large chunk, of which
-    only what is touched is taken, 393, 393. It is kept for the process's next engine.
+    Without an arena every tensor is mapped and cleared anew: 15 to 25 % of the encoder's CPU time and 20 to
+    30 % of the decoder's. Resident after slices with 8, 8 and 3 boxes, and the most at any time, in MiB (ONNX
+    Runtime 1.32, graphs of size 256): no arena 319, 569; one for each 677, 677; shared 414, 414, with memory
+    patterns 653, 653; begun with one large chunk, of which only what is touched is taken, 393, 393.
     """
     import onnxruntime
 
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
-    config = onnxruntime.OrtArenaCfg(
-        {
-            "max_mem": 0,  # no limit
-            "arena_extend_strategy": -1,  # the default: each further chunk twice as large
-            "initial_chunk_size_bytes": 1 << 29,
-            "max_dead_bytes_per_chunk": -1,
-        }
-    )
+    # Memory without limit, chunks that double, the size of the first, the default for dead bytes.
+    config = onnxruntime.OrtArenaCfg(0, -1, 1 << 29, -1)
     # Older versions refuse if the calling program has shared one of its own already: that one serves as well.
     with contextlib.suppress(RuntimeError):
         onnxruntime.create_and_register_allocator(memory, config)

@@ -75,8 +75,8 @@ class OpenVinoEngine(Engine):
         with contextlib.suppress(AttributeError, RuntimeError):  # versions before 2024.5; or it is running
             self._encoder.result().get_compiled_model().release_memory()
 
-    def load(self, bundle: Bundle, role: str, key: str) -> Any:
-        """Return an inference request of one graph; OpenVINO's own cache of compiled models stays off."""
+    def load(self, bundle: Bundle, role: str, key: str) -> tuple[Any, Interface]:
+        """Return an inference request of one graph, its inputs' shapes and its outputs' names."""
         options: dict[str, Any] = {
             # To be said always, for the default is bf16 where the CPU has it.
             "INFERENCE_PRECISION_HINT": "bf16" if role in self.bf16 else "f32",
@@ -91,22 +91,20 @@ class OpenVinoEngine(Engine):
         }
         cpu = (str(self._core.get_property("CPU", "FULL_DEVICE_NAME")), *sorted(cpu_instructions()))
         depends_on = (bundle.manifest.graphs[key].sha256, self.version, *cpu, json.dumps(options))
+        model = None
         if kept := self.cache and self.cache.load(*depends_on):
             with contextlib.suppress(Exception):  # refused, by whatever C++ throws: made anew
-                return self._core.import_model(io.BytesIO(kept), "CPU", options).create_infer_request()
-        model = self._core.compile_model(self._core.read_model(bundle.graphs[key]), "CPU", options)
-        if self.cache:
-            with contextlib.suppress(OutputError):  # a full or write-protected disk costs time, not the run
-                self.cache.store(model.export_model().getvalue(), *depends_on)
-        return model.create_infer_request()
-
-    def interface(self, graph: Any) -> Interface:
-        """Return the inputs' shapes and the outputs' names of a request."""
+                model = self._core.import_model(io.BytesIO(kept), "CPU", options)
+        if model is None:
+            model = self._core.compile_model(self._core.read_model(bundle.graphs[key]), "CPU", options)
+            if self.cache:
+                with contextlib.suppress(OutputError):  # a full or write-protected disk costs time alone
+                    self.cache.store(model.export_model().getvalue(), *depends_on)
         inputs = {
             one.any_name: tuple(axis.get_length() if axis.is_static else None for axis in one.partial_shape)
-            for one in graph.model_inputs
+            for one in model.inputs
         }
-        return inputs, {one.any_name for one in graph.model_outputs}
+        return model.create_infer_request(), (inputs, {one.any_name for one in model.outputs})
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
         """Return a request's outputs; inputs are read in place, outputs copied before it writes over them."""

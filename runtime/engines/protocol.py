@@ -24,8 +24,8 @@ Runtime (with its arena) 22.0 / 21.2 / 22.8 / 24.0 / 20.4 and 95 / 194 / 193 / 3
 """
 
 Float = NDArray[np.float32]
+# Shapes of inputs by name, with None for a dynamic axis, and names of outputs.
 Interface = tuple[Mapping[str, tuple[int | None, ...]], set[str]]
-"""Shapes of inputs by name, with None for a dynamic axis, and names of outputs."""
 
 
 class Engine:
@@ -43,7 +43,7 @@ class Engine:
     package: str
 
     def __init__(
-        self, bundle: Bundle, threads: int, precision: str, choice: str = "", cache: Cache | None = None
+        self, bundle: Bundle, threads: int, precision: str, choice: str, cache: Cache | None
     ) -> None:
         """Begin to load both graphs of a precision, each in a thread of its own.
 
@@ -63,12 +63,8 @@ class Engine:
         """Import the engine and return its version; refuse a precision that it does not compute in."""
         raise NotImplementedError
 
-    def load(self, bundle: Bundle, role: str, key: str) -> Any:
-        """Return a graph, ready to run."""
-        raise NotImplementedError
-
-    def interface(self, graph: Any) -> Interface:
-        """Return a graph's inputs and outputs."""
+    def load(self, bundle: Bundle, role: str, key: str) -> tuple[Any, Interface]:
+        """Return a graph, ready to run, with its inputs and outputs."""
         raise NotImplementedError
 
     def run(self, graph: Any, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
@@ -116,12 +112,12 @@ class Engine:
 
     def _load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a graph that has the interface of its role."""
-        graph = self.load(bundle, role, key)
+        graph, found = self.load(bundle, role, key)
         size, side = bundle.manifest.input_size, bundle.manifest.input_size // 4
         wanted: Interface = {"image": (1, 3, size, size)}, {"image_embedding"}
         if role == "decoder":
             wanted = {"image_embedding": (1, 256, side, side), "boxes": (None, 4)}, {"logits", "iou"}
-        if (found := self.interface(graph)) != wanted:
+        if found != wanted:
             file = bundle.path / bundle.manifest.graphs[key].file
             raise EngineError(f"{file}: is no {role}, but of {str(found)[:300]!a}; export the bundle again")
         return graph
@@ -133,9 +129,8 @@ class Engine:
         except LitemedError:
             raise
         except ImportError as error:
-            raise EngineError(
-                f"{self.title} cannot be loaded ({error}); pip install {self.package}"
-            ) from error
+            advice = f"pip install {self.package}"
+            raise EngineError(f"{self.title} cannot be loaded ({error}); {advice}") from error
         except Exception as error:
             raise EngineError(f"{self.title} failed: {one_line(error)[:300]}") from error
 
@@ -144,5 +139,5 @@ class Engine:
         concurrent.futures.wait((self._encoder, self._decoder))
         try:
             ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError, TypeError):  # another C library; the last as on Windows
-            return
+        except (OSError, AttributeError, TypeError):
+            return  # another C library; the last as on Windows
