@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.export.norm_folding import after_norm, channel_norm, convolution, linear, pointwise
+from litemed.export.norm_folding import after_norm, channel_norm, convolution, folded, linear, pointwise
 from litemed.models import tiny_vit
 from litemed.models.litemedsam import LiteMedSAM
 
@@ -98,30 +98,14 @@ class PatchMerging(nn.Module):
         return self.conv3(channels_last(F.gelu(self.conv2(x))))
 
 
-class Bottleneck(nn.Module):
-    """An inverted bottleneck with its residual: (1, C, H, W) to the same."""
-
-    def __init__(self, block: tiny_vit.MBConv) -> None:
-        super().__init__()
-        self.layers = _convolutions(block.conv1, block.conv2, block.conv3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + self.layers(x))
-
-
 class FastEncoderGraph(nn.Module):
     """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4) of a network, which is not changed."""
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
         encoder: Any = model.image_encoder
-        embed, (first, *stages) = encoder.patch_embed.seq, encoder.layers
-        change = first.downsample
-        self.first = nn.Sequential(
-            _convolutions(embed[0], embed[2]),
-            *(Bottleneck(block) for block in first.blocks),
-            _convolutions(change.conv1, change.conv2, change.conv3),
-        )
+        first, *stages = encoder.layers
+        self.first = folded(nn.Sequential(encoder.patch_embed, first))
         self.sides = (model.size // 2, model.size // 4, model.size // 4)
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(block, side) for block in stage.blocks))
@@ -150,9 +134,3 @@ def channels_first(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
-
-
-def _convolutions(*layers: tiny_vit.ConvNorm) -> nn.Sequential:
-    """Convolutions with their norms folded, and GELU between them."""
-    first, *others = (convolution(layer.c, layer.bn) for layer in layers)
-    return nn.Sequential(first, *(part for layer in others for part in (nn.GELU(), layer)))

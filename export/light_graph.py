@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from litemed.export.fast_encoder import channels_first, channels_last
-from litemed.export.norm_folding import convolution, norm_scale_and_shift
+from litemed.export.norm_folding import folded, norm_scale_and_shift
 from litemed.models import light_encoder
-from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON, ConvNorm, upsample
+from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON
 from litemed.models.litemedsam import LiteMedSAM
 
 
@@ -50,44 +50,15 @@ class LightEncoderGraph(nn.Module):
 
     def __init__(self, model: LiteMedSAM) -> None:
         super().__init__()
-        encoder: Any = model.image_encoder
-        self.levels = nn.ModuleList(
-            nn.Sequential(_folded(change), _folded(blocks))
-            for change, blocks in (
-                (encoder.stem, encoder.s64),
-                (encoder.d32, encoder.s32),
-                (encoder.d16, encoder.s16),
-            )
-        )
-        self.lateral = nn.ModuleList(_folded(layer) for layer in (encoder.l64, encoder.l32, encoder.l16))
-        self.refine = nn.Sequential(_folded(encoder.ref), encoder.neck)
-        self.norm = nn.LayerNorm(encoder.neck.out_channels, NORM_EPSILON)
-        self.norm.load_state_dict({"weight": encoder.gamma.flatten(), "bias": encoder.beta.flatten()})
+        self.encoder = folded(model.image_encoder)
+        blocks = self.encoder.s16
+        for i, block in enumerate(blocks):
+            if isinstance(block, light_encoder.Attention):
+                blocks[i] = Attention(block)
+        self.norm = nn.LayerNorm(self.encoder.neck.out_channels, NORM_EPSILON)
+        weights = {"weight": self.encoder.gamma.flatten(), "bias": self.encoder.beta.flatten()}
+        self.norm.load_state_dict(weights)
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        levels = [image]
-        for level in self.levels:
-            levels.append(level(levels[-1]))
-        fine, middle, coarse = (layer(x) for layer, x in zip(self.lateral, levels[1:], strict=True))
-        y = self.refine(fine + upsample(middle + upsample(coarse)))
-        return channels_first(self.norm(channels_last(y)))
-
-
-class _Residual(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
-def _folded(module: Any) -> nn.Module:
-    """A part of the encoder with every batch norm folded, as new modules."""
-    if isinstance(module, ConvNorm):
-        conv, norm, *activation = module
-        return nn.Sequential(convolution(conv, norm), *(nn.ReLU() for _ in activation))
-    if isinstance(module, light_encoder.Attention):
-        return Attention(module)
-    if isinstance(module, light_encoder.MixBlock):
-        return _Residual(_folded(module.dw), _folded(module.f))
-    if isinstance(module, light_encoder.FusedBlock):
-        return _Residual(_folded(module.f))
-    return nn.Sequential(*(_folded(part) for part in module))
+        return channels_first(self.norm(channels_last(self.encoder.features(image))))

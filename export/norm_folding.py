@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from litemed.models.tiny_vit import ConvNorm
+from litemed.models import light_encoder, tiny_vit
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -27,7 +28,18 @@ def convolution(conv: Any, norm: Any) -> nn.Conv2d:
     return folded.requires_grad_(False)
 
 
-def pointwise(layer: ConvNorm) -> nn.Linear:
+def folded(module: nn.Module) -> Any:
+    """Return a copy in which every batch norm behind a convolution is folded into it."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        for name, child in part.named_children():
+            if isinstance(child, tiny_vit.ConvNorm | light_encoder.ConvNorm):
+                conv, norm, *activation = child
+                setattr(part, name, nn.Sequential(convolution(conv, norm), *activation))
+    return module.requires_grad_(False)
+
+
+def pointwise(layer: tiny_vit.ConvNorm) -> nn.Linear:
     """Return a 1 x 1 convolution and its batch norm as a layer on the last axis."""
     folded = convolution(layer.c, layer.bn)
     return linear(folded.weight[:, :, 0, 0], folded.bias)

@@ -106,16 +106,20 @@ class LightEncoder(nn.Module):
         self.beta = nn.Parameter(self.neck.weight.new_zeros(1, 256, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        fine = self.s64(self.stem(image))
-        middle = self.s32(self.d32(fine))
-        coarse = self.s16(self.d16(middle))
-        y = self.l64(fine) + upsample(self.l32(middle) + upsample(self.l16(coarse)))
-        y = self.neck(self.ref(y))
+        y = self.features(image)
         centred = y - y.mean(1, keepdim=True)
         variance = centred.square().mean(1, keepdim=True)
         return centred / (variance + NORM_EPSILON).sqrt() * self.gamma + self.beta
 
+    def features(self, image: Tensor) -> Tensor:
+        """Return the embedding before its last norm."""
+        fine = self.s64(self.stem(image))
+        middle = self.s32(self.d32(fine))
+        coarse = self.s16(self.d16(middle))
+        y = self.l64(fine) + _upsample(self.l32(middle) + _upsample(self.l16(coarse)))
+        return self.neck(self.ref(y))
 
-def upsample(x: Tensor) -> Tensor:
+
+def _upsample(x: Tensor) -> Tensor:
     """Double the resolution, bilinear with half-pixel centres: (B, C, H, W) to (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

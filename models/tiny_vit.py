@@ -11,6 +11,8 @@ spatial size of the stage, L = H * W tokens in row-major order.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,30 +26,26 @@ EXPAND = 4
 """How many times as wide perceptrons and inverted bottlenecks are within."""
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(nn.Sequential):
     """A convolution without bias followed by batch norm: (B, C_in, H, W) to (B, C_out, H', W')."""
+
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
     ) -> None:
-        super().__init__()
-        self.c = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.c(x))
+        c = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(c=c, bn=nn.BatchNorm2d(out_channels)))
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(nn.Sequential):
     """Lift the image to the first stage's channels at full resolution: (B, 3, H, W) to (B, C, H, W)."""
 
     def __init__(self) -> None:
-        super().__init__()
-        dim = DIMS[0]
-        self.seq = nn.Sequential(ConvNorm(3, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.seq(image)
+        half = DIMS[0] // 2
+        layers = nn.Sequential(ConvNorm(3, half), nn.GELU(), ConvNorm(half, DIMS[0]))
+        super().__init__(OrderedDict(seq=layers))
 
 
 class MBConv(nn.Module):
@@ -110,17 +108,16 @@ class Attention(nn.Module):
         return self.proj(context.transpose(1, 2).reshape(windows, tokens, dim))
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Sequential):
     """Layer norm and a two-layer perceptron with GELU: (..., C) to (..., C)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+    norm: nn.LayerNorm
+    fc1: nn.Linear
+    fc2: nn.Linear
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+    def __init__(self, dim: int) -> None:
+        fc1, fc2 = nn.Linear(dim, dim * EXPAND), nn.Linear(dim * EXPAND, dim)
+        super().__init__(OrderedDict(norm=nn.LayerNorm(dim), fc1=fc1, gelu=nn.GELU(), fc2=fc2))
 
 
 class TinyViTBlock(nn.Module):
@@ -134,7 +131,7 @@ class TinyViTBlock(nn.Module):
         super().__init__()
         self.window = window
         self.attn = Attention(dim, heads, window)
-        self.mlp = Mlp(dim, dim * EXPAND)
+        self.mlp = Mlp(dim)
         self.local_conv = ConvNorm(dim, dim, kernel=3, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:

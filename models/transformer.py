@@ -5,8 +5,9 @@ Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 DIM, HEADS, HIDDEN = 256, 8, 2048
 
@@ -32,18 +33,6 @@ class Attention(nn.Module):
         return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU: (..., 256) to (..., 256)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(DIM, HIDDEN)
-        self.lin2 = nn.Linear(HIDDEN, DIM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(F.relu(self.lin1(x)))
-
-
 class TwoWayBlock(nn.Module):
     """Self-attention of the tokens, tokens to image, MLP, image to tokens."""
 
@@ -54,7 +43,8 @@ class TwoWayBlock(nn.Module):
         self.norm1 = nn.LayerNorm(DIM)
         self.cross_attn_token_to_image = Attention(downsample=2)
         self.norm2 = nn.LayerNorm(DIM)
-        self.mlp = FeedForward()
+        layers = {"lin1": nn.Linear(DIM, HIDDEN), "relu": nn.ReLU(), "lin2": nn.Linear(HIDDEN, DIM)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
         self.norm3 = nn.LayerNorm(DIM)
         self.norm4 = nn.LayerNorm(DIM)
         self.cross_attn_image_to_token = Attention(downsample=2)
