@@ -1,24 +1,33 @@
-"""Write a bundle: export, simplify, check, verify and measure in a folder beside the target, then move it."""
+"""Write a bundle: export, simplify, check, verify and measure in a folder beside the target, then move it.
+
+A bundle's files are its graphs and `manifest.json`, which the runtime holds them to (schema 4).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from litemed.export.agreement import measure_agreement
-from litemed.export.graphs import check, graph_specs, simplify, to_onnx
-from litemed.export.manifest import FLOAT32, Contents
-from litemed.export.precisions import Plan, passing, plan
+import onnx
+import torch
+
+from litemed.export.agreement import FLOAT32, Plan, Progress, measure_agreement, passing, plan
+from litemed.export.graphs import OPSET, GraphSpec, check, graph_specs, simplify, to_onnx, with_half_weights
 from litemed.export.quantise import KEY, KEY_BF16, quantise
 from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references
 from litemed.models.checkpoint import Checkpoint
-from litemed.runtime.bundle import MANIFEST
+from litemed.runtime.bundle import MANIFEST, PREPROCESSING, SCHEMA
 from litemed.runtime.errors import OutputError
+from litemed.runtime.precision import Precision
 
-Progress = Callable[[str], None]
+TOOLS = ("onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,55 @@ class ExportOptions:
     agreement: pathlib.Path | None = None
     ground_truth: pathlib.Path | None = None
     compact: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle of this name: graphs with their interfaces, and what is said of them.
+
+    `size` is the side of the network's input in pixels; `compact` stores the graphs' weights as float16.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    size: int
+    specs: Sequence[GraphSpec]
+    graphs: Mapping[str, onnx.ModelProto]
+    parity: Sequence[Parity] = ()
+    precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
+    compact: bool = False
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Write the bundle's files into a folder, which is made where it is missing."""
+        folder.mkdir(exist_ok=True)
+        graphs = {}
+        for spec in self.specs:
+            graph, file = self.graphs[spec.name], f"{spec.name}.onnx"
+            data = (with_half_weights(graph) if self.compact else graph).SerializeToString(deterministic=True)
+            (folder / file).write_bytes(data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            graphs[spec.name] = {"file": file, "sha256": sha256, "bytes": len(data), "opset": OPSET} | {
+                end: [{"name": k, "dtype": "float32", "shape": list(v)} for k, v in shapes.items()]
+                for end, shapes in (("inputs", spec.inputs), ("outputs", spec.outputs))
+            }
+        weights = self.checkpoint
+        manifest = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "litemed": importlib.metadata.version("litemed"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "input": {"size": self.size, **PREPROCESSING},
+            "graphs": graphs,
+            "precisions": {
+                key: {k: v for k, v in asdict(precision).items() if v not in (None, ())}
+                for key, precision in self.precisions.items()
+            },
+            "weights": {k: getattr(weights, k) for k in ("file", "sha256", "layout", "encoder", "trained")}
+            | {"lora": None if weights.lora is None else asdict(weights.lora)},
+            "parity": [asdict(p) for p in self.parity],
+            "tools": {"torch": torch.__version__} | {k: importlib.metadata.version(k) for k in TOOLS},
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def write_bundle(
@@ -101,18 +159,13 @@ def write_bundle(
             if stage != "exported":
                 judge(parity)
         contents = replace(contents, parity=parity)
-        if planned[0]:
+        if planned.precisions:
             contents = _with_precisions(contents, planned, staging / "candidate", progress)
         contents.write(staging / "finished")
         _check_target(out, options.overwrite)  # again, for what has come to lie there meanwhile
-        if out.exists() and options.overwrite:
+        if out.exists():
             out.rename(staging / "old")
-        try:
-            (staging / "finished").rename(out)
-        except BaseException:
-            if (staging / "old").exists():
-                (staging / "old").rename(out)
-            raise
+        (staging / "finished").rename(out)
     return parity
 
 
@@ -120,16 +173,16 @@ def _with_precisions(
     contents: Contents, planned: Plan, candidate: pathlib.Path, progress: Progress
 ) -> Contents:
     """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
-    tried, images, cases = planned
+    tried = planned.precisions
     encoder, decoder = contents.specs
     graphs, specs = dict(contents.graphs), [encoder, decoder]
     for key in {p.encoder: None for p in tried.values() if p.encoder in (KEY, KEY_BF16)}:
         specs.append(replace(encoder, name=key))
-        graphs[key] = quantise(graphs[encoder.name], images, contents.size, key, progress)
+        graphs[key] = quantise(graphs[encoder.name], planned.images, contents.size, key, progress)
         check(graphs[key], specs[-1])
     contents = replace(contents, graphs=graphs, specs=specs, precisions=FLOAT32 | tried)
     contents.write(candidate)
-    kept = passing(tried, measure_agreement(candidate, list(tried), cases, progress), progress)
+    kept = passing(tried, measure_agreement(candidate, list(tried), planned.cases, progress), progress)
     used = [spec for spec in specs if any(spec.name in (p.encoder, p.decoder) for p in kept.values())]
     return replace(contents, specs=used, precisions=kept)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 from typing import Any
 
 import click
 
+from litemed.runtime.bundle import Bundle
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
 
@@ -87,8 +89,6 @@ def _run(
     if inspect is not None:
         if checkpoint or output or adapter or untrained:
             raise UsageError("--inspect stands alone")
-        from litemed.export.inspection import describe
-
         click.echo(describe(inspect))
         return
     if output is None:
@@ -117,11 +117,35 @@ def _run(
     counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS
     settings = ExportOptions(size=size, box_counts=counts, **options)
     parity = write_bundle(weights, output, settings, progress=click.echo)
-    exact, stored = (
-        max((p.max_abs_diff for p in parity if (p.stage == COMPACT) == rounded), default=0.0)
-        for rounded in (False, True)
-    )
+    exact = max(p.max_abs_diff for p in parity if p.stage != COMPACT)
+    stored = max((p.max_abs_diff for p in parity if p.stage == COMPACT), default=exact)
     click.echo(
-        f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {exact:.1e} in float32"
-        + (f", {stored:.1e} as stored, with weights rounded to float16" if stored else "")
+        f"{output}: {len(parity)} comparisons with PyTorch pass, largest difference {exact:.1e} in float32, "
+        f"{stored:.1e} as stored"
     )
+
+
+def describe(folder: pathlib.Path) -> str:
+    """Verify a bundle and describe it for a person. Raises BundleError if it does not match its manifest."""
+    manifest = Bundle.open(folder).manifest
+    weights = manifest.weights
+    untrained = "" if weights.trained else ", UNTRAINED: drawn at random, the masks mean nothing"
+    lines = [
+        f"{manifest.name}  (litemed {manifest.litemed}, {manifest.created})",
+        f"  weights  {weights.file}, layout {weights.layout}, encoder {weights.encoder}{untrained}",
+        f"  sha256   {weights.sha256 or '-'}",
+        f"  LoRA     {json.dumps(weights.lora)}",
+    ]
+    for graph in manifest.graphs.values():
+        lines.append(f"  graph    {graph.file}, {graph.bytes / 1e6:.1f} MB, opset {graph.opset}")
+    for name, precision in manifest.precisions.items():
+        rounded = f", bf16 in {' and '.join(precision.bf16)}" if precision.bf16 else ""
+        lines.append(f"  {name:<9}{precision.encoder} + {precision.decoder}{rounded}")
+        for engine, found in precision.agreement.engines.items() if precision.agreement else ():
+            lines.append(f"           {engine}: {found.shortcoming() or 'passes'}")
+            for modality, one in found.modalities.items():
+                change = "" if one.dsc_change is None else f"  DSC {one.dsc_change:+.4f}"
+                lines.append(f"             {modality:<12} {one.cases:>3} cases  Dice {one.dice:.4f}{change}")
+    rows = manifest.parity if isinstance(manifest.parity, list) else []
+    lines += [f"  parity   {json.dumps(row)}" for row in rows]
+    return "\n".join([*lines, f"  tools    {json.dumps(manifest.tools)}"])

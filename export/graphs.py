@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
-BOXES_AXIS = "N"
+HALF_FROM = 4096  # elements that are worth a cast; biases, and the scales of a quantised graph, have fewer
 Shapes = Mapping[str, tuple[int | str, ...]]
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
@@ -38,15 +39,10 @@ class GraphSpec:
     inputs: Shapes
     outputs: Shapes
 
-    @property
-    def file(self) -> str:
-        """The graph's file name within a bundle."""
-        return f"{self.name}.onnx"
-
 
 def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
     """Return the encoder and the decoder of a model."""
-    size, n = model.size, BOXES_AXIS
+    size, n = model.size, "N"
     embedding: Shapes = {"image_embedding": (1, 256, size // 4, size // 4)}
     outputs: Shapes = {"logits": (n, size, size), "iou": (n,)}
     encoder = GraphSpec(
@@ -125,3 +121,26 @@ def check(graph: onnx.ModelProto, spec: GraphSpec) -> None:
     }
     if found != expected:
         raise ExportError(f"{spec.name}: inputs and outputs are {found} instead of {expected}")
+
+
+def with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph whose large float32 weights are stored as float16, with casts back to float32.
+
+    Engines fold the casts while they load the graph, so that it computes in float32 and as fast as before;
+    only the rounding of the weights, to 11 bits, stays. What is beyond its range, 65504, stays as it is.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(graph)
+    casts = []
+    for tensor in half.graph.initializer:
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < HALF_FROM or np.abs(values).max() >= 65520:
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.float16"))
+        casts.append(
+            onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -31,17 +32,12 @@ from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import list_cases, read_case
 
+# Of the graphs in a bundle: for both engines, and for OpenVINO with bf16 between the quantised operators.
 KEY, KEY_BF16 = "encoder_int8", "encoder_int8_bf16"
-"""Of the graphs in a bundle: for both engines, and for OpenVINO with bf16 between the quantised operators."""
-
 LINEAR = ("Gemm", "MatMul")
 CONVOLUTION = "Conv"
-
-MIN_IMAGES = 16
-"""Fewer leave the range of activations to chance."""
-
-MAX_IMAGES = 48
-"""Four of each of the challenge's eleven modalities, and more where there are fewer modalities."""
+MIN_IMAGES = 16  # fewer leave the range of activations to chance
+MAX_IMAGES = 48  # four of each of the challenge's modalities, and more where there are fewer of them
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
@@ -109,6 +105,7 @@ def quantise(
     prepared.CopyFrom(encoder)
     onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
     excluded = [*LINEAR] if key == KEY else [*LINEAR, CONVOLUTION]
+    inputs = ({name: preprocess(image, size)[0]} for image in images)
     with tempfile.TemporaryDirectory() as folder:
         source, target = (pathlib.Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
         source.write_bytes(prepared.SerializeToString())
@@ -116,7 +113,7 @@ def quantise(
             quantize_static(
                 source,
                 target,
-                _Inputs({name: preprocess(image, size)[0]} for image in images),
+                types.SimpleNamespace(get_next=lambda: next(inputs, None)),
                 op_types_to_quantize=[*LINEAR, CONVOLUTION],
                 per_channel=True,
                 reduce_range=True,
@@ -131,16 +128,6 @@ def quantise(
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ExportError(f"encoder: ONNX Runtime cannot quantise it: {error}") from error
         return onnx.load(target)
-
-
-class _Inputs:
-    """The network's input for one image after the other, as ONNX Runtime's calibration asks for them."""
-
-    def __init__(self, inputs: Iterator[dict[str, NDArray[np.float32]]]) -> None:
-        self.inputs = inputs
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self.inputs, None)
 
 
 def quantised_nodes(graph: onnx.ModelProto) -> list[str]:

@@ -8,8 +8,7 @@ the mask decoder are the same for all. To add one: its module beside this one, a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from torch import nn
 
@@ -20,19 +19,12 @@ PREFIX: Final = "image_encoder."
 """Of an encoder's entries in a checkpoint."""
 
 
-@dataclass(frozen=True)
-class EncoderKind:
-    """One row of the table.
-
-    Attributes:
-        build: makes the module, its weights drawn at random.
-        mark: how entries begin that every checkpoint of this encoder has, and none of another.
-        takes_lora: whether it has the layers that `litemed.models.lora` adapts.
-    """
+class EncoderKind(NamedTuple):
+    """One row of the table."""
 
     build: Callable[[], nn.Module]
-    mark: str
-    takes_lora: bool
+    mark: str  # how entries begin that every checkpoint of this encoder has, and none of another
+    takes_lora: bool  # whether it has the layers that `litemed.models.lora` adapts
 
 
 TINY_VIT: Final = "tiny_vit"
@@ -45,5 +37,6 @@ ENCODERS: Final = {
 
 def encoders_of(names: Collection[str]) -> list[str]:
     """Return the encoders that a checkpoint with these entries has parts of."""
-    marks = {kind: PREFIX + row.mark for kind, row in ENCODERS.items()}
-    return [kind for kind, mark in marks.items() if any(name.startswith(mark) for name in names)]
+    return [
+        kind for kind, row in ENCODERS.items() if any(name.startswith(PREFIX + row.mark) for name in names)
+    ]

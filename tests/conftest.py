@@ -126,8 +126,8 @@ def golden_bundle(golden_checkpoint: Find, tmp_path_factory: pytest.TempPathFact
 
     @functools.cache
     def make(layout: str) -> pathlib.Path:
+        from litemed.export.bundle import Contents
         from litemed.export.graphs import graph_specs, simplify, to_onnx
-        from litemed.export.manifest import Contents
         from litemed.models.checkpoint import read_checkpoint
 
         # Not through `write_bundle`: the tests compare with the golden outputs themselves.

@@ -92,11 +92,8 @@ def test_a_loralib_layer_of_a_wrong_shape_is_refused(tmp_path, golden_checkpoint
     del content["model"]["image_encoder.layers.1.blocks.0.mlp.fc1.lora_A"]
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(write(tmp_path / "c.pth", content))
-    assert "2 unusable" in str(error.value)
-    assert "attn.qkv has lora_A, lora_B and a layer of shapes (8, 128), (100, 4), (384, 128)" in str(
-        error.value
-    )
-    assert "mlp.fc1 lacks its linear layer, lora_A or lora_B" in str(error.value)
+    block = "image_encoder.layers.1.blocks.0."
+    assert str(error.value).endswith(f"there for {block}attn.qkv, {block}mlp.fc1")
 
 
 class Payload:

@@ -14,12 +14,10 @@ from onnx import numpy_helper
 
 import litemed.runtime
 from litemed.benchmarks.phantoms import Phantom, draw_image, draw_volume
-from litemed.export.agreement import find_measured_cases, mean_dice, measure_agreement
+from litemed.export.agreement import find_measured_cases, mean_dice, measure_agreement, passing
 from litemed.export.bundle import ExportOptions, write_bundle
-from litemed.export.cli import main
+from litemed.export.cli import describe, main
 from litemed.export.errors import ExportError
-from litemed.export.inspection import describe
-from litemed.export.precisions import passing
 from litemed.export.quantise import (
     KEY,
     KEY_BF16,
@@ -243,7 +241,7 @@ def test_the_manifest_says_what_the_runtime_gives(engine, bundle, measured):
 
 def test_cases_that_say_too_little_are_refused(tmp_path, measured):
     cases = pathlib.Path(shutil.copytree(measured / "cases", tmp_path / "cases"))
-    with pytest.raises(UsageError, match="ground truth of none"):
+    with pytest.raises(UsageError, match="ground truth of no case"):
         find_measured_cases(cases, tmp_path)
     (cases / "2DBox_US_0.npz").rename(cases / "patient7.npz")
     with pytest.raises(UsageError, match=r"patient7\.npz: no modality"):
