@@ -21,7 +21,6 @@ from litemed.train.augment import (
     content_of,
     move,
     recolour,
-    stretch_range,
 )
 from litemed.train.config import Augmentation
 
@@ -161,41 +160,6 @@ def test_zoom_keeps_the_middle_of_an_object_in_its_place_and_scales_it():
     assert zoom.log().mean() == pytest.approx(np.log(0.64 * 2.2) / 2, abs=0.1)
 
 
-def test_zoom_goes_to_all_objects_alike_however_small():
-    labels = disc((90, 90), 30) + 5 * disc((20, 20), 3)
-    labels = labels.expand(400, -1, -1)
-    sides = torch.full((400, 2), 128)
-    zoomed = only(zoom=1, turn=1)
-    _, moved, _ = move(labels[:, None].float(), labels, sides, zoomed, generator(0))
-    at, small = torch.arange(128).float(), (moved == 5).float()
-    place = torch.stack([small.sum(2) @ at, small.sum(1) @ at], 1) / small.sum((1, 2))[:, None]
-    assert 0.4 < ((place - 20).abs().amax(1) < 0.5).float().mean() < 0.6  # nan where it has left the image
-
-
-def test_without_objects_an_image_moves_all_the_same():
-    image, labels, sides = scenes(1, [(SIZE, 40)])
-    moved, none, frame = move(
-        image.float(), torch.zeros_like(labels), sides, only(zoom=1, turn=1), generator(3)
-    )
-    assert not torch.equal(moved, image.float())
-    assert moved.isfinite().all()
-    assert not none.any()
-    assert torch.equal(frame, sides)
-
-
-def test_a_turn_is_of_at_most_thirty_degrees_and_keeps_sizes():
-    labels = torch.zeros(1, 128, 128, dtype=torch.int32)
-    labels[0, 60:68, 30:98] = 1
-    labels = labels.expand(100, -1, -1)
-    _, moved, _ = move(labels[:, None].float(), labels, torch.full((100, 2), 128), only(turn=1), generator(0))
-    y, x = np.indices((128, 128))
-    slopes = [np.polyfit(x[m > 0], y[m > 0], 1)[0] for m in moved.numpy()]
-    degrees = np.degrees(np.arctan(slopes))
-    assert -31 < degrees.min() < -25
-    assert 25 < degrees.max() < 31
-    assert moved.sum((1, 2)).float().mean() == pytest.approx(8 * 68, rel=0.02)
-
-
 def test_what_is_shrunk_does_not_alias():
     """Stripes finer than a new pixel become grey, not coarser stripes."""
     stripes = (torch.arange(128) % 2 * 200.0).expand(100, 3, 128, 128)
@@ -252,44 +216,26 @@ def test_each_happens_as_often_as_its_probability_says(name):
     assert changed.float().mean() == pytest.approx(0.3, abs=4 * (0.21 / images) ** 0.5)
 
 
-def test_the_same_seed_gives_the_same_batch_and_another_another():
-    scene = scenes(0, [(SIZE, 50)] * 3)
-    strong = only(**dict.fromkeys((*MOVES, *COLOURS), 0.7))
-    first, again, other = (augment(*scene, strong, generator(seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
-
-
-def ramp(count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images that rise from 0 to 1 from left to right, and their content."""
-    image = torch.linspace(0, 1, SIZE).expand(count, 3, SIZE, SIZE)
-    return image, torch.ones(count, 1, SIZE, SIZE, dtype=torch.bool)
-
-
-@pytest.mark.parametrize("name", ["gamma", "window"])
-def test_gamma_and_window_keep_the_order_of_intensities(name):
-    image, content = ramp()
-    out = recolour(image, content, only(**{name: 1.0}), generator(0))[:, 0, 0]
-    assert (out.diff(dim=1) >= 0).all()
-    assert (out[:, 0] == 0).all()
-    assert (out[:, -1] == 1).all()
-    assert out[:, SIZE // 2].std() > 0.05
-
-
-def test_inversion_turns_dark_to_bright():
-    image, content = ramp(1)
-    assert torch.equal(recolour(image, content, only(invert=1), generator(0)), 1 - image)
-
-
-def test_grey_is_the_luma_and_gains_scale_channels():
-    image, content = torch.rand(50, 3, SIZE, SIZE, generator=generator(0)), ramp(50)[1]
-    grey = recolour(image, content, only(grey=1), generator(0))
-    expected = (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    torch.testing.assert_close(grey, expected.expand_as(image))
-    ratio = recolour(image, content, only(gains=1), generator(0)) / image
+def test_recolouring_does_what_its_names_say():
+    image, content = (
+        torch.rand(100, 3, SIZE, SIZE, generator=generator(0)),
+        content_of(torch.full((100, 2), SIZE), SIZE),
+    )
+    luma = (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    made = {
+        name: recolour(image, content, only(**{name: 1.0}), generator(0))
+        for name in ("grey", "gains", "gamma", "window", "invert", "noise")
+    }
+    torch.testing.assert_close(made["grey"], luma.expand_as(image))
+    ratio = made["gains"] / image
     assert ratio.flatten(2).std(2).max() < 1e-5
     assert 0.59 < ratio.amin() < 0.65
-    assert 0.95 < ratio.amax() < 1.01
+    assert torch.equal(made["invert"], 1 - image)
+    for name in ("gamma", "window"):
+        order = image.flatten(1).argsort(dim=1)
+        assert (made[name].flatten(1).gather(1, order).diff(dim=1) >= 0).all()
+    spread = (made["noise"] - image)[image > 0.5].std()
+    assert 0.04 < spread < 0.06
 
 
 @given(sigma=st.floats(0.1, 1.5), extent=extents)
@@ -306,26 +252,6 @@ def test_blur_keeps_what_is_even_and_smooths_by_its_sigma(sigma, extent):
     variance = (spread.sum(0) * (torch.arange(256) - 90) ** 2).sum()
     if sigma > 0.6:  # below, a pixel is wider than the Gaussian
         assert variance.sqrt() == pytest.approx(sigma, rel=0.03)
-
-
-def test_noise_has_its_spread_and_a_field_of_bias_is_smooth():
-    image, content = torch.full((100, 3, SIZE, SIZE), 0.5), ramp(100)[1]
-    spread = (recolour(image, content, only(noise=1), generator(0)) - image).flatten(1).std(1)
-    assert 0.009 < spread.min() < 0.02
-    assert 0.07 < spread.max() < 0.085
-    field = recolour(image, content, only(bias=1), generator(0)) / image
-    assert 1.3 < field.amax() < 2
-    assert field.diff(dim=3).abs().max() < 0.15
-    assert torch.equal(field.amax(1), field.amin(1))
-
-
-@given(seed=st.integers(0, 10**6), extent=extents)
-@settings(max_examples=20, deadline=None)
-def test_stretching_the_range_twice_is_stretching_it_once(seed, extent):
-    image, _, sides = scenes(seed, [extent])
-    content = content_of(sides, SIZE)
-    once = stretch_range(image.float(), content)
-    assert torch.equal(stretch_range(once, content), once)
 
 
 def test_every_kind_of_the_settings_has_its_chances():

@@ -12,7 +12,7 @@ from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.preprocess import Frame
 from litemed.train.config import Prompts
 from litemed.train.prepare.objects import Objects, boxes_of, keep, number
-from litemed.train.prompts import Prompted, draw_prompts, loosen, tight_boxes
+from litemed.train.prompts import Prompted, draw_prompts, loosen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,15 +63,6 @@ def test_boxes_without_jitter_are_those_of_validation(device, seed, least):
         assert sorted(masks.sum((1, 2)).tolist()) == sorted(objects.sizes.tolist())
 
 
-def test_boxes_are_those_that_the_runtime_makes_of_an_image_of_the_network_size():
-    labels = random_labels(5)
-    drawn = draw_prompts(labels, whole(labels), TIGHT, generator(0), 100, 1)
-    frame = Frame.of(SIZE, SIZE, SIZE)
-    for image, plane in enumerate(labels):
-        tight = scale_boxes(boxes_of(objects_of(plane)), frame)
-        assert boxes_drawn(drawn, image) == {tuple(box) for box in tight.tolist()}
-
-
 @given(seed=st.integers(0, 10**6), per_image=st.integers(1, 6))
 @settings(max_examples=40, deadline=None)
 def test_what_is_drawn_belongs_together(seed, per_image):
@@ -93,15 +84,6 @@ def test_what_is_drawn_belongs_together(seed, per_image):
     assert counts.tolist() == [min(per_image, count) for count in large]
     sums = torch.zeros(len(labels)).index_add_(0, drawn.image_of_box, drawn.weights)
     torch.testing.assert_close(sums, (counts > 0).float())
-
-
-def test_every_object_is_drawn_as_often_as_the_others():
-    labels = torch.zeros(600, SIZE, SIZE, dtype=torch.int32)
-    labels[:, :40, :40], labels[:, 50:53, 50:53], labels[:, 50:60, :5] = 1, 2, 3
-    drawn = draw_prompts(labels, whole(labels), Prompts(), generator(0), per_image=1)
-    areas = drawn.masks.sum((1, 2))
-    for area in (1600, 9, 50):
-        assert 0.25 < (areas == area).float().mean() < 0.42
 
 
 def test_without_objects_there_is_one_box_of_no_weight():
@@ -186,21 +168,3 @@ def test_the_shares_of_the_kinds_are_those_of_the_settings():
     assert (grown.amax(1) <= 1).float().mean() == pytest.approx(0.3, abs=0.03)
     mixed = moves(Prompts(tight=0.3, jittered=0.5, jitter_pixels=0))
     assert (mixed.amin(1) < 0).float().mean() == pytest.approx(0.5 * (1 - 0.5**4), abs=0.05)
-
-
-def test_the_same_seed_draws_the_same_boxes_and_another_others():
-    labels = random_labels(2)
-    loose = Prompts(tight=0.3, jittered=0.3)
-    first, again, other = (draw_prompts(labels, whole(labels), loose, generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.boxes, again.boxes)
-    assert torch.equal(first.masks, again.masks)
-    assert not torch.equal(first.boxes, other.boxes)
-
-
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
-def test_boxes_of_masks_are_found_as_those_of_labels(seed):
-    plane = random_labels(seed, images=2)[1]
-    objects = objects_of(plane)
-    masks = torch.from_numpy(objects.labels) == torch.arange(1, len(objects) + 1)[:, None, None]
-    assert torch.equal(tight_boxes(masks), torch.from_numpy(boxes_of(objects)))

@@ -81,16 +81,6 @@ def test_within_a_modality_no_slice_comes_again_before_all_came():
         assert times.max() - times.min() <= 1
 
 
-def test_sources_are_drawn_by_the_root_of_their_sizes():
-    sources = [np.arange(1600), np.arange(1600, 1700), np.arange(1700, 1704)]
-    drawn = ModalitySampler({"MR": sources}, {"MR": 1.0}, 20_000, seed=0).epoch(0)
-    shares = [np.isin(drawn, source).mean() for source in sources]
-    assert shares == pytest.approx(np.array([40, 10, 2]) / 52, abs=0.015)
-    for source in sources:
-        times = np.bincount(drawn, minlength=1704)[source]
-        assert times.max() - times.min() <= 1
-
-
 class Sources:
     """Slices of two modalities and three sources; nothing can be read."""
 
@@ -146,25 +136,9 @@ def test_absent_modalities_are_named_and_their_share_is_spread():
     assert shares["US"] / shares["MR"] == pytest.approx(5 / 9)
 
 
-def test_modalities_of_weight_zero_are_named_and_not_drawn():
-    table = Sampling({"CT": 1}, others=0)
-    assert modality_shares(table, ("CT", "US"))[1] == ["US weigh 0 in the table and are not drawn"]
-    drawn = sampler_of({"CT": 5, "US": 5}, table, 100).epoch(0)
-    assert np.isin(drawn, slices_of({"CT": 5, "US": 5})["CT"]).all()
-
-
 def test_a_table_of_absent_modalities_only_is_refused():
     with pytest.raises(UsageError, match="draws only CT, the training slices are of US"):
         modality_shares(Sampling({"CT": 1}, others=0), ("US",))
-
-
-def test_epochs_and_seeds_differ_and_come_again():
-    sampler = sampler_of(SIZES, Config().sampling, 64, seed=1)
-    again = sampler_of(SIZES, Config().sampling, 64, seed=1)
-    other = sampler_of(SIZES, Config().sampling, 64, seed=2)
-    assert np.array_equal(sampler.epoch(5), again.epoch(5))
-    assert not np.array_equal(sampler.epoch(5), sampler.epoch(6))
-    assert not np.array_equal(sampler.epoch(5), other.epoch(5))
 
 
 @given(steps=st.integers(1, 12), batch=st.integers(1, 9), stop=st.integers(0, 12), epoch=st.integers(0, 3))

@@ -14,7 +14,6 @@ from litemed.train import loop
 from litemed.train.config import Config, Hardware, updated
 from litemed.train.dataset import Batch, Data
 from litemed.train.loop import Session, Trainer
-from litemed.train.losses import PARTS
 from litemed.train.network import autocast, compile_blocks
 from litemed.train.prepare.store import Slices
 from litemed.train.run_files import Reporter
@@ -96,18 +95,6 @@ def test_the_decoder_has_a_rate_of_its_own(slices, tmp_path):
         assert distance < 1.1 * rate
     for part, rate in (("image_encoder", 1e-3), ("mask_decoder", 1e-5), ("prompt_encoder", 1e-5)):
         assert max(moved[name] for name in moved if name.startswith(part)) > 0.9 * rate
-
-
-def test_a_part_of_the_loss_counts_as_it_is_weighted(slices, tmp_path):
-    def sums(**weights: float) -> dict[str, float]:
-        trainer, _ = after_a_step(slices, tmp_path, loss=weights)
-        return dict(zip(("images", "loss", *PARTS), trainer.totals.tolist()[3:], strict=True))
-
-    plain, weighted = sums(), sums(iou=0.5, cross_entropy=3.0)
-    assert plain["loss"] == pytest.approx(plain["dice"] + plain["focal"] + plain["iou"], rel=1e-5)
-    expected = plain["dice"] + plain["focal"] + 0.5 * plain["iou"] + 3 * plain["cross_entropy"]
-    assert weighted["loss"] == pytest.approx(expected, rel=1e-5)
-    assert plain["cross_entropy"] > 0.1
 
 
 @pytest.mark.slow
