@@ -193,7 +193,7 @@ def test_views_are_the_pixels_of_the_runtime_with_what_the_teacher_says_of_them(
 def test_a_student_learns_the_embedding(data, base, images, tmp_path):
     """A few steps on few views lower the loss from what a student drawn at random has."""
     run = distiller(
-        data, base, tmp_path, find_images(images).paths, "stage1",
+        data, base, tmp_path, find_images(images)[0], "stage1",
         stage1={"run": {"samples_per_epoch": 40, "average": 0.0}, "optimizer": {"lr": 2e-3}},
         distillation={"views": 4},
     )  # fmt: skip
@@ -208,7 +208,7 @@ def test_a_student_learns_the_embedding(data, base, images, tmp_path):
 
 
 def test_unlabelled_images_alone_teach_the_embedding_and_no_mask(data, base, images, tmp_path):
-    paths = find_images(images).paths
+    paths = find_images(images)[0]
     run = distiller(data, base, tmp_path, paths, "stage2", distillation={"unlabelled": 1.0})
     (batch,) = run.loader
     assert not batch.labels.any()
@@ -226,21 +226,21 @@ def test_images_that_cannot_be_read_are_each_named_once_and_left_out(data, base,
     shutil.copytree(images, folder)
     (folder / "bad.png").write_bytes(b"no picture")
     (folder / "below" / "cut.png").write_bytes((folder / "grey.png").read_bytes()[:100])
-    found = find_images(folder)
-    assert [path.name for path in found.paths] == ["colour.JPG", "grey.png"]
-    assert found.sha256 == find_images(images).sha256
+    paths, digest, _ = find_images(folder)
+    assert [path.name for path in paths] == ["colour.JPG", "grey.png"]
+    assert digest == find_images(images)[1]
     request = DistillRequest(data, tmp_path / "run", base, changed(), unlabelled=folder, stop_after_s=0.0)
     with (tmp_path / "log").open("w") as log:
         assert not distill(request, Reporter(log))
     said = (tmp_path / "log").read_text()
     assert said.count("bad.png") == said.count("cut.png") == said.count("warning: left out") - 1 == 1
     recorded = json.loads((tmp_path / "run" / SETTINGS).read_text())["inputs"]["unlabelled"]
-    assert (recorded["images"], recorded["sha256"]) == (2, found.sha256)
+    assert (recorded["images"], recorded["sha256"]) == (2, digest)
     # Other images of the same names and sizes are not the same.
     content = bytearray((folder / "grey.png").read_bytes())
     content[-1] ^= 1  # of a checksum that nothing decodes
     (folder / "grey.png").write_bytes(content)
-    assert find_images(folder).sha256 != found.sha256
+    assert find_images(folder)[1] != digest
 
 
 def views(start: int, count: int) -> Views:
@@ -332,7 +332,7 @@ def test_the_recipe_has_the_stages_that_made_the_light_model_and_is_printed():
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
-        ({"stage3": {}}, ["unknown table 'stage3'", "known: run,", "stage1, stage2"]),
+        ({"stage3": {}}, ["unknown table 'stage3'", "known: run,"]),
         ({"stage1": 3}, ["stage1 is a table of tables"]),
         ({"stage1": {"distillation": {"view": 3}}}, ["stage1", "unknown key", "'view'"]),
         ({"distillation": {"fresh": 0}}, ["fresh = 0", "between 1e-06 and 1"]),

@@ -93,7 +93,7 @@ def stretch_range(image: Tensor, content: Tensor) -> Tensor:
 
 
 class _Lots:
-    """Random numbers for each of `images` images, in the shape (images, 1, ...) of `axes` axes."""
+    """Random numbers for each image, in the shape (images, 1, ...) of `axes` axes."""
 
     def __init__(self, images: int, axes: int, generator: torch.Generator) -> None:
         self._shape = (images,) + (1,) * (axes - 1)

@@ -196,18 +196,15 @@ def parse_setting(text: str) -> dict[str, Any]:
     raise UsageError(f"setting {text!r}: write TABLE.KEY=VALUE, such as optimizer.lr=1e-4")
 
 
-def updated(
-    config: AnyConfig, tables: Mapping[str, Any], source: str, others: tuple[str, ...] = ()
-) -> AnyConfig:
-    """Return `config` with the settings in `tables` replaced.
+def updated(config: AnyConfig, tables: Mapping[str, Any], source: str) -> AnyConfig:
+    """Return `config` with the settings in `tables`, which come from `source`, replaced.
 
-    tables, source: see `Changes`. others: names of tables that are read elsewhere.
     Raises UsageError for unknown tables and keys, wrong types and values out of range.
     """
-    _check_known(tables, [*vars(config), *others], source, "table")
+    _check_known(tables, list(vars(config)), source, "table")
     parts: dict[str, Any] = {}
-    for table in (name for name in tables if name not in others):
-        values, current = tables[table], getattr(config, table)
+    for table, values in tables.items():
+        current = getattr(config, table)
         if not isinstance(values, Mapping):
             raise UsageError(f"{source}: {table} is a table: write {table}.KEY or [{table}]")
         _check_known(values, list(vars(current)), source, f"key in [{table}]")

@@ -1,8 +1,7 @@
 """From slices and their labels to what a training step takes.
 
-Loader processes read and resize slices to batches at the network's scale; nothing there is random. On the
-device that trains, whole batches are augmented and boxes are drawn: from the seed, the epoch and the step
-alone, however often the run was interrupted.
+Loader processes read and resize slices to batches; nothing there is random. On the device that trains, whole
+batches are augmented and boxes are drawn, from the seed, the epoch and the step alone.
 """
 
 from __future__ import annotations

@@ -40,9 +40,8 @@ _COUNTS = ("skipped", "seconds", "waited", "samples", "loss")
 class Session:
     """Where a run takes place.
 
-    folder: where everything is written; exists. inputs: what the run reads, for its records. device: where to
-    compute. reporter: where progress is printed. stop: asked after each step; True ends the run with its
-    state written, to be resumed.
+    folder: where everything is written; exists. inputs: what the run reads, for its records. stop: asked
+    after each step; True ends the run with its state written, to be resumed.
     """
 
     folder: Path
@@ -57,15 +56,7 @@ class Trainer:
 
     `loader` yields what `batches` is set to; `step` learns from one batch; `run` does everything. `totals`
     are sums over this epoch, by the names `_COUNTS` and `parts`.
-
-    Args:
-        config: all settings.
-        base: the weights to start from.
-        data: slices to train on (at least one) and to score on.
-        session: where all this happens.
-
-    Raises:
-        UsageError: settings that do not fit the data or the base.
+    Raises UsageError for settings that do not fit the data or the base.
     """
 
     parts: tuple[str, ...] = losses.PARTS  # of which the loss is the sum, as the log names them
@@ -104,9 +95,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end, or until told to stop; returns whether it reached the end.
 
-        Raises:
-            TrainingError: the loss is not finite, or no slice can be used.
-            OutputError: something cannot be written.
+        Raises TrainingError when the loss is not finite, or no slice can be used.
         """
         status, here = "failed", self.session
         run_files.write_report(here.folder, "running", self.config, here.inputs, here.device, self.progress)
@@ -133,10 +122,9 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
         progress, reporter, steps = self.progress, self.session.reporter, self.batches.per_epoch
-        title = f"epoch {progress.epoch + 1}/{self.config.run.epochs}"
         self.network.train()
         self.batches.start_at(progress.epoch, progress.step)
-        with reporter.bar(title, steps, progress.step) as bar:
+        with reporter.bar(f"epoch {progress.epoch + 1}", steps, progress.step) as bar:
             began = time.monotonic()
             for batch in self.loader:
                 waited = time.monotonic() - began
@@ -146,16 +134,13 @@ class Trainer:
                 for i, count in enumerate((len(batch.skipped), time.monotonic() - began, waited)):
                     self.totals[i] += count
                 began = time.monotonic()
-                if bar.update():  # when the bar was drawn: asking the GPU each time would slow it down
-                    bar.set_postfix_str(self._loss_now(), refresh=False)
+                bar.update()
                 if progress.step == steps:
                     break
                 if self.session.stop():
                     return False
                 if progress.step % STATE_EVERY == 0:
                     self._save_state()
-                    if bar.disable:
-                        reporter.line(f"{title} step {progress.step}/{steps} {self._loss_now()}")
         return True
 
     def step(self, batch: Batch) -> None:
@@ -246,10 +231,6 @@ class Trainer:
     def _outcome(self) -> TrainedNetwork:
         """Return what is scored and written: the network, or the average of its weights."""
         return self.network if self._average is None else cast(TrainedNetwork, self._average.module)
-
-    def _loss_now(self) -> str:
-        images, total = self.totals[3:5].tolist()
-        return f"loss {total / max(images, 1):.4f}"
 
     def _save_state(self) -> None:
         self.progress.totals = self._finite_totals() if self.progress.step else []

@@ -84,15 +84,12 @@ def tight_boxes(masks: Tensor) -> Tensor:
 def loosen(tight: Tensor, extent: Tensor, size: int, settings: Prompts, generator: torch.Generator) -> Tensor:
     """Return boxes as they come in practice, float32 (N, 4), whole numbers.
 
-    Each box is one of three kinds, at random by the shares of `settings`:
+    Each is one of three kinds, at random by the shares of `settings`, within the content and with an area:
 
     - tight, or a pixel larger, as the runtime makes it from an image of more pixels: there an object begins
       and ends between the pixels of the network's input, and both ends are rounded down;
-    - jittered: each edge moves either way by up to a tenth or a fifth of the side, rounded up or down at
-      random, so that none tends to either side;
+    - jittered: each edge moves either way by up to a tenth or a fifth of the side;
     - published: each edge moves outwards by 0 to `jitter_pixels` pixels of a 256-pixel input.
-
-    A box lies within [0, width] x [0, height] and has an area.
 
     tight: int64 (N, 4), x0 y0 x1 y1 of the first and last pixel. extent: int64 (N, 2), height and width of
     the content of each box's image. size: side of the network's input in pixels.

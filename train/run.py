@@ -30,9 +30,8 @@ class Request:
     """What to train, from what, and where to.
 
     data: a folder that `litemed-prepare` made. folder: for everything that is written. base: the weights to
-    start from, in any layout that `litemed-export` reads. changes: settings that differ from the defaults
-    (from those of the run, when resumed). resume: go on with the run in `folder`. overwrite: start over
-    though there is one. stop_after_s: stop after so many seconds, to be resumed.
+    start from. changes: settings that differ from the defaults (from those of the run, when resumed). resume:
+    go on with the run in `folder`. overwrite: start over. stop_after_s: stop then, to be resumed.
     """
 
     data: Path

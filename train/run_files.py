@@ -84,7 +84,7 @@ class State:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Replace the state in a run's folder. Raises OutputError when it cannot be written."""
+    """Replace the state in a run's folder."""
     with atomic_write(folder / STATE) as stream:
         torch.save({"format": FORMAT, **vars(state)}, stream)
 
@@ -110,10 +110,8 @@ def read_state(folder: Path) -> State:
 def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the log: CSV with a column for every key of `rows`, empty where a row does not have it.
 
-    A row, one an epoch: `epoch` (from 1; 0 for the weights the run starts from), `samples` (images that
-    counted), `lr`, the mean losses `loss` and its parts, `skipped` slices, `seconds`, `samples_per_second`,
-    `wait_share` (of the time, spent waiting for the loader), `dsc` (the macro mean on the validation slices)
-    and `dsc_MODALITY`. Raises OutputError when it cannot be written.
+    A row is an epoch, 0 for the weights that the run starts from: `samples` (images that counted), `lr`, mean
+    losses, `skipped` slices, `seconds`, `wait_share` (of them, for the loader), `dsc` and `dsc_MODALITY`.
     """
     names = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
     text = io.StringIO()
@@ -127,10 +125,7 @@ def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_report(
     folder: Path, status: str, config: Config, inputs: Inputs, device: torch.device, progress: Progress
 ) -> None:
-    """Replace the report of a run. Raises OutputError when it cannot be written.
-
-    status: "running", "stopped" (to be resumed), "finished" or "failed".
-    """
+    """Replace the report of a run. status: running, stopped (to be resumed), finished or failed."""
     place = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
@@ -152,7 +147,6 @@ def write_weights(path: Path, network: TrainedNetwork, rank: int, base_digest: s
     """Replace the weights at `path`, and the mask decoder beside it where it was tuned with adapters.
 
     rank: of the adapters. base_digest: `weights_digest` of the weights that they were trained on.
-    Raises OutputError when a file cannot be written.
     """
     model = network.model
     if network.tune not in WITH_LORA:
@@ -174,10 +168,7 @@ def checkpoint_bytes(model: torch.nn.Module, metadata: dict[str, str] | None = N
 
 
 def clean(folder: Path, overwrite: bool, names: Sequence[str] = (STATE, REPORT, *_RESULTS)) -> None:
-    """Remove what killed processes left; to start over also what the earlier run wrote, its state first.
-
-    Otherwise a run that is killed before its first state would be resumed as the earlier one.
-    """
+    """Remove what killed processes left; to start over also what the earlier run wrote, its state first."""
     for name in names:
         remove_leftovers(folder / name)
         if overwrite:

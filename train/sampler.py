@@ -1,8 +1,4 @@
-"""Which slice is drawn when: by modality as the table says, the same on every machine and in every order.
-
-The draws of an epoch follow from the seed and the number of the epoch alone. To resume in the middle of an
-epoch it is therefore enough to know how many batches are done.
-"""
+"""Which slice is drawn when: by modality as the table says, from the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -101,11 +97,7 @@ class Batches:
 
 
 def training_sampler(config: Config, source: SliceSource) -> tuple[ModalitySampler, list[str]]:
-    """Return the sampler of a run, and warnings of what the data lack or the table leaves out.
-
-    An epoch is `run.samples_per_epoch`, or as many samples as there are slices, rounded up to whole batches.
-    Raises UsageError when the table gives all weight to modalities without slices.
-    """
+    """Return the sampler of a run, of whole batches, and warnings as `modality_shares`."""
     run, found = config.run, source.indices_by_modality()
     shares, warnings = modality_shares(config.sampling, found)
     samples = run.samples_per_epoch or sum(len(indices) for indices in found.values())

@@ -1,7 +1,6 @@
-"""How well the network segments the validation slices: DSC by modality, the way the runtime would.
+"""How well the network segments the validation slices: DSC by modality.
 
-Each slice goes through the runtime's own preprocess, every object is prompted with its tight box, and the
-boxes are merged by the runtime's own merge and its default rule. In float32, as the exported network.
+In float32, the way the runtime would, from preprocessing to merging; objects are prompted with tight boxes.
 """
 
 from __future__ import annotations

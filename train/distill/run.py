@@ -27,7 +27,7 @@ from litemed.runtime.errors import UsageError
 from litemed.runtime.files import make_folder, sha256_of_file
 from litemed.train.config import Changes, updated
 from litemed.train.distill.trainer import DistillConfig, Distiller, build_student
-from litemed.train.distill.views import Unlabelled, find_images
+from litemed.train.distill.views import find_images
 from litemed.train.loop import Session
 from litemed.train.run import Request, carry_out, check_inputs, check_request, check_settings, open_inputs
 from litemed.train.run_files import (
@@ -68,8 +68,8 @@ def stage_configs(changes: Sequence[Changes]) -> dict[str, DistillConfig]:
             own = tables.get(stage, {})
             if not isinstance(own, Mapping):
                 raise UsageError(f"{source}: {stage} is a table of tables: write [{stage}.run] and the like")
-            common = updated(config, tables, source, others=STAGES)
-            configs[stage] = updated(common, own, f"{source}: {stage}")
+            both = {name: table for name, table in tables.items() if name not in STAGES}
+            configs[stage] = updated(updated(config, both, source), own, f"{source}: {stage}")
     for stage, config in configs.items():
         config.check(stage)
     return configs
@@ -88,20 +88,19 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     teacher = read_checkpoint(request.base)
     if teacher.encoder != TINY_VIT:
         raise UsageError(f"{teacher.file}: has the {teacher.encoder} encoder itself; distil from TinyViT's")
-    (data, inputs), images = open_inputs(request, teacher), Unlabelled()
+    (data, inputs), images = open_inputs(request, teacher), list[Path]()
     if request.adapter is not None:
         teacher = fold_adapter(teacher, request.adapter)
         inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256_of_file(request.adapter)}
     if request.unlabelled is not None:
-        images = find_images(request.unlabelled)
-        of = str(request.unlabelled)
-        inputs["unlabelled"] = {"folder": of, "images": len(images.paths), "sha256": images.sha256}
+        images, digest, unreadable = find_images(request.unlabelled)
+        inputs["unlabelled"] = {"folder": str(request.unlabelled), "images": len(images), "sha256": digest}
+        for problem in unreadable:
+            reporter.line(f"warning: left out {problem}")
     if stored:
         for stage, before in stage_configs(start).items():
             check_settings(before, configs[stage], f"{stage}.")
         check_inputs(stored["inputs"], inputs)
-    for problem in images.unreadable:
-        reporter.line(f"warning: left out {problem}")
 
     def run_stage(stage: str, session: Session) -> bool:
         config, here = configs[stage], folder / stage
@@ -114,7 +113,7 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
         else:
             student = read_checkpoint(folder / STAGES[0] / LAST)
         session = dataclasses.replace(session, folder=here)
-        trainer = Distiller(config, teacher, student, data, images.paths, session)
+        trainer = Distiller(config, teacher, student, data, images, session)
         if state is not None:
             trainer.resume(state)
         return trainer.run()

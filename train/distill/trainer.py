@@ -7,17 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.encoders import LIGHT
-from litemed.models.layers import LayerNorm2d
-from litemed.models.light_encoder import LightEncoder
+from litemed.models.encoders import LIGHT, PREFIX
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.tiny_vit import TinyViT
 from litemed.runtime.errors import UsageError
 from litemed.train import losses
 from litemed.train.augment import CHANCES, augment
@@ -71,10 +67,8 @@ class Distiller(Trainer):
     """A training run whose batches are drawn from a ring of views that the teacher has encoded.
 
     Each step the loader gives a few slices; they are augmented and encoded by the teacher and take the place
-    of the oldest views of the ring. What the student learns from is then drawn from all of it.
-
-    Beside what a `Trainer` takes, of which `student` is the base: teacher, any LiteMedSAM, and images without
-    labels, which teach the embedding only. Raises UsageError, too, for more views than the memory holds.
+    of the oldest views. `student` is the base of a `Trainer`; images without labels teach the embedding only.
+    Raises UsageError, too, for more views than the memory holds.
     """
 
     config: DistillConfig
@@ -177,13 +171,8 @@ def build_student(teacher: Checkpoint, seed: int) -> Checkpoint:
     the start.
     """
     torch.manual_seed(seed)
-    taught, student = teacher.model(), LiteMedSAM(encoder=LIGHT)
-    student.prompt_encoder.load_state_dict(taught.prompt_encoder.state_dict())
-    student.mask_decoder.load_state_dict(taught.mask_decoder.state_dict())
-    norm = cast(LayerNorm2d, cast(TinyViT, taught.image_encoder).neck[-1])
-    encoder = cast(LightEncoder, student.image_encoder)
-    with torch.no_grad():
-        encoder.gamma.copy_(norm.weight.view(1, -1, 1, 1))
-        encoder.beta.copy_(norm.bias.view(1, -1, 1, 1))
-    state = dict(student.state_dict())
+    taught, state = teacher.model().state_dict(), dict(LiteMedSAM(encoder=LIGHT).state_dict())
+    state |= {name: value for name, value in taught.items() if not name.startswith(PREFIX)}
+    for own, name in (("gamma", "weight"), ("beta", "bias")):
+        state[f"{PREFIX}{own}"] = taught[f"{PREFIX}neck.3.{name}"].view(1, -1, 1, 1)
     return Checkpoint(state, LIGHT, "untrained", f"student of {teacher.file}, seed {seed}", "")

@@ -20,24 +20,16 @@ from litemed.train.dataset import SliceSource
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.sampler import ModalitySampler
 
-CHANNELS, STRIDE = 256, 4  # of an embedding, by the contract of `litemed.models.encoders`
+CHANNELS, STRIDE = 256, 4  # of an embedding
 _UNLABELLED_STREAM = 3  # keeps these random numbers apart from the sampler's and the examples'
 
 
-@dataclass(frozen=True)
-class Unlabelled:
-    """Images without labels, all of which can be read.
+def find_images(folder: Path) -> tuple[list[Path], str, list[str]]:
+    """Read the PNG, JPEG and TIFF files in a folder and below it once.
 
-    paths: by name. sha256: of all names and contents. unreadable: a line for each file that was left out.
+    Returns those that can be read, by name, the sha256 of their names and contents, and a line for each other
+    one. Raises UsageError without any.
     """
-
-    paths: tuple[Path, ...] = ()
-    sha256: str = ""
-    unreadable: tuple[str, ...] = ()
-
-
-def find_images(folder: Path) -> Unlabelled:
-    """Read the PNG, JPEG and TIFF files in a folder and below it once. Raises UsageError without any."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of unlabelled images")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -52,11 +44,11 @@ def find_images(folder: Path) -> Unlabelled:
     if not paths:
         such_as = f", such as {unreadable[0]}" if unreadable else ""
         raise UsageError(f"{folder}: no {', '.join(IMAGE_SUFFIXES)} file in it can be read{such_as}")
-    return Unlabelled(tuple(paths), digest.hexdigest(), tuple(unreadable))
+    return paths, digest.hexdigest(), unreadable
 
 
 def _try_to_read(path: Path) -> tuple[str, str]:
-    """Return the sha256 of an image file, and why it cannot be used."""
+    """Return the sha256 of an image file, or why it cannot be used."""
     try:
         data = read_bytes(path, MAX_IMAGE_BYTES)
         decode_image(data, str(path))
@@ -87,8 +79,7 @@ class MixedSource:
         """Return where slice `i` comes from."""
         if i < len(self.labelled):
             return self.labelled.info(i)
-        path = self.images[i - len(self.labelled)]
-        return SliceInfo("unlabelled", path.parent.name, "train", path.name, 0, 0)
+        return SliceInfo("unlabelled", "", "train", self.images[i - len(self.labelled)].name, 0, 0)
 
     def indices_by_modality(self) -> dict[str, NDArray[np.int64]]:
         """Return the numbers of the labelled slices of each modality."""
