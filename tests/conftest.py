@@ -106,6 +106,34 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
+def data(
+    prepare_drawn: Callable[..., pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """Return prepared pictures of CT and US."""
+    return prepare_drawn(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+    """Return files of weights drawn at random: "base", "other" ones, and "light" ones of the light model."""
+    from safetensors.torch import save_file
+
+    from litemed.models.checkpoint import untrained_checkpoint
+
+    folder, made = tmp_path_factory.mktemp("untrained"), {}
+    for seed, (name, encoder) in enumerate((("base", "tiny_vit"), ("other", "tiny_vit"), ("light", "light"))):
+        made[name] = folder / f"{name}.safetensors"
+        save_file(untrained_checkpoint(seed, encoder=encoder).state, made[name])
+    return made
+
+
+@pytest.fixture(scope="session")
+def base(untrained: dict[str, pathlib.Path]) -> pathlib.Path:
+    """Return weights drawn at random to tune or to learn from."""
+    return untrained["base"]
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(shared: Find, tmp_path_factory: pytest.TempPathFactory) -> Find:
     """Return a function from a layout ("plain" or "loralib") to the golden checkpoint in that layout."""
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from litemed.runtime.preprocess import preprocess
 from litemed.train.augment import (
-    CHANCES,
     NONE,
     Chances,
     augment,
@@ -22,7 +21,6 @@ from litemed.train.augment import (
     move,
     recolour,
 )
-from litemed.train.config import Augmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,22 +158,6 @@ def test_zoom_keeps_the_middle_of_an_object_in_its_place_and_scales_it():
     assert zoom.log().mean() == pytest.approx(np.log(0.64 * 2.2) / 2, abs=0.1)
 
 
-def test_what_is_shrunk_does_not_alias():
-    """Stripes finer than a new pixel become grey, not coarser stripes."""
-    stripes = (torch.arange(128) % 2 * 200.0).expand(100, 3, 128, 128)
-    labels = torch.zeros(100, 128, 128, dtype=torch.int32)
-    moved, _, _ = move(stripes, labels, torch.full((100, 2), 128), only(zoom=1), generator(0))
-    white = move(
-        torch.full_like(stripes, 200), labels, torch.full((100, 2), 128), only(zoom=1), generator(0)
-    )[0]
-    share = (white > 199).float().mean((1, 2, 3))
-    smallest = share.argmin()
-    assert share[smallest] < 0.5
-    inner = moved[smallest][white[smallest] > 199]
-    assert inner.mean() == pytest.approx(100, abs=5)
-    assert inner.std() < 50  # of 100 in the image itself
-
-
 @given(
     seed=st.integers(0, 10**6),
     extent=st.lists(extents, min_size=1, max_size=3),
@@ -252,11 +234,3 @@ def test_blur_keeps_what_is_even_and_smooths_by_its_sigma(sigma, extent):
     variance = (spread.sum(0) * (torch.arange(256) - 90) ** 2).sum()
     if sigma > 0.6:  # below, a pixel is wider than the Gaussian
         assert variance.sqrt() == pytest.approx(sigma, rel=0.03)
-
-
-def test_every_kind_of_the_settings_has_its_chances():
-    for kind, chances in CHANCES.items():
-        assert Augmentation(kind).kind == kind
-        assert all(0 <= chance <= 1 for chance in vars(chances).values())
-    assert all(chance > 0 for chance in vars(CHANCES["strong"]).values())
-    assert [name for name, chance in vars(CHANCES["flips"]).items() if chance] == list(MOVES[:2])

@@ -8,8 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litemed.runtime.boxes import scale_boxes
-from litemed.runtime.preprocess import Frame
 from litemed.train.config import Prompts
 from litemed.train.prepare.objects import Objects, boxes_of, keep, number
 from litemed.train.prompts import Prompted, draw_prompts, loosen
@@ -136,23 +134,6 @@ def test_tight_boxes_are_tight_or_a_pixel_larger():
     grown = moves(Prompts(tight=1.0))
     assert set(grown.unique().tolist()) == {0, 1}
     assert grown.mean() == pytest.approx(0.2, abs=0.02)  # (1 - 0.6) / 2, of a pixel of 0.6 in the mean
-
-
-def test_the_runtime_makes_boxes_of_finer_images_a_pixel_off_as_often():
-    """What `tight` imitates: the same object in an image of more pixels, scaled and rounded as published."""
-    random = np.random.default_rng(0)
-    apart = []
-    for _ in range(2000):
-        side = round(256 / random.uniform(0.2, 1))
-        low = random.integers(0, side // 2, 2)
-        high = random.integers(side // 2 + 8, side, 2)
-        given_box = scale_boxes(np.concatenate([low, high])[None], Frame.of(side, side))[0]
-        # A pixel belongs to the object when its middle does, as nearest resizing has it.
-        first = np.ceil(low * 256 / side - 0.5)
-        last = np.ceil((high + 1) * 256 / side - 0.5) - 1
-        apart.append((given_box - np.concatenate([first, last])) * [-1, -1, 1, 1])
-    assert np.abs(apart).max() == 1
-    assert np.mean(apart) == pytest.approx(0.2, abs=0.02)
 
 
 def test_jittered_edges_move_either_way_by_a_share_of_the_side():

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from litemed.models.adapter import decoder_path, fold_adapter
-from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import LIGHT
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.weight_files import weights_digest
@@ -44,25 +44,6 @@ SILENT = Reporter(None)
 WEIGHTS = [f"{kind}{part}.safetensors" for kind in ("best", "last") for part in ("", ".decoder")]
 
 
-@pytest.fixture(scope="module")
-def data(prepare_drawn, tmp_path_factory) -> Path:
-    return prepare_drawn(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save_file(untrained_checkpoint().state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def light(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("light") / "light.safetensors"
-    save_file(untrained_checkpoint(encoder=LIGHT).state, path)
-    return path
-
-
 def changed(**tables: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     return [(TINY, "tiny"), (tables, "test")]
 
@@ -76,8 +57,7 @@ def whole_run(data, base, tmp_path_factory) -> Path:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -172,9 +152,9 @@ def test_loader_processes_change_nothing(whole_run, data, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_short_run_of_all_weights_lowers_the_loss_and_raises_the_dsc(data, light, tmp_path):
+def test_a_short_run_of_all_weights_lowers_the_loss_and_raises_the_dsc(data, untrained, tmp_path):
     longer = {"samples_per_epoch": 24, "epochs": 4, "tune": "all", "average": 0.0}
-    assert train(Request(data, tmp_path / "run", light, changed(run=longer)), SILENT)
+    assert train(Request(data, tmp_path / "run", untrained["light"], changed(run=longer)), SILENT)
     _, first, *later = rows(tmp_path / "run")
     assert float(later[-1]["loss"]) < 0.85 * float(first["loss"])
     assert max(float(row["dsc"]) for row in later) > float(first["dsc"]) + 0.1
@@ -317,16 +297,14 @@ def test_the_command_trains_stops_and_says_what_to_do_next(data, base, tmp_path)
     ],
 )
 def test_what_is_wrong_is_one_line_on_stderr(
-    arguments, code, words, prepare_drawn, data, base, light, whole_run, tmp_path
+    arguments, code, words, prepare_drawn, data, untrained, whole_run, tmp_path
 ):
     """And nothing is written, nor an earlier run changed."""
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     (tmp_path / "empty").mkdir()
-    places = {"DATA": data, "BASE": base, "LIGHT": light, "RUN": whole_run, "NEW": tmp_path / "new"}
-    places |= {"EMPTY": tmp_path / "empty", "OTHER": tmp_path / "other.safetensors"}
-    if "OTHER" in arguments:
-        save_file(untrained_checkpoint(9).state, places["OTHER"])
+    places = {name.upper(): path for name, path in untrained.items()}
+    places |= {"DATA": data, "RUN": whole_run, "NEW": tmp_path / "new", "EMPTY": tmp_path / "empty"}
     for name, count in (("MORE", 6), ("CUT", 6), ("VAL", 0)):
         if name in arguments:
             places[name] = prepare_drawn(tmp_path / name, ("US",), training=count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pickle
@@ -15,12 +14,10 @@ from litemed.train.config import Config, Schedule
 from litemed.train.network import LearningRate
 from litemed.train.run_files import (
     FORMAT,
-    LOG,
     STATE,
     State,
     TrainingError,
     read_state,
-    write_log,
     write_state,
 )
 
@@ -75,21 +72,6 @@ def test_a_damaged_state_is_refused_in_one_line_and_not_run(tmp_path, monkeypatc
         read_state(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
-
-
-def test_the_log_keeps_what_was_not_measured_empty(tmp_path):
-    trained = {"samples": 8, "lr": 1e-4, "loss": 0.5, "dice": 0.25, "skipped": 0}
-    rows = [
-        {"epoch": 0, "samples": 0, "skipped": 1, "dsc": 0.5, "dsc_CT": 0.25},
-        {"epoch": 1, **trained},
-        {"epoch": 2, **trained, "dsc": None, "dsc_US": 0.75},
-    ]
-    write_log(tmp_path, rows)
-    with (tmp_path / LOG).open(newline="") as stream:
-        base, first, second = csv.DictReader(stream)
-    assert (base["epoch"], base["loss"], base["dsc"], base["skipped"]) == ("0", "", "0.5", "1")
-    assert (first["loss"], first["dsc"], first["dsc_CT"]) == ("0.5", "", "")
-    assert (second["lr"], second["dsc"], second["dsc_US"]) == ("0.0001", "", "0.75")
 
 
 def rates(settings: Schedule, losses: list[float], steps: int = 2) -> list[float]:
