@@ -66,7 +66,7 @@ def speed(models: tuple[str, ...], checkpoint: Path | None, debug: bool, **optio
     """
 
     def work() -> bool:
-        from litemed.benchmarks.speed import run_speed
+        from litemed.benchmarks.measure import run_speed
 
         named: dict[str, Bundle] = {}
         for text in models:

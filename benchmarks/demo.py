@@ -138,9 +138,7 @@ def draw_fundus() -> Phantom:
     for side in (-1, 1):
         for reach, width in ((150, 5), (130, 3)):
             long, short = (0, side * 150, 1.0, width), (180, 180 - side * 80, 1.0, width)
-            cv2.ellipse(
-                vessels, (358 - reach, 246), (reach, reach), 0, *long, cv2.LINE_AA
-            )  # round the macula
+            cv2.ellipse(vessels, (358 - reach, 246), (reach, reach), 0, *long, cv2.LINE_AA)
             cv2.ellipse(vessels, (433, 246), (75, reach), 0, *short, cv2.LINE_AA)
     _blend(colour, (0.8 - 0.65 * soft) * _blur(vessels, 0.7), (125, 36, 25))
     colour = _blur(colour, 0.8) + 3 * _grain(rng, shape, 0.7)[..., None]

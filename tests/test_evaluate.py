@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from litemed.benchmarks.evaluate.cli import main
 from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial
-from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_prediction, read_truth
+from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_truth
 from litemed.benchmarks.evaluate.tables import markdown, summarise
 from litemed.benchmarks.phantoms import boxes_of
 
@@ -83,7 +83,8 @@ class TestCommand:
         assert len(classes) == 10
         for name, row in cases.items():
             truth, spacing = read_truth(data / "gts" / f"{name}.npz")
-            expected = score_classes(truth, read_prediction(data / "good" / f"{name}.npz"), spacing)
+            segs = np.load(data / "good" / f"{name}.npz")["segs"]
+            expected = score_classes(truth, segs, spacing)
             assert float(row["dsc"]) == pytest.approx(np.mean([s.dsc for s in expected]), abs=1e-6)
             assert float(row["nsd"]) == pytest.approx(np.mean([s.nsd for s in expected]), abs=1e-6)
             assert row["problem"] == ""

@@ -107,9 +107,6 @@ def _parse_runs(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
     runs: dict[str, pathlib.Path] = {}
     for argument in given:
         name, _, text = argument.rpartition("=")
-        # A folder whose own name has an equals sign in it is meant as it stands.
-        if pathlib.Path(argument).is_dir():
-            name, text = "", argument
         folder = pathlib.Path(text)
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder; give a folder of predictions, or NAME=FOLDER")

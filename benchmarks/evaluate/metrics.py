@@ -6,13 +6,10 @@ which the paper's Table 3 follows:
 - classes are the labels 1 to the largest of the ground truth; a case's score is the mean over its classes;
 - DSC = 2 |A and B| / (|A| + |B|); NSD is the surface dice at a tolerance of 2 by the published
   surface-distance definition, in 3D with the case's spacing in mm;
-- a 2D case enters NSD as a volume of one slice with a spacing of 1: the surface is then both faces of the
-  slice and not the contour alone, which gives higher values than contours do;
+- a 2D case enters NSD as a volume of one slice with a spacing of 1, which gives higher values than contours;
 - NSD is 0 without being measured where the case's DSC is at most 0.2.
 
-A label below the largest that the ground truth does not have (labels 1, 3): the script's result is not a
-number if the prediction does not have it either, and here the class is left out; where the prediction has
-it, the class scores 0, as in the script.
+A class that neither has, below the largest, makes the script's result not a number; here it is left out.
 
 The surface distance is that of S. Nikolov et al. (2018), google-deepmind/surface-distance. Written anew: its
 only release on PyPI fails with numpy 2 where one mask is empty, and calls what SciPy is about to remove.

@@ -102,7 +102,8 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
         try:
             if not path.is_file():
                 raise InputError(f"{path}: no prediction")
-            labels = read_prediction(path)
+            with NpzReader(path) as archive:
+                labels = _check_labels(archive.read("segs"), f"{path}: segs")
             if labels.shape != truth.shape:
                 raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
         except InputError as error:
@@ -134,12 +135,6 @@ def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
         raise InputError(f"{path}: spacing {spacing.tolist()}; give three positive lengths in mm, z y x")
     z, y, x = map(float, spacing)
     return labels, (z, y, x)
-
-
-def read_prediction(path: Path) -> LabelMap:
-    """Read NAME.npz with `segs`."""
-    with NpzReader(path) as archive:
-        return _check_labels(archive.read("segs"), f"{path}: segs")
 
 
 def _check_labels(labels: np.ndarray, name: str) -> LabelMap:

@@ -161,7 +161,6 @@ def markdown(summary: Summary, results: Sequence[CaseResult]) -> str:
 
 def _scores(summary: Summary, order: Sequence[int]) -> list[str]:
     """Return the table of some of the runs, by their numbers."""
-
     columns = [f"{summary.runs[index]} {metric}" for index in order for metric in ("DSC", "NSD")]
     values = summary.scores[..., 0][:, order].reshape(len(summary.rows), -1).tolist()
     *rows, average = [
@@ -206,7 +205,7 @@ def notes(summary: Summary, results: Sequence[CaseResult]) -> list[str]:
 
 
 def bounds(interval: Values, sign: str = "") -> str:
-    """Return a value with its interval, to three places: 0.812 [0.790, 0.833]."""
+    """Return a value with its interval: 0.812 [0.790, 0.833]."""
     value, low, high = (f"{number:{sign}.3f}" for number in interval)
     return f"{value} [{low}, {high}]"
 

@@ -63,11 +63,9 @@ _ONLY_CASES = ("max_slices", "max_boxes", "jitter")
 def main(**options: Any) -> None:
     """Turn pairs of images and labels in SOURCE into training slices.
 
-    Slices are stored at longest side 256 in 8 bits, with those objects that are
-    large enough; manifest.json tells what there is and what was left out. CT is
-    cut to a window, other images beyond 8 bits to the 0.5 and 99.5 percentiles
-    of their non-zero values. A run that was interrupted goes on when the
-    command is given again.
+    Slices have a longest side of 256 in 8 bits: CT is cut to a window, other images
+    to the 0.5 and 99.5 percentiles of their non-zero values. manifest.json tells
+    what was left out. The same command goes on where it was interrupted.
     """
     kept = "give the same command again to go on"
     run_command(lambda: _run(options), debug=options["debug"], interrupted=kept, extra="train")

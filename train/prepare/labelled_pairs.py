@@ -43,10 +43,8 @@ _DAMAGE: Final = (OSError, ValueError, EOFError, OverflowError, zlib.error)
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and its labels.
+    """An image, (H, W), (H, W, 3) RGB, or (D, H, W), in the units of the file, and its labels, integers >= 0.
 
-    image: (H, W), (H, W, 3) RGB, or (D, H, W), in the units of the file.
-    labels: integers >= 0 of the same spatial shape, 0 is background.
     spacing_zyx: mm between slices, rows, columns; None in 2D and where the file does not say.
     """
 

@@ -18,8 +18,7 @@ _LARGEST_TABLE: Final = 2**20
 class Objects:
     """Objects numbered from 1 without gaps.
 
-    labels: smallest unsigned dtype that holds them, (H, W) or (D, H, W); 0 is background.
-    sizes: (N,) int64, pixels or voxels of object 1..N.
+    labels: smallest unsigned dtype that holds them, (H, W) or (D, H, W). sizes: (N,), of each object.
     """
 
     labels: NDArray[Any]

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -49,7 +49,6 @@ def prepare(
     """Write training slices, or test cases, of all pairs below `out`.
 
     Shards of slices that are there already, of the same input and settings, are kept; cases are made anew.
-    The result does not depend on the number of workers, nor on whether the run was interrupted.
     on_done: called with the number of pairs done since the last call, and a line for each that failed.
 
     Raises UsageError where `out` belongs to something else or two pairs would share a file, OutputError where
@@ -63,9 +62,16 @@ def prepare(
             raise UsageError(f"{min(twice)}: another pair would share the name of its case; rename one")
         made_of["pairs"] = list(names.values())
     parts: list[Part] = []
-    with _own_folder(out, made_of):
-        for path in (*out.glob("cases/*.npz"), *out.glob("gts/*.npz")):
-            path.unlink()
+    files.make_folder(out)
+    with files.FolderLock(out):
+        marker = out / MARKER
+        same = marker.is_file() and marker.read_bytes() == _as_json(made_of)
+        if not same and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise UsageError(f"{out}: was not made of the same with the same settings; take another folder")
+        _write_json(marker, made_of)
+        # Until the run has ended there is no manifest.
+        for path in (out / MANIFEST, *out.glob("cases/*.npz"), *out.glob("gts/*.npz")):
+            path.unlink(missing_ok=True)
         built = map_in_order(partial(_build, out=out, settings=settings), plans, workers)
         for (_, pairs), part in zip(plans, built, strict=True):
             parts.append(part)
@@ -166,21 +172,6 @@ def _hash(path: Path | None) -> str | None:
         return None if path is None else files.sha256_of_file(path)
     except OSError:
         return "missing"
-
-
-@contextlib.contextmanager
-def _own_folder(out: Path, made_of: dict[str, Any]) -> Iterator[None]:
-    """Make `out` the folder of this run alone, or refuse one that prepare.json says is another's."""
-    files.make_folder(out)
-    with files.FolderLock(out):
-        marker = out / MARKER
-        same = marker.is_file() and marker.read_bytes() == _as_json(made_of)
-        if not same and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise UsageError(f"{out}: was not made of the same with the same settings; take another folder")
-        _write_json(marker, made_of)
-        # What it tells is true no longer.
-        (out / MANIFEST).unlink(missing_ok=True)
-        yield
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

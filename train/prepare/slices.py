@@ -1,9 +1,4 @@
-"""From a pair of image and labels to training slices, or to a test case and its ground truth.
-
-OUT/cases/2DBox_MODALITY_NAME.npz   imgs uint8 (H,W) or (H,W,3), boxes int64 (N,4) x0 y0 x1 y1
-OUT/cases/3DBox_MODALITY_NAME.npz   imgs uint8 (D,H,W), boxes (N,6) x0 y0 z0 x1 y1 z1, spacing in mm
-OUT/gts/ the same names             gts, the shape of imgs, label i = box i, spacing in 3D
-"""
+"""From a pair of image and labels to training slices, or to a test case and its ground truth."""
 
 from __future__ import annotations
 
@@ -31,11 +26,9 @@ from litemed.train.prepare.sources import Pair
 class Settings:
     """How pairs become slices and objects, or test cases.
 
-    window: for CT that is in Hounsfield units.
-    min_volume_voxels: smaller objects of a volume are left out on all its slices. MedSAM's published limit
-    is 1000, for volumes of full resolution; PET and cropped volumes have whole tumours below it.
-    min_area_pixels: smaller objects of a slice are left out of it, counted at longest side 256. MedSAM's
-    published limit of 100 pixels is 25 so for a slice of 512 x 512; thin lesions in OCT have 13.
+    min_volume_voxels: smaller objects of a volume are left out; MedSAM's published limit of 1000 would leave
+    out whole tumours in PET and cropped volumes. min_area_pixels: the same of a slice, counted at longest
+    side 256; MedSAM's published 100 is 25 so for 512 x 512, and thin lesions in OCT have 13.
     cases: make test cases. Only then: max_slices, to which volumes are cropped, those that hold most labelled
     voxels; max_boxes, of the largest objects; jitter, the largest share of a box's width or height by which
     its edges move at random, in z not at all, and the same for the same name.

@@ -88,9 +88,9 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
         else:
             raise UsageError(f"{source}: no such folder, index CSV or training npz")
     problems = [line for line in found if isinstance(line, str)]
+    usable = [pair for pair in found if isinstance(pair, Pair)]
     pairs: dict[str, Pair] = {}
-    ordered = (pair for pair in found if isinstance(pair, Pair))
-    for pair in sorted(ordered, key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image))):
+    for pair in sorted(usable, key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image))):
         # Names become file names, and not every file system tells A from a.
         first = pairs.setdefault(same_name_key(pair.name), pair)
         if first is not pair:

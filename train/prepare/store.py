@@ -1,9 +1,4 @@
-"""The on-disk form of training slices.
-
-    DATA/manifest.json                           what there is; written last
-    DATA/MODALITY/SOURCE-SPLIT-00000.npy         uint8 (bytes,): image, then labels, of slice after slice
-    DATA/MODALITY/SOURCE-SPLIT-00000.index.npy   one record a slice: where it lies, its shape, its case
-    DATA/MODALITY/SOURCE-SPLIT-00000.json        the shard's cases and what was left out of it
+"""The on-disk form of training slices; docs/formats.md tells the files.
 
 Memory-mapped, because a loader draws slices at random: compressed archives would inflate a whole volume for
 one, and a file for each would be millions. A sample, 64 to 260 kB, is one contiguous read.
@@ -38,7 +33,7 @@ INDEX_DTYPE: Final = np.dtype(
 
 @dataclass(frozen=True)
 class SliceInfo:
-    """Where a slice comes from. z: its number in the volume, 0 in 2D. objects: how many it shows."""
+    """Where a slice comes from. z: its number in the volume, 0 in 2D."""
 
     modality: str
     source: str
@@ -52,10 +47,9 @@ class SliceInfo:
 class Part:
     """What became of some pairs of one modality, source and split.
 
-    cases: in a shard of slices the names of those that could be read, by their numbers there; otherwise the
-    files of test cases. tally: counts of what was made and left out. failed: a line for each pair that could
-    not be used. Of a shard: file, its path below the folder; key, a hash of input and settings; bytes and
-    sha256 of the file.
+    cases: names of those in a shard, by their numbers there, or files of test cases. tally: counts of what
+    was made and left out. failed: a line for each pair that could not be used. Of a shard: file, its path
+    below the folder; key, a hash of input and settings.
     """
 
     modality: str
