@@ -574,21 +574,6 @@ def test_a_case_that_another_process_is_at_comes_last(cases: Path, out: Path, se
     assert [report.case for report in reports] == ["colour", "picture", "volume"]
 
 
-def test_a_case_that_another_process_finished_meanwhile_is_skipped(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
-    class Other(Recorder):
-        """While the first case runs, does the last one in another run."""
-
-        def case_started(self, case: str, number: int, total: int) -> None:
-            super().case_started(case, number, total)
-            if case == "colour":
-                run_cases([cases / "volume.npz"], out, segmenter)
-
-    reports = run_cases([cases], out, segmenter, observer=Other())
-    assert statuses(reports) == {"colour": "done", "picture": "done", "volume": "skipped"}
-
-
 @pytest.mark.parametrize(("written", "status"), [(True, "done"), (False, "failed")])
 def test_a_result_is_replaced_if_a_process_was_killed_while_it_wrote_it_and_not_before(
     written: bool, status: str, cases: Path, out: Path, segmenter: Segmenter
@@ -643,10 +628,3 @@ def test_names_and_sidecars_that_a_run_could_wait_for_for_ever(
     thread.start()
     thread.join(60)
     assert done == [{"colour": "done", "picture": "failed", REPORT: "done", "volume": "done"}]
-
-
-def test_two_names_of_one_image_are_two_cases(cases: Path, out: Path, segmenter: Segmenter) -> None:
-    (cases / "other.png").symlink_to(cases / "picture.png")
-    (cases / "other.json").write_text('{"boxes": [[20, 20, 50, 40], [1, 1, 9, 9]]}')
-    assert statuses(run_cases([cases], out, segmenter))["other"] == "done"
-    assert (labels(out / "picture.npz").max(), labels(out / "other.npz").max()) == (1, 2)
