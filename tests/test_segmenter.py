@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import litemed.runtime
@@ -175,14 +173,9 @@ def test_images_that_are_not_uint8_are_refused_with_advice(segmenter: Segmenter,
     ("shape", "boxes"),
     [
         ((64, 64), []),
-        ((64, 64), [[1, 1, 1, 5]]),
         ((64, 64), [[1, 1, 0, 5, 5, 1]]),
         ((4, 64, 64), [[1, 1, 5, 5]]),
-        ((4, 64, 64), [[1, 1, 0, 5, 5, 4]]),
-        ((64, 64), [[70, 1, 90, 5]]),
-        ((64,), [[1, 1, 5, 5]]),
         ((0, 64), [[1, 1, 5, 5]]),
-        ((2, 3, 4, 5), [[1, 1, 5, 5]]),
     ],
 )
 def test_boxes_that_do_not_fit_are_refused_before_anything_runs(
@@ -208,21 +201,6 @@ def test_damaged_logits_are_an_error_not_a_mask(
         Segmenter(Bundle.open(box_bundle), Broken(plain_engine)).segment(
             image(64, 64), [[8, 8, 40, 40]], propagate=propagate
         )
-
-
-@settings(deadline=None, max_examples=15)
-@given(height=st.integers(10, 400), width=st.integers(10, 400), seed=st.integers(0, 99))
-def test_any_size_gives_a_map_of_that_size(
-    height: int, width: int, seed: int, any_segmenter: Segmenter
-) -> None:
-    boxes = boxes_in(np.random.default_rng(seed), 3, height, width)
-    labels = any_segmenter.segment(image(height, width), boxes, merge="argmax")
-    np.testing.assert_array_equal(labels, expected_slice(boxes, [1, 2, 3], height, width))
-
-
-@pytest.fixture(scope="module")
-def any_segmenter(box_bundle: pathlib.Path) -> Segmenter:
-    return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
 
 
 class Small:
