@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -12,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from bundle_edits import edit, replace_graph
@@ -21,7 +19,6 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines.openvino_engine import shared_core
 from litemed.runtime.errors import BundleError
 
 Json = dict[str, Any]
@@ -112,26 +109,6 @@ def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path) -> No
         assert "decoder.onnx: may keep data in another file" in refused(folder)
 
 
-@pytest.mark.parametrize("key", ["location", "Location", "loc", None])
-def test_what_the_check_of_external_data_rests_on(
-    key: str | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenVINO reads another file even for a graph in memory, but only one that is named under this key."""
-    pytest.importorskip("openvino", reason="OpenVINO is an extra")
-    monkeypatch.chdir(tmp_path)
-    np.full(4, 7, np.float32).tofile("data")
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy"]
-    weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
-    if key:
-        weight.external_data.add(key=key, value="data")
-    add = helper.make_node("Add", ["x", "w"], ["y"])
-    graph = helper.make_graph([add], "g", ends[:1], ends[1:], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    core = shared_core()
-    with contextlib.nullcontext() if key == "location" else pytest.raises(RuntimeError):
-        core.compile_model(core.read_model(model.SerializeToString()), "CPU")
-
-
 @pytest.mark.parametrize(
     "data",
     [b"<net name='g' version='11'></net>", b"\x80\x02pickle", b"version https://git-lfs", b"\x14\0\0\0ORTM"],
@@ -153,6 +130,16 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> Non
     refused(folder)
 
 
+def with_int8(manifest: Json, name: str = "int8", **fields: Any) -> Json:
+    """Add a sound precision to a manifest, with other fields if wanted, and return its CT."""
+    ct = {"cases": 4, "dice": 0.995, "dsc_change": -0.001}
+    engines = {one: {"modalities": {"CT": ct}} for one in ("onnxruntime", "openvino")}
+    agreement = {"images": 5, "merge": "nested", "engines": engines}
+    precision = {"encoder": "encoder", "decoder": "decoder", "agreement": agreement} | fields
+    manifest["precisions"][name] = precision
+    return ct
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -170,7 +157,15 @@ def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> Non
         (lambda m: m["graphs"]["decoder"].update(bytes=0), "0 bytes"),
         (lambda m: m.update(precisions={}), "float32"),
         (lambda m: m["precisions"].update(fp16=m["precisions"]["float32"]), "'fp16' is not one of float32"),
-        (lambda m: m["precisions"]["float32"].update(agreement=with_int8(m)["agreement"]), "'agreement'"),
+        (lambda m: with_int8(m, "float32"), "'agreement'"),
+        (lambda m: with_int8(m, encoder="encoder8"), "'encoder8'"),
+        (lambda m: with_int8(m, hint="f16"), "'hint'"),
+        (lambda m: with_int8(m, bf16=["encoder"]), "'bf16'"),
+        (lambda m: with_int8(m, agreement=None), "'agreement'"),
+        (lambda m: with_int8(m).update(dsc_change="0"), "dsc_change"),
+        (lambda m: with_int8(m).pop("dsc_change"), "'dsc_change'"),
+        *((lambda m, roles=roles: with_int8(m, "bf16", bf16=roles), "bf16")
+          for roles in ([], ["encoder", "encoder"], ["decoder", "encoder"], ["neck"])),
         (lambda m: m["weights"].pop("trained"), "'trained'"),
         (lambda m: m["weights"].update(trained=1), "trained"),
     ],
@@ -180,52 +175,6 @@ def test_a_manifest_that_its_schema_does_not_allow(
 ) -> None:
     edit(folder, change)
     assert why in refused(folder)
-
-
-def with_int8(manifest: Json) -> Json:
-    """Add a sound precision int8 to a manifest and return it."""
-    modalities = {
-        "CT": {"cases": 4, "dice": 0.995, "dsc_change": -0.001},
-        "X-Ray": {"cases": 1, "dice": 0.985, "dsc_change": None},
-    }
-    engines = {name: {"modalities": modalities} for name in ("onnxruntime", "openvino")}
-    agreement = {"images": 5, "merge": "nested", "engines": copy.deepcopy(engines)}
-    int8: Json = {"encoder": "encoder", "decoder": "decoder", "agreement": agreement}
-    manifest["precisions"]["int8"] = int8
-    return int8
-
-
-def of_ct(int8: Json) -> Json:
-    found: Json = int8["agreement"]["engines"]["openvino"]["modalities"]["CT"]
-    return found
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda p: p.update(encoder="encoder8"), "'encoder8'"),
-        (lambda p: p.update(hint="f16"), "'hint'"),
-        (lambda p: p.update(bf16=["encoder"]), "'bf16'"),
-        (lambda p: p.pop("agreement"), "'agreement'"),
-        (lambda p: of_ct(p).update(dsc_change="0"), "dsc_change"),
-        (lambda p: of_ct(p).pop("dsc_change"), "'dsc_change'"),
-    ],
-)
-def test_a_precision_that_the_schema_does_not_allow(
-    folder: pathlib.Path, change: Callable[[Json], object], why: str
-) -> None:
-    edit(folder, lambda manifest: change(with_int8(manifest)))
-    assert why in refused(folder)
-
-
-@pytest.mark.parametrize("roles", [[], ["encoder", "encoder"], ["decoder", "encoder"], ["neck"], None])
-def test_bf16_names_the_graphs_that_are_to_be_rounded(folder: pathlib.Path, roles: Any) -> None:
-    def add(manifest: Json) -> None:
-        precision = with_int8(manifest) | ({} if roles is None else {"bf16": roles})
-        manifest["precisions"] = {"float32": manifest["precisions"]["float32"], "bf16": precision}
-
-    edit(folder, add)
-    assert "bf16" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,8 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png(width: int, height: int, body: bytes = b"", extra: bytes = b"") -> bytes:
     """Return an 8-bit grey PNG that declares whatever it is told to."""
-    header = struct.pack(">2L5B", width, height, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(body)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2L5B", width, height, 8, 0, 0, 0, 0))
+    return start + extra + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
 def exif(orientation: int, order: str = ">") -> bytes:
@@ -65,9 +62,6 @@ def jpeg_with(exif_block: bytes) -> bytes:
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
 
 
-# The challenge's npz
-
-
 BOX2 = [[0, 0, 5, 5]]
 
 
@@ -75,7 +69,6 @@ BOX2 = [[0, 0, 5, 5]]
     ("arrays", "message"),
     [
         ({"imgs": GREY}, "no array 'boxes', only imgs"),
-        ({"boxes": BOX2}, "no array 'imgs', only boxes"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
         ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
         ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),
@@ -97,9 +90,6 @@ def test_an_npz_that_is_no_case_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-# Images
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
 @pytest.mark.parametrize("image", [GREY, RGB, np.dstack([RGB, GREY])])
 def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(
@@ -113,8 +103,7 @@ def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
 def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path) -> None:
-    red = np.zeros((30, 40, 3), np.uint8)
-    red[..., 0] = 255
+    red = np.tile(np.uint8([255, 0, 0]), (30, 40, 1))
     image = read_case(write_image(tmp_path, f"a{suffix}", red)).image
     assert image.shape == (30, 40, 3)
     assert image[..., 0].min() > 250 > 5 > image[..., 1:].max()
@@ -126,49 +115,27 @@ def test_16_bit_values_are_stretched_from_minimum_and_maximum(
     suffix: str, shape: tuple, tmp_path: Path
 ) -> None:
     deep = RNG.integers(1000, 5000, shape, np.uint16)
-    image = read_case(write_image(tmp_path, f"a{suffix}", deep)).image
     low, high = int(deep.min()), int(deep.max())
-    np.testing.assert_array_equal(image, np.rint((deep.astype(float) - low) * 255 / (high - low)))
-    assert image.dtype == np.uint8
-    constant = write_image(tmp_path, f"b{suffix}", np.full(shape, 65535, np.uint16))
-    np.testing.assert_array_equal(read_case(constant).image, np.zeros(shape))
+    stretched = np.rint((deep.astype(float) - low) * 255 / (high - low))
+    for stored, expected in ((deep, stretched), (np.full(shape, 65535, np.uint16), np.zeros(shape))):
+        image = read_case(write_image(tmp_path, f"a{suffix}", stored)).image
+        np.testing.assert_array_equal(image, expected)
+        assert image.dtype == np.uint8
 
 
-def tiff_with_orientation(turn: int) -> bytes:
-    """A copy of a TIFF's directory at the end of the file, with the tag in it."""
-    data = encode(".tif", GREY)
-    (first,) = struct.unpack_from("<L", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    tag = struct.pack("<HHLHH", 274, 3, 1, turn, 0)
-    moved = data[:4] + struct.pack("<L", len(data)) + data[8:] + struct.pack("<H", count + 1)
-    return moved + data[first + 2 : first + 2 + 12 * count] + tag + b"\0" * 4
-
-
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("turn", [2, 6, 8])
-def test_an_orientation_tag_is_refused(turn: int) -> None:
-    tagged = [png(4, 3, b"\0" * 15, chunk(b"eXIf", exif(turn))), tiff_with_orientation(turn)]
-    for data in (*tagged, *(jpeg_with(exif(turn, order)) for order in "<>")):
+def test_an_orientation_tag_is_refused(turn: int, order: str) -> None:
+    block = exif(turn, order)
+    for data in (png(4, 3, b"\0" * 15, chunk(b"eXIf", block)), jpeg_with(block)):
         with pytest.raises(InputError, match=f"orientation tag is {turn}"):
             decode_image(data, "a")
+    assert read_image_header(block, "a").orientation == turn  # it is a small TIFF
 
 
 @pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"II*\0\xff\xff\xff\xff"])
 def test_exif_that_states_no_turn_changes_nothing(block: bytes) -> None:
     np.testing.assert_array_equal(decode_image(jpeg_with(block), "a"), decode_image(encode(".jpg", RGB), "a"))
-
-
-def test_several_pages_and_float_values_are_refused(tmp_path: Path) -> None:
-    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
-    floats = encode(".tif", GREY.astype(np.float32))
-    for data, why in (((tmp_path / "a.tif").read_bytes(), "several pages"), (floats, "values are float32")):
-        with pytest.raises(InputError, match=why):
-            decode_image(data, "a.tif")
-
-
-@pytest.mark.parametrize(("width", "height"), [(2**31 - 1, 2**31 - 1), (MAX_VOXELS + 1, 1), (0, 5)])
-def test_a_declared_size_past_the_limit_is_refused_before_decoding(width: int, height: int) -> None:
-    with pytest.raises(InputError, match=f"declares {width} x {height} pixels"):
-        decode_image(png(width, height), "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -179,16 +146,28 @@ def test_every_truncation_of_an_image_is_refused(suffix: str) -> None:
             decode_image(data[:length], "a")
 
 
-def test_another_format_and_a_damaged_png_are_refused() -> None:
-    for data in (b"GIF89a", b"\0" * 50, b"BM" + b"\0" * 50):
-        with pytest.raises(InputError, match="not a PNG, JPEG or TIFF"):
-            decode_image(data, "a.png")
-    damaged = bytearray(encode(".png", RGB))
-    damaged[len(damaged) // 2] ^= 1
-    with pytest.raises(InputError, match="checksum of chunk b'IDAT' is wrong"):
-        decode_image(bytes(damaged), "a.png")
-    with pytest.raises(InputError, match="not a readable image"):  # it has too few pixels
-        decode_image(png(40, 30, b"\0" * 41), "a.png")
+DAMAGED = bytearray(encode(".png", RGB))
+DAMAGED[len(DAMAGED) // 2] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"GIF89a", "not a PNG, JPEG or TIFF"),
+        (b"BM" + b"\0" * 50, "not a PNG, JPEG or TIFF"),
+        (DAMAGED, "checksum of chunk b'IDAT' is wrong"),
+        (png(40, 30, b"\0" * 41), "not a readable image"),  # it has too few pixels
+        (encode(".tif", GREY.astype(np.float32)), "values are float32"),
+        (cv2.imencodemulti(".tif", [GREY, GREY])[1].tobytes(), "several pages"),
+        (png(2**31 - 1, 2**31 - 1), "declares 2147483647 x 2147483647 pixels"),
+        (png(MAX_VOXELS + 1, 1), f"declares {MAX_VOXELS + 1} x 1 pixels"),
+        (png(0, 5), "declares 0 x 5 pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_single_sound_image_of_possible_size_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(InputError, match=f"^a: .*{why}"):
+        decode_image(bytes(data), "a")
 
 
 @settings(max_examples=100, deadline=None)
@@ -206,9 +185,6 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
     assert header.pages in (1, 2)
 
 
-# Sidecars
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -216,7 +192,6 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
         ("[[1, 2, 3, 4]]", "no list of boxes"),
         ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not four numbers"),
         ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not four numbers"),
-        ('{"boxes": [[1, 2, 3, NaN]]}', "NaN is not a finite number"),
         ('{"boxes": [[1, 2, 3, 1e999]]}', "not a finite"),
         ('{"boxes": [[1, 2, 30000000000000000000, 4]]}', "dtype object|too large|outside"),
         ('{"boxes": [[1, 2, ' + "9" * 5000 + ", 4]]}", "not readable as JSON"),
@@ -261,9 +236,6 @@ def test_any_json_is_read_or_refused_by_our_own_error(tmp_path: Path, content: A
     assert len(case.boxes) == len(content)
 
 
-# Listing
-
-
 def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_path: Path) -> None:
     folder, link = tmp_path / "folder", tmp_path / "link"
     folder.mkdir()
@@ -279,11 +251,12 @@ def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_
 def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("none.npz", "notes.txt", "empty"):
-        with pytest.raises(UsageError, match=name):
-            list_cases([tmp_path / name])
-    with pytest.raises(UsageError, match="no cases"):
-        list_cases([])
+    for paths, why in (
+        *(([tmp_path / one], one) for one in ("none.npz", "notes.txt", "empty")),
+        ([], "no cases"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            list_cases(paths)
 
 
 def test_the_files_of_a_case_include_its_sidecar_and_other_kinds_are_refused(tmp_path: Path) -> None:
