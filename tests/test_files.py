@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -58,15 +59,10 @@ def test_a_file_appears_when_the_block_ends_and_nothing_else_does(durable: bool,
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(OLD)
-
-    def write_and_fail(name: str) -> None:
-        with atomic_write(tmp_path / name) as file:
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(error), atomic_write(tmp_path / name) as file:  # noqa: PT012
             file.write(NEW)
             raise error
-
-    for name in ("a.npz", "b.npz"):
-        with pytest.raises(error):
-            write_and_fail(name)
     assert names(tmp_path) == {"a.npz"}
     assert (tmp_path / "a.npz").read_bytes() == OLD
 
@@ -77,8 +73,7 @@ def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Pa
     (tmp_path / "b").write_bytes(OLD)
     command = [sys.executable, "-c", WRITES_AND_HANGS, path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
+    assert process.stdout and process.stdout.readline() == "writing\n"  # noqa: PT018
     with pytest.raises(LockedError), FolderLock(tmp_path, "a"):
         pass
     process.kill()
@@ -95,38 +90,30 @@ def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Pa
     assert names(tmp_path) == {"a", "b"}
 
 
-def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
+def test_a_full_disk_or_a_failing_fsync_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
     path.write_bytes(OLD)
-    code = (
-        "import pathlib, resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from litemed.runtime.errors import OutputError\n"
-        "from litemed.runtime.files import atomic_write\n"
-        "try:\n"
-        "    with atomic_write(pathlib.Path(sys.argv[1])) as file:\n"
-        "        file.write(bytes(10**6))\n"
-        "except OutputError as error:\n"
-        "    print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}: cannot be written: File too large\n"
-    assert names(tmp_path) == {"a.npz"}
-    assert path.read_bytes() == OLD
-
-
-def test_a_failing_fsync_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_bytes(OLD)
 
     def fail(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with (
+            pytest.raises(OutputError, match="a: cannot be written: File too large"),
+            atomic_write(path) as file,
+        ):
+            file.write(bytes(10**6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     monkeypatch.setattr(os, "fsync", fail)  # no file system at hand does so on demand
-    why = "a: cannot be written: Input/output error"
-    with pytest.raises(OutputError, match=why), atomic_write(tmp_path / "a") as file:
+    with pytest.raises(OutputError, match="a: cannot be written: Input/output"), atomic_write(path) as file:
         file.write(NEW)
     assert names(tmp_path) == {"a"}
-    assert (tmp_path / "a").read_bytes() == OLD
+    assert path.read_bytes() == OLD
 
 
 def test_what_is_no_plain_file_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
@@ -156,9 +143,6 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "c").is_dir()
 
 
-# Names
-
-
 @given(st.text(st.characters(exclude_categories=[]), max_size=300))
 def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name: str) -> None:
     try:
@@ -184,9 +168,6 @@ def test_a_name_that_leads_elsewhere_or_that_no_file_can_have_is_refused(name: s
 def test_names_that_some_file_system_takes_for_one_have_one_key(one: str, other: str) -> None:
     assert same_name_key(one) == same_name_key(other)
     assert same_name_key(one) != same_name_key(one + "x")
-
-
-# Locks
 
 
 def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_nothing(tmp_path: Path) -> None:

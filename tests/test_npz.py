@@ -50,8 +50,8 @@ def npy(shape: object, descr: str = "|u1", data: bytes = b"", version: bytes = b
 
 def archive(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as target:
-        for name, data in members:
-            target.writestr(name, data)
+        for member in members:
+            target.writestr(*member)
     return path
 
 
@@ -65,14 +65,12 @@ class Payload:
         return Path.touch, (self.proof,)
 
 
-NUMBERS = st.one_of(
-    nps.integer_dtypes(), nps.unsigned_integer_dtypes(), nps.floating_dtypes(), nps.boolean_dtypes()
-)
-
-
-@settings(suppress_health_check=SAME_FOLDER)
+@settings(max_examples=50, suppress_health_check=SAME_FOLDER)
 @given(
-    array=nps.arrays(NUMBERS, nps.array_shapes(min_dims=0, max_dims=4, min_side=0)),
+    array=nps.arrays(
+        nps.integer_dtypes() | nps.floating_dtypes() | nps.boolean_dtypes(),
+        nps.array_shapes(min_dims=0, max_dims=4, min_side=0),
+    ),
     fortran=st.booleans(),
     compressed=st.booleans(),
 )
@@ -115,18 +113,19 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
         *((npy(shape, data=b"\0" * 64), "elements") for shape in [(MAX_VOXELS + 1,), (10**6, 10**6)]),
         *((npy(shape, data=b"\0" * 64), "elements") for shape in [(2**62, 4), (2**64,), (0, 2**64)]),
         (npy((1000, 1000), data=b"\0" * 64), "needs 1000000 bytes and has 64"),
-        (b"", "unreadable header"),
-        (b"\x93NUMPY\x09\x00", "unreadable header"),
         (npy((1,), "|O", b"a"), "pickled"),
         (npy((1,), "<U1", b"aaaa"), "no plain numbers"),
         (npy((1,), "<M8[s]", b"a" * 8), "no plain numbers"),
         (npy((1,), "i4,i4", b"a" * 8), "no plain numbers"),
         (npy((1,), "<i3", b"aaa"), "unreadable header"),
         *((npy(shape, data=b"a"), "unreadable header") for shape in [(-1,), (True,), [1], 1, (1,) * 9]),
-        (b"\x93NUMPY\x01\x00\x05\x00(((((", "unreadable header"),
+        *(
+            (b"\x93NUMPY\x01\x00" + header, "unreadable header")
+            for header in [b"\x02\x00{}", b"\x05\x00((((("]
+        ),
+        *((data, "unreadable header") for data in [b"", b"\x93NUMPY\x09\x00"]),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "unreadable header"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\x0f" + b" " * 30_000_000, "unreadable header"),
-        (b"\x93NUMPY\x01\x00\x02\x00{}", "unreadable header"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -138,20 +137,20 @@ def test_a_header_that_numpy_never_writes_is_refused_before_anything_is_allocate
     assert message in refusal(path)
 
 
-@pytest.mark.parametrize(("size", "message"), [(2**28, "more bytes than"), (4000, "not a readable npz")])
-def test_a_size_that_the_data_do_not_reach_is_refused(size: int, message: str, tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.npz", ("imgs.npy", npy((size,), data=b"\0" * 64)))
-    data = bytearray(path.read_bytes())
+def with_size(data: bytes, size: int) -> bytes:
+    """An archive of one member whose directory declares another size for it."""
+    changed = bytearray(data)
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-        struct.pack_into("<L", data, data.index(signature) + offset, size + len(npy((size,))))
-    path.write_bytes(data)
-    assert message in refusal(path)
+        struct.pack_into("<L", changed, data.index(signature) + offset, size)
+    return bytes(changed)
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda data: data.replace(b"\0" * 1000, b"\0" * 999 + b"\1"), "CRC"),
+        (lambda data: with_size(data, 2**28), "more bytes than"),
+        (lambda data: with_size(data, 900), "not a readable npz"),
         *((lambda data, tail=tail: data + tail, "bytes behind its end") for tail in [b"\0", b"trailing"]),
         (lambda data: data + b"PK\x05\x06" + b"\0" * 17, "bytes behind its end"),
         (lambda data: b"PKsomething" + data, "or elsewhere"),
@@ -168,16 +167,6 @@ def test_what_is_no_whole_archive_is_refused(
     np.savez(path, imgs=np.zeros(1000, np.uint8))
     path.write_bytes(harm(path.read_bytes()))
     assert message in refusal(path)
-
-
-def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    np.savez_compressed(path, imgs=np.arange(30, dtype=np.uint16))
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 3):
-        path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"a\.npz"):
-            read(path)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -202,6 +191,13 @@ WHOLE = io.BytesIO()
 np.savez_compressed(WHOLE, imgs=np.arange(64, dtype=np.uint8).reshape(8, 8), boxes=np.array([[1, 2, 5, 6]]))
 
 
+def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for length in range(0, len(WHOLE.getvalue()), 7):
+        path.write_bytes(WHOLE.getvalue()[:length])
+        refusal(path)
+
+
 @settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.integers(0, 255)), max_size=6),
@@ -220,35 +216,30 @@ def test_a_fuzzed_archive_is_read_whole_or_refused_by_our_own_error(
         assert sum(opened.read(name).size for name in opened.names) <= MAX_VOXELS
 
 
-@settings(suppress_health_check=SAME_FOLDER)
+@settings(max_examples=50, suppress_health_check=SAME_FOLDER)
 @given(
-    header=st.one_of(
-        st.binary(max_size=300),
-        st.text("<>|=biufcOVSUmM0123456789,()[]: ", max_size=12).map(lambda descr: npy((3,), descr)[10:]),
-    )
+    header=st.binary(max_size=300)
+    | st.text("<>|=biufcOVSUmM0123456789,()[]: ", max_size=12).map(lambda descr: npy((3,), descr)[10:])
 )
 def test_a_fuzzed_header_or_dtype_is_read_or_refused_by_our_own_error(header: bytes, tmp_path: Path) -> None:
     member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
-    path = archive(tmp_path / "a.npz", ("imgs.npy", member))
     with contextlib.suppress(InputError):
-        assert read(path).dtype.kind in "biufc"
+        assert read(archive(tmp_path / "a.npz", ("imgs.npy", member))).dtype.kind in "biufc"
 
 
-@settings(suppress_health_check=SAME_FOLDER)
+@settings(max_examples=40, suppress_health_check=SAME_FOLDER)
 @given(
     array=nps.arrays(st.sampled_from([np.uint8, np.uint16]), nps.array_shapes(max_dims=3)), flip=st.booleans()
 )
 def test_what_is_written_reads_the_same_and_its_bytes_are_the_same_each_time(
     array: np.ndarray, flip: bool, tmp_path: Path
 ) -> None:
-    array = array.T if flip else array
-    first, second = io.BytesIO(), io.BytesIO()
+    array, first, second = array.T if flip else array, io.BytesIO(), io.BytesIO()
     write_npz(first, {"segs": array})
     write_npz(second, {"segs": array.copy()})
     assert first.getvalue() == second.getvalue()
     (tmp_path / "a.npz").write_bytes(first.getvalue())
-    loaded = np.load(io.BytesIO(first.getvalue()), allow_pickle=False)
-    assert loaded.files == ["segs"]
-    for found in (loaded["segs"], read(tmp_path / "a.npz", "segs")):
-        np.testing.assert_array_equal(found, array)
-        assert found.dtype == array.dtype
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as loaded:
+        assert loaded.files == ["segs"]
+        for found in (loaded["segs"], read(tmp_path / "a.npz", "segs")):
+            np.testing.assert_array_equal(found, array, strict=True)
