@@ -24,7 +24,8 @@ _core_lock = threading.Lock()
 @contextlib.contextmanager
 def silent_openvino_import() -> Iterator[None]:
     """Keep OpenVINO, imported within, from writing ~/intel and sending an event, by hiding the package."""
-    before = {name: one for name, one in sys.modules.items() if name.partition(".")[0] == _TELEMETRY}
+    loaded = sys.modules.copy()  # other threads import as well
+    before = {name: one for name, one in loaded.items() if name.partition(".")[0] == _TELEMETRY}
     # With None here the import system raises ImportError, as if the package were not installed.
     sys.modules.update(dict.fromkeys((*before, _TELEMETRY)))  # type: ignore[arg-type]
     try:
