@@ -77,12 +77,9 @@ def test_the_base_install_segments_without_torch_and_onnx(wheel, tmp_path):
     assert len(list((tmp_path / "png").glob("*.png"))) == 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["litemed-run", "litemed-export", "litemed-train", "litemed-prepare", "litemed-eval", "litemed-distill"],
-)
+@pytest.mark.parametrize("command", ["run", "export", "train", "prepare", "eval", "distill", "bench"])
 def test_version_loads_neither_an_engine_nor_torch(command):
-    script = pathlib.Path(sys.executable).with_name(command)
+    script = pathlib.Path(sys.executable).with_name(f"litemed-{command}")
     code = (
         f"import runpy, sys; sys.argv = [{str(script)!r}, '--version']\n"
         f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"

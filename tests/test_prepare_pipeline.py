@@ -247,21 +247,9 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert tree(out) == whole
 
 
-@pytest.mark.parametrize(("absent", "code"), [("torch", 0), ("nibabel", 2)])
-def test_version_loads_nothing_heavy_and_preparing_needs_no_torch(
-    tmp_path: Path, absent: str, code: int
-) -> None:
+def test_preparing_needs_no_torch(tmp_path: Path) -> None:
     labelled_folder(tmp_path / "in", "US", 1)
-    script = (
-        "import sys, litemed.train.prepare.cli as cli\n"
-        "try: cli.main(['--version'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'nibabel', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        f"sys.modules[{absent!r}] = None\n"
-        f"cli.main([{str(tmp_path / 'in')!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
-    )
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    message = "error: nibabel is not installed; in the checkout: pip install '.[train]'\n"
-    assert (finished.returncode, finished.stderr) == (code, message if code else "")
-    assert (tmp_path / "out").exists() == (code == 0)
+    code = "import sys\nsys.modules['torch'] = None\nfrom litemed.train.prepare.cli import main\nmain()"
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--workers", "1"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert len(Slices.open(tmp_path / "out")) == 1
