@@ -39,13 +39,17 @@ class ConvNorm(nn.Sequential):
         super().__init__(OrderedDict(c=c, bn=nn.BatchNorm2d(out_channels)))
 
 
-class PatchEmbed(nn.Sequential):
+class PatchEmbed(nn.Module):
     """Lift the image to the first stage's channels at full resolution: (B, 3, H, W) to (B, C, H, W)."""
 
     def __init__(self) -> None:
+        super().__init__()
         half = DIMS[0] // 2
-        layers = nn.Sequential(ConvNorm(3, half), nn.GELU(), ConvNorm(half, DIMS[0]))
-        super().__init__(OrderedDict(seq=layers))
+        self.seq = nn.Sequential(ConvNorm(3, half), nn.GELU(), ConvNorm(half, DIMS[0]))
+
+    def forward(self, x: Tensor) -> Tensor:  # of its own: PyTorch compiles none of nn.Sequential's
+        embedded: Tensor = self.seq(x)
+        return embedded
 
 
 class MBConv(nn.Module):

@@ -12,6 +12,7 @@ import click
 
 from litemed.runtime.command import run_command
 from litemed.runtime.errors import UsageError
+from litemed.train.config import TUNES, parse_setting, read_toml
 
 PATH = click.Path(path_type=pathlib.Path)
 EXIT_CODES = """
@@ -82,8 +83,6 @@ def run_training(
         if None in (request["data"], request["base"], request["folder"]):
             raise UsageError("name the prepared DATA, the weights to start from, and the folder with -o")
 
-        from litemed.train.config import parse_setting, read_toml
-
         options = {"hardware": {"device": device} if device else {}, **(tables or {})}
         changes = [(read_toml(config), str(config))] if config else []
         changes += [(parse_setting(text), f"--set {text}") for text in settings]
@@ -97,11 +96,7 @@ def run_training(
 @click.command(epilog=EPILOG + EXIT_CODES)
 @click.argument("data", required=False, type=PATH)
 @click.option("--base", type=PATH, help="Weights to start from, as litemed-export reads them.")
-@click.option(
-    "--tune",
-    type=click.Choice(["lora+decoder", "lora", "decoder", "all"]),
-    help="Which weights to train; lora+decoder by default.",
-)
+@click.option("--tune", type=click.Choice(TUNES), help="Which weights to train; lora+decoder by default.")
 @run_options
 def main(tune: str | None, **options: Any) -> None:
     """Fine-tune LiteMedSAM on the slices that litemed-prepare wrote to DATA.

@@ -68,11 +68,9 @@ def validate(
     for slice_number in validation_slices(source, settings.slices_per_modality):
         try:
             image, labels = source[slice_number]
+            if not len(objects := number(labels)):
+                raise InputError("no object")
         except InputError:
-            skipped += 1
-            continue
-        objects = number(labels)
-        if not len(objects):
             skipped += 1
             continue
         height, width = image.shape[:2]
