@@ -26,6 +26,7 @@ Exit codes: 0 all measured, 1 some failed, 2 wrong use, 130 interrupted.
 """
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,9 +87,7 @@ def speed(models: tuple[str, ...], checkpoint: Path | None, debug: bool, **optio
 @click.option("--model", default=SHIPPED, show_default=True, metavar="BUNDLE", help="Of litemed-export.")
 @click.option("-o", "--output", required=True, type=_FOLDER)
 @click.option(
-    "--cases",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with the challenge's NAME.npz; stand-ins are drawn for those it lacks.",
+    "--cases", type=_EXISTING, help="The challenge's NAME.npz; for those it lacks stand-ins are drawn."
 )
 @click.option("--rows", multiple=True, metavar="NAME", help="Only this row; may be repeated.")
 @_shared

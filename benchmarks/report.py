@@ -19,13 +19,10 @@ PUBLISHED, PROPOSED = "Baseline", "Proposed"
 
 @dataclass(frozen=True)
 class Contender:
-    """A column of Table 4, or a row of the table of speed.
+    """A column of Table 4, or of the table of speed.
 
-    Attributes:
-        title: of the column.
-        what: runs, with which weights, in words; of two with equal words the results are equal.
-        command: segments a case, given CASE -o FOLDER after it.
-        parts: the command that times the parts of its work, see `litemed.benchmarks.worker`.
+    what: runs, with which weights, in words. command: segments a case, given CASE -o FOLDER after it.
+    parts: the command that times the parts of its work, see `litemed.benchmarks.worker`.
     """
 
     title: str
@@ -38,13 +35,8 @@ class Contender:
 class Measurement:
     """One contender on one row, once.
 
-    Attributes:
-        row, contender: their names.
-        repeat: from 0.
-        seconds: wall clock; None if it failed, see `error`.
-        peak_mib: peak resident memory, of a process from start to exit.
-        dice: with another contender's label map, mean over the labels that either has.
-        error: why it failed.
+    seconds: wall clock; None if it failed, see `error`. peak_mib: peak resident memory, of a process from
+    start to exit. dice: with another contender's label map, mean over the labels that either has.
     """
 
     row: str

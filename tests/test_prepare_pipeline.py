@@ -109,6 +109,7 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, argume
     write_png(source / "US/labels/000.png", np.ones((30, 30), np.uint8))
     (source / "US/images/001.png").write_bytes(b"no picture")
     (source / "US/labels/002.png").unlink()
+    (source / "US/images/003.jpg").write_bytes(b"two of this name")
     np.savez(source / "US/float.npz", imgs=np.ones((9, 9), np.uint8), gts=np.full((9, 9), 0.5))
     (source / "scan_1.npz").write_bytes((source / "US/float.npz").read_bytes())
     finished = prepare(source, "-o", out, *arguments)
@@ -117,6 +118,7 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, argume
         "labels/000.png": "labels have shape (30, 30), the image (200, 240)",
         "images/001.png": "not a PNG, JPEG or TIFF image",
         "images/002.png": "one file 002.*",
+        "images/003.jpg": "one file 003.*",
         "float.npz": "labels hold 0.5",
         "scan_1.npz": "modality unknown",
     }
@@ -126,7 +128,7 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, argume
     assert len(problems) == len(wanted)
     for file, reason in wanted.items():
         assert any(file in line and reason in line for line in problems)
-    assert manifest["total"]["cases"] == 3
+    assert manifest["total"]["cases"] == 2
 
 
 def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path: Path) -> None:
@@ -147,8 +149,7 @@ def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("source", "out", "option", "message"),
     [
-        ("empty", "out", "", "no pair of image and labels found"),
-        ("missing", "out", "", "no such folder"),
+        ("foreign", "out", "", "no pair of image and labels found"),
         ("source", "out", "--window=liver", "window 'liver'"),
         ("source", "out", "--jitter=0.1", "--jitter need --cases"),
         ("source", "foreign", "", "take another folder"),
@@ -159,7 +160,6 @@ def test_wrong_use_is_one_line_and_nothing_is_written(
     tmp_path: Path, source: str, out: str, option: str, message: str
 ) -> None:
     labelled_folder(tmp_path / "source", "US", 1)
-    (tmp_path / "empty").mkdir()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/thesis.txt").write_text("precious")
     before = tree(tmp_path)

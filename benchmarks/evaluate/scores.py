@@ -1,9 +1,4 @@
-"""Score cases: every run and every trivial predictor against one ground truth.
-
-A case is one file of the ground-truth folder, NAME.npz with `gts` and, for a volume, `spacing`: mm along the
-axes of `gts`, in their order. A run is a folder with NAME.npz files that hold `segs`, as `litemed-run` writes
-them. With trivial predictors there is a folder of the cases themselves, NAME.npz with `imgs` and `boxes`.
-"""
+"""Score cases: every run and every trivial predictor against one ground truth."""
 
 from __future__ import annotations
 

@@ -59,8 +59,7 @@ def to_uint8(
     """Return `image`, of any shape, as uint8.
 
     image: integers or floats in the scanner's units. uint8 is returned as it is, whatever the modality.
-    NaN and infinite values count as background: they become 0 and do not sway the percentiles.
-    A constant image becomes zeros.
+    NaN and infinite values are background; a constant image becomes zeros.
 
     Raises InputError for CT in unsigned integers, which are not Hounsfield units, and for complex values.
     """

@@ -66,10 +66,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Slices:
-    """Prepared slices, read at random; see `open`. Can be pickled and used after a fork.
-
-    shards: those that hold slices. index: an INDEX_DTYPE record for each slice, and shard_of its shard.
-    """
+    """Prepared slices, read at random. index: an INDEX_DTYPE record for each, and shard_of its shard."""
 
     folder: Path
     shards: Sequence[Part]
