@@ -27,7 +27,6 @@ MAX_MEMBERS = 64  # of an archive; the challenge's files have at most four
 
 _MAX_DIRECTORY_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 1024
-_MAX_AXES = 8
 _END_RECORD = struct.Struct("<4s4H2LH")
 # Deflate spends at least two bits on 258 bytes.
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
@@ -80,7 +79,7 @@ class NpzReader:
         try:
             read_header = _HEADER_READERS[npy.read_magic(start)]
             shape, _, dtype = read_header(start, max_header_size=_MAX_HEADER_BYTES)
-            if len(shape) > _MAX_AXES or any(type(side) is not int or side < 0 for side in shape):
+            if len(shape) > 8 or any(type(side) is not int or side < 0 for side in shape):
                 raise ValueError(f"shape {shape}")
         except Exception as error:  # of Python's parser and tokenizer and numpy's dtypes, a dozen kinds
             raise InputError(f"{array} has an unreadable header; save it with numpy.savez") from error

@@ -166,11 +166,6 @@ def flip(entry: pathlib.Path) -> None:
     entry.write_bytes(data)
 
 
-def link(entry: pathlib.Path) -> None:
-    entry.rename(entry.parent.parent / "elsewhere")
-    entry.symlink_to(entry.parent.parent / "elsewhere")
-
-
 def put_another(entry: pathlib.Path) -> None:
     Cache(entry.parent).store(b"theirs", "b")
     (theirs,) = set(entry.parent.iterdir()) - {entry}
@@ -181,7 +176,7 @@ def put_another(entry: pathlib.Path) -> None:
     "harm",
     [
         flip,
-        link,
+        lambda entry: (entry.rename(entry.parent / "other"), entry.symlink_to("other")),
         put_another,
         lambda entry: entry.chmod(0o620),
         lambda entry: entry.write_bytes(b""),

@@ -35,9 +35,10 @@ CALLS = (
     "trace=network,open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,"
     "link,linkat,symlink,symlinkat"
 )
-OPENED_TO_WRITE = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
+WRITES = re.compile(
+    r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|\b(creat|mkdir|mkdirat|rename|renameat2?|link|linkat|symlink|symlinkat)\("
+)
 REACHES = re.compile(r"\b(socket|connect|sendto|sendmsg|bind)\(")
-MAKES = re.compile(r"\b(creat|mkdir|mkdirat|rename|renameat2?|link|linkat|symlink|symlinkat)\(")
 
 
 def traced(code: str, folder: pathlib.Path, *arguments: object) -> list[str]:
@@ -59,10 +60,7 @@ def traced(code: str, folder: pathlib.Path, *arguments: object) -> list[str]:
 
 def written(calls: list[str]) -> set[str]:
     """Paths of files made or opened for writing, devices and the process's own entries in /proc aside."""
-    paths = set()
-    for call in calls:
-        if OPENED_TO_WRITE.search(call) or MAKES.search(call):
-            paths.update(re.findall(r'"([^"]*)"', call))
+    paths = {path for call in calls if WRITES.search(call) for path in re.findall(r'"([^"]*)"', call)}
     return {path for path in paths if not path.startswith(("/dev/", "/proc/"))}
 
 

@@ -102,8 +102,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     np.savez(path, imgs=np.array([Payload(proof)], object))
     assert "pickled Python objects" in refusal(path)
     assert not proof.exists()
-    # The payload is a live one.
-    np.load(path, allow_pickle=True)["imgs"]
+    np.load(path, allow_pickle=True)["imgs"]  # it is a live one
     assert proof.exists()
 
 
@@ -198,7 +197,7 @@ def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
         refusal(path)
 
 
-@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=50, suppress_health_check=SAME_FOLDER)
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.integers(0, 255)), max_size=6),
     cut=st.tuples(st.integers(0, len(WHOLE.getvalue())), st.integers(0, 40)),

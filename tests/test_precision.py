@@ -175,8 +175,8 @@ signal.raise_signal(signal.SIGUSR1)
 
 def test_a_signal_does_no_harm_after_overlapping_engines(bf16_folder: pathlib.Path) -> None:
     """On a CPU with bf16 this left the process a stack for signals that had been freed."""
-    arguments = [str(bf16_folder), "bf16" if computes_bf16() else "exact"]
-    command = [sys.executable, "-c", OVERLAPPING_ENGINES, *arguments]
+    precision = "bf16" if computes_bf16() else "exact"
+    command = [sys.executable, "-c", OVERLAPPING_ENGINES, str(bf16_folder), precision]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "caught"), done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -170,7 +171,7 @@ def test_what_is_no_single_sound_image_of_possible_size_is_refused(data: bytes, 
         decode_image(bytes(data), "a")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif", "big"]))
 def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
     encoded = bytearray(b"II+\0\x08\0\0\0" + GREY.tobytes() if suffix == "big" else encode(suffix, GREY))
@@ -178,11 +179,8 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(encoded)))
     del encoded[cut : cut + data.draw(st.integers(0, 30))]
-    try:
-        header = read_image_header(bytes(encoded), "a")
-    except InputError:
-        return
-    assert header.pages in (1, 2)
+    with contextlib.suppress(InputError):
+        assert read_image_header(bytes(encoded), "a").pages in (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_w
         read_case(path)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -229,11 +227,8 @@ def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_w
 )
 def test_any_json_is_read_or_refused_by_our_own_error(tmp_path: Path, content: Any) -> None:
     path = write_image(tmp_path, "a.png", GREY, boxes=content)
-    try:
-        case = read_case(path)
-    except InputError:
-        return
-    assert len(case.boxes) == len(content)
+    with contextlib.suppress(InputError):
+        assert len(read_case(path).boxes) == len(content)
 
 
 def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_path: Path) -> None:
@@ -251,12 +246,11 @@ def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_
 def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
-    for paths, why in (
-        *(([tmp_path / one], one) for one in ("none.npz", "notes.txt", "empty")),
-        ([], "no cases"),
-    ):
-        with pytest.raises(UsageError, match=why):
-            list_cases(paths)
+    for name in ("none.npz", "notes.txt", "empty"):
+        with pytest.raises(UsageError, match=name):
+            list_cases([tmp_path / name])
+    with pytest.raises(UsageError, match="no cases"):
+        list_cases([])
 
 
 def test_the_files_of_a_case_include_its_sidecar_and_other_kinds_are_refused(tmp_path: Path) -> None:
