@@ -6,7 +6,7 @@ without a network, with an empty home.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -23,9 +23,10 @@ SEGMENT = """
 import sys, time
 import numpy as np
 import litemed.runtime
-segmenter = litemed.runtime.load(sys.argv[1], engine=sys.argv[2], threads=1)
-labels = segmenter.segment(np.zeros((3, 40, 50), np.uint8), [[3, 3, 0, 30, 30, 2]])
-with open(sys.argv[3], "wb") as file:
+for engine in sys.argv[3:]:
+    segmenter = litemed.runtime.load(sys.argv[1], engine=engine, threads=1)
+    labels = segmenter.segment(np.zeros((3, 40, 50), np.uint8), [[3, 3, 0, 30, 30, 2]])
+with open(sys.argv[2], "wb") as file:
     np.savez(file, segs=labels)
 time.sleep(0.5)  # for what works behind our back
 """
@@ -38,7 +39,7 @@ CALLS = (
 WRITES = re.compile(
     r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|\b(creat|mkdir|mkdirat|rename|renameat2?|link|linkat|symlink|symlinkat)\("
 )
-REACHES = re.compile(r"\b(socket|connect|sendto|sendmsg|bind)\(")
+REACHES = re.compile(r"\b(socket|connect|sendto|sendmsg|bind)\(")  # AF_UNIX is between processes
 
 
 def traced(code: str, folder: pathlib.Path, *arguments: object) -> list[str]:
@@ -64,15 +65,13 @@ def written(calls: list[str]) -> set[str]:
     return {path for path in paths if not path.startswith(("/dev/", "/proc/"))}
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_nothing_is_sent_and_nothing_written_but_the_output(
-    engine: str, box_bundle: pathlib.Path, tmp_path: pathlib.Path
+    box_bundle: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    pytest.importorskip(engine)
     output = tmp_path / "out.npz"
-    calls = traced(SEGMENT, tmp_path, box_bundle, engine, output)
+    engines = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
+    calls = traced(SEGMENT, tmp_path, box_bundle, output, *engines)
     assert len(calls) > 100
-    # Sockets of any kind but those between processes of this machine.
     assert [call for call in calls if REACHES.search(call) and "AF_UNIX" not in call] == []
     assert written(calls) == {str(output)}
     assert list((tmp_path / "home").iterdir()) == []
