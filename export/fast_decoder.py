@@ -20,7 +20,6 @@ H = 8 heads, L = s * s image tokens. What is computed differently, and why it is
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -173,7 +172,6 @@ def _unrolled(convolution: Any) -> nn.Linear:
 class FastDecoderGraph(nn.Module):
     """Boxes and an image embedding to logits and predicted IoU of a network, which is not changed."""
 
-    gaussian: Tensor
     offset: Tensor
     prefix: Tensor
     positions: Tensor
@@ -182,7 +180,7 @@ class FastDecoderGraph(nn.Module):
         super().__init__()
         prompt, decoder = model.prompt_encoder, model.mask_decoder
         self.size = model.size
-        self.register_buffer("gaussian", prompt.pe_layer.positional_encoding_gaussian_matrix)
+        self.pe_layer = prompt.pe_layer
         corners = [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in (TOP_LEFT, BOTTOM_RIGHT)]
         rows = [decoder.iou_token.weight, decoder.mask_tokens.weight, *corners]
         self.register_buffer("prefix", torch.cat(rows).detach())
@@ -207,9 +205,7 @@ class FastDecoderGraph(nn.Module):
         first, second, positions = self.first, self.second, self.positions
         embedding = image_embedding.reshape(DIM, -1)  # (256, L)
         image = embedding.T.unsqueeze(0) + self.offset
-        corners = (boxes.reshape(-1, 2, 2) + 0.5) / self.size
-        phase = (2 * math.pi) * ((2 * corners - 1) @ self.gaussian)
-        corners = torch.cat([phase.sin(), phase.cos()], dim=-1)
+        corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / self.size)
         token_pe = F.pad(corners, (0, 0, TOKENS - 2, 0)) + self.prefix  # corners behind the learnt tokens
 
         tokens = first.norm1(self.self_attention[0](token_pe, token_pe))

@@ -1,7 +1,7 @@
-"""TinyViT rewritten for speed, equal up to rounding.
+"""The image encoders rewritten for speed, equal up to rounding.
 
-Same input and output as `litemed.models.tiny_vit.TinyViT` for one image. What is computed differently, and
-why it is the same:
+Same input and output as `litemed.models.tiny_vit.TinyViT` and `litemed.models.light_encoder.LightEncoder` for
+one image. What is computed differently, and why it is the same:
 
 - From the first window attention on, tokens stay in the order (H, W, C): linear layers need no transposition,
   a window partition moves whole rows of a window, and engines read the depthwise convolutions in place.
@@ -13,6 +13,8 @@ why it is the same:
   value biases pass into the bias of the output projection.
 - Padded tokens are dropped before the output projection instead of behind it.
 - q, k and v are three products, each from heads in order: no split of an interleaved tensor.
+- Of the light encoder, batch norms before an attention are folded into its projection, and the last norm runs
+  over the last axis, as one operator that engines know.
 """
 
 from __future__ import annotations
@@ -22,8 +24,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.export.norm_folding import after_norm, channel_norm, convolution, folded, linear, pointwise
-from litemed.models import tiny_vit
+from litemed.export.norm_folding import (
+    after_norm,
+    channel_norm,
+    convolution,
+    folded,
+    linear,
+    norm_scale_and_shift,
+    pointwise,
+)
+from litemed.models import light_encoder, tiny_vit
+from litemed.models.light_encoder import HEAD_DIM, NORM_EPSILON
 from litemed.models.litemedsam import LiteMedSAM
 
 
@@ -134,3 +145,48 @@ def channels_first(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
+
+
+class LightAttention(nn.Module):
+    """The light encoder's attention over all positions, and the residual: (1, C, H, W) to the same."""
+
+    def __init__(self, attention: light_encoder.Attention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        scale, shift = norm_scale_and_shift(attention.n)
+        qkv: Any = attention.qkv
+        weight = qkv.weight[:, :, 0, 0].double()
+        bias = qkv.bias.double() + weight @ shift
+        weight = weight * scale
+        channels = weight.shape[1]
+        weight[:channels] *= HEAD_DIM**-0.5
+        bias[:channels] *= HEAD_DIM**-0.5
+        bias[channels : 2 * channels] = 0
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.qkv.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+        self.p = attention.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        q, k, v = self.qkv(x).reshape(3, self.heads, HEAD_DIM, height * width).unbind(0)
+        context = (q.transpose(1, 2) @ k).softmax(dim=-1) @ v.transpose(1, 2)
+        return x + self.p(context.transpose(1, 2).reshape(1, channels, height, width))
+
+
+class LightEncoderGraph(nn.Module):
+    """Image (1, 3, S, S) in [0, 1] to embedding (1, 256, S/4, S/4) of a network, which is not changed."""
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        self.encoder = folded(model.image_encoder)
+        blocks = self.encoder.s16
+        for i, block in enumerate(blocks):
+            if isinstance(block, light_encoder.Attention):
+                blocks[i] = LightAttention(block)
+        self.norm = nn.LayerNorm(self.encoder.neck.out_channels, NORM_EPSILON)
+        weights = {"weight": self.encoder.gamma.flatten(), "bias": self.encoder.beta.flatten()}
+        self.norm.load_state_dict(weights)
+        self.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return channels_first(self.norm(channels_last(self.encoder.features(image))))

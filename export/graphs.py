@@ -17,17 +17,20 @@ import onnx
 import torch
 from torch import nn
 
-from litemed.export.errors import ExportError
 from litemed.export.fast_decoder import FastDecoderGraph
-from litemed.export.fast_encoder import FastEncoderGraph
-from litemed.export.light_graph import LightEncoderGraph
+from litemed.export.fast_encoder import FastEncoderGraph, LightEncoderGraph
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.errors import LitemedError
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 HALF_FROM = 4096  # elements that are worth a cast; biases, and the scales of a quantised graph, have fewer
 Shapes = Mapping[str, tuple[int | str, ...]]
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
+
+
+class ExportError(LitemedError):
+    """The network could not be written as ONNX graphs."""
 
 
 @dataclass(frozen=True)

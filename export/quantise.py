@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from litemed.export.errors import ExportError
+from litemed.export.graphs import ExportError
 from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import modality_of_name

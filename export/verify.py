@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from litemed.export.errors import VerificationError
+from litemed.export.graphs import ExportError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
@@ -39,6 +39,10 @@ MIN_COMPACT_IOU = 0.99
 CHUNK = 16  # boxes that PyTorch decodes at once; 241 would take 7 GB
 
 Float = NDArray[np.float32]
+
+
+class VerificationError(ExportError):
+    """An exported graph does not reproduce the PyTorch model."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,12 @@ class Reference(NamedTuple):
 
 
 def references(model: LiteMedSAM, count: int) -> Iterator[Reference]:
-    """Run PyTorch on two drawn images with `count` random boxes each, at most `MANY` on the second."""
-    drawing, rng = np.random.default_rng(0), np.random.default_rng(0)
+    """Run PyTorch on two images of noise with `count` random boxes each, at most `MANY` on the second."""
+    rng = np.random.default_rng(0)
     exact = copy.deepcopy(model.image_encoder).double()
     for shape, boxes_here in (((512, 512), count), ((300, 420), min(count, MANY))):
-        image, frame = preprocess(_drawn_image(*shape, drawing), model.size)
+        noise = rng.uniform(0, 255, (*shape, 3)).astype(np.float32)
+        image, frame = preprocess(cv2.GaussianBlur(noise, (0, 0), 3).astype(np.uint8), model.size)
         limit = np.array([frame.scaled_width, frame.scaled_height])
         corner = rng.integers(0, np.maximum(limit - 8, 1), (boxes_here, 2))
         far = np.minimum(corner + rng.integers(4, model.size // 2, (boxes_here, 2)), limit - 1)
@@ -109,17 +114,6 @@ def references(model: LiteMedSAM, count: int) -> Iterator[Reference]:
             parts = [model.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
         logits, iou = (torch.cat([part[i][:, 0] for part in parts]).numpy() for i in range(2))
         yield Reference(image, embedding.numpy(), rounding, boxes, logits, iou)
-
-
-def _drawn_image(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Ellipses on a soft ground, with noise: (H, W, 3)."""
-    image = cv2.GaussianBlur(rng.uniform(0, 255, (height, width, 3)).astype(np.float32), (0, 0), 3)
-    for _ in range(12):
-        centre = tuple(int(v) for v in rng.integers(0, (width, height)))
-        axes = tuple(int(v) for v in rng.integers(15, 90, 2))
-        colour = rng.uniform(0, 255, 3).tolist()
-        cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
-    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
 
 
 def measure(
@@ -166,11 +160,7 @@ def measure(
 
 
 def judge(found: Sequence[Parity]) -> None:
-    """Refuse measurements that miss a bound.
-
-    Raises:
-        VerificationError: all that is wrong, in one message.
-    """
+    """Raise VerificationError, one message of all that is wrong, if measurements miss a bound."""
     faults = [fault for parity in found if (fault := parity.fault())]
     if faults:
         raise VerificationError(

@@ -20,10 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from litemed.models.checkpoint import Checkpoint
-from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import TARGETS, FoldedLoRA, folded, lora_tensors
-from litemed.models.weight_files import check_entries, read_file, weights_digest
+from litemed.models.weight_files import CheckpointError, check_entries, read_file, weights_digest
 from litemed.runtime.files import sha256_of_file
 
 FORMAT = "litemed-adapter-1"

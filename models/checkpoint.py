@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
-from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import SUFFIXES, FoldedLoRA, fold_loralib
-from litemed.models.weight_files import check_entries, read_file
+from litemed.models.weight_files import CheckpointError, check_entries, read_file
 from litemed.runtime.files import sha256_of_file
 
 CONTAINER_KEYS = ("model", "state_dict")

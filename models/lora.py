@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.models.errors import CheckpointError
 from litemed.models.tiny_vit import Attention, Mlp
-from litemed.models.weight_files import check_entries
+from litemed.models.weight_files import CheckpointError, check_entries
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 """The layers of every encoder block that are adapted."""

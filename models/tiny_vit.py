@@ -151,46 +151,27 @@ class TinyViTBlock(nn.Module):
         return (tokens + self.mlp(tokens)).transpose(1, 2).reshape(x.shape)
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution, then the change to the next one (absent in the last stage)."""
-
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x if self.downsample is None else self.downsample(x)
-
-
-class TinyViT(nn.Module):
+class TinyViT(nn.Sequential):
     """The image encoder: image (B, 3, S, S) in [0, 1] to embedding (B, 256, S/4, S/4).
 
-    S is 256 in the published model; any multiple of 64 works with the same weights.
+    S is 256 in the published model; any multiple of 64 works with the same weights. Every stage has blocks of
+    one resolution and, but for the last, the change to the next one.
     """
 
+    neck: nn.Sequential
+
     def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed = PatchEmbed()
-        stages = []
+        embed, stages = PatchEmbed(), []
         for i, (dim, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
-            blocks: list[nn.Module] = [
-                TinyViTBlock(dim, HEADS[i], WINDOWS[i]) if i else MBConv(dim) for _ in range(depth)
-            ]
-            change = PatchMerging(dim, DIMS[i + 1], STRIDES[i]) if i < len(STRIDES) else None
-            stages.append(Stage(blocks, change))
-        self.layers = nn.ModuleList(stages)
-        self.neck = nn.Sequential(
+            blocks = (TinyViTBlock(dim, HEADS[i], WINDOWS[i]) if i else MBConv(dim) for _ in range(depth))
+            stage = OrderedDict[str, nn.Module](blocks=nn.Sequential(*blocks))
+            if i < len(STRIDES):
+                stage["downsample"] = PatchMerging(dim, DIMS[i + 1], STRIDES[i])
+            stages.append(nn.Sequential(stage))
+        neck = nn.Sequential(
             nn.Conv2d(DIMS[-1], 256, 1, bias=False),
             LayerNorm2d(256),
             nn.Conv2d(256, 256, 3, padding=1, bias=False),
             LayerNorm2d(256),
         )
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embed(image)
-        for stage in self.layers:
-            x = stage(x)
-        return self.neck(x)
+        super().__init__(OrderedDict(patch_embed=embed, layers=nn.Sequential(*stages), neck=neck))

@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from litemed.models.errors import CheckpointError
+from litemed.runtime.errors import LitemedError
 
 MAX_BYTES = 4 << 30  # a training checkpoint with its optimizer state is under 200 MB
+
+
+class CheckpointError(LitemedError):
+    """A checkpoint or adapter cannot be used as it is."""
 
 
 def read_file(path: pathlib.Path) -> Any:

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from litemed.models.checkpoint import read_checkpoint
-from litemed.models.errors import CheckpointError
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.weight_files import read_file, weights_digest
+from litemed.models.weight_files import CheckpointError, read_file, weights_digest
 
 
 @pytest.fixture(scope="module")

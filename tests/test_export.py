@@ -16,9 +16,8 @@ from click.testing import CliRunner
 from litemed.export import verify
 from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main
-from litemed.export.errors import ExportError, VerificationError
-from litemed.export.graphs import check, graph_specs, with_half_weights
-from litemed.export.verify import Parity
+from litemed.export.graphs import ExportError, check, graph_specs, with_half_weights
+from litemed.export.verify import Parity, VerificationError
 from litemed.models.checkpoint import Checkpoint, untrained_checkpoint
 from litemed.runtime.bundle import DEFAULT, Bundle
 from litemed.runtime.engines import open_engine

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 import litemed.runtime
 from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main as export
-from litemed.export.light_graph import LightEncoderGraph
+from litemed.export.fast_encoder import LightEncoderGraph
 from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
 from litemed.models.encoders import ENCODERS, LIGHT, TINY_VIT
-from litemed.models.errors import CheckpointError
+from litemed.models.weight_files import CheckpointError
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "weights" / "light.safetensors"
 TOLERANCE = 1e-4

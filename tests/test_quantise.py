@@ -17,7 +17,7 @@ from litemed.benchmarks.phantoms import Phantom, draw_image, draw_volume
 from litemed.export.agreement import find_measured_cases, mean_dice, measure_agreement, passing
 from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import describe, main
-from litemed.export.errors import ExportError
+from litemed.export.graphs import ExportError
 from litemed.export.quantise import (
     KEY,
     KEY_BF16,
