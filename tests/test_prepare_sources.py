@@ -72,12 +72,11 @@ def test_a_source_without_pairs_or_modality_is_refused(tmp_path: Path, nothing: 
 
 
 def test_an_index_says_everything(tmp_path: Path) -> None:
-    said = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val"}
-    files = {"image": "i/a.png", "label": "l/a.png"}
-    row = said | files | {"licence": "CC0", "attribution": "A. Nonymous", "licence_status": "stated"}
-    image, label = tmp_path / "i/a.png", tmp_path / "l/a.png"
-    terms = ("CC0", "A. Nonymous", "stated")
-    expected = (Pair("XRay", "src", "c1", "val", image, label, *terms),)
+    place = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val"}
+    terms = {"licence": "CC0", "attribution": "A. Nonymous", "licence_status": "stated"}
+    row = place | {"image": "i/a.png", "label": "l/a.png"} | terms
+    files = (tmp_path / "i/a.png", tmp_path / "l/a.png")
+    expected = (Pair("XRay", "src", "c1", "val", *files, *terms.values()),)
     index = write_index(tmp_path / "index.csv", [row])
     assert find_pairs([index], SourceOptions()).pairs == expected
     assert find_pairs([tmp_path], SourceOptions()).pairs == expected
