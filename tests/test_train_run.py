@@ -178,6 +178,15 @@ def test_slices_that_cannot_be_used_and_absent_modalities_are_named(prepare_draw
     assert f"skipped {row['skipped']} slices" in said
 
 
+def test_a_run_that_does_no_better_than_its_start_says_so(data, base, tmp_path):
+    """With a rate of next to nothing the weights stay as they are."""
+    stay = changed(optimizer={"lr": 1e-12, "weight_decay": 0.0}, run={"epochs": 1, "tune": "decoder"})
+    with (tmp_path / "log").open("w") as log:
+        assert train(Request(data, tmp_path / "run", base, stay), Reporter(log))
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("warning: no epoch scored above the weights that training began from: DSC 0.")
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_line(data, base, tmp_path):
     request = Request(data, tmp_path / "run", base, changed(optimizer={"lr": 1e25}, run={"epochs": 5}))
     with pytest.raises(TrainingError, match=r"not finite: lower optimizer\.lr"):

@@ -117,6 +117,11 @@ class Trainer:
             self._end_epoch()
             if progress.epoch < epochs and self.session.stop():
                 return False
+        before = progress.history[0]
+        if not before["epoch"] and progress.best is not None and progress.best <= before["dsc"]:
+            reporter.line(
+                f"warning: no epoch scored above the weights that training began from:{_dsc_of(before)}"
+            )
         return True
 
     def _train_epoch(self) -> bool:
