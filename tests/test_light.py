@@ -7,15 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import litemed.runtime
 from litemed.export.bundle import ExportOptions, write_bundle
-from litemed.export.cli import main as export
-from litemed.export.fast_encoder import LightEncoderGraph
 from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
-from litemed.models.encoders import ENCODERS, LIGHT, TINY_VIT
+from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.weight_files import CheckpointError
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "weights" / "light.safetensors"
@@ -55,24 +52,6 @@ def test_a_bundle_reproduces_the_golden_outputs(light_golden, bundle, engine):
     assert close(iou, light_golden["iou"])
 
 
-@pytest.mark.parametrize("size", [64, 192])
-@torch.inference_mode()
-def test_the_graph_equals_the_encoder_at_other_sizes(size):
-    model = read_checkpoint(WEIGHTS).model(size)
-    image = torch.rand(1, 3, size, size)
-    expected = model.encode(image)
-    found = LightEncoderGraph(model)(image)
-    assert found.shape == expected.shape == (1, 256, size // 4, size // 4)
-    assert (found - expected).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("encoder", list(ENCODERS))
-def test_the_encoder_is_told_by_the_entries(tmp_path, encoder):
-    path = tmp_path / "weights.safetensors"
-    save_file(untrained_checkpoint(encoder=encoder).state, path)
-    assert read_checkpoint(path).encoder == encoder
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -91,11 +70,3 @@ def test_entries_of_both_encoders_or_neither_are_refused(tmp_path, make, message
         read_checkpoint(tmp_path / "w.safetensors")
     assert "w.safetensors" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_whole_checkpoint_as_adapter_is_refused_in_one_line(tmp_path):
-    out = tmp_path / "bundle"
-    result = CliRunner().invoke(export, [str(WEIGHTS), "--adapter", str(WEIGHTS), "-o", str(out)])
-    assert result.exit_code == 1
-    assert f"{WEIGHTS}: is not an adapter" in result.output
-    assert not any(tmp_path.iterdir())
