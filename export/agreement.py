@@ -47,7 +47,7 @@ Progress = Callable[[str], None]
 
 
 class MeasuredCase(NamedTuple):
-    """A case to measure on: its file, its modality, and the file of its ground truth if it has one."""
+    """A case to measure on: its file, and that of its ground truth if it has one."""
 
     path: pathlib.Path
     modality: str

@@ -34,17 +34,11 @@ TOOLS = ("onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 class ExportOptions:
     """How to export.
 
-    Attributes:
-        name: of the bundle; None takes the folder's.
-        overwrite: replace a bundle that lies at the target.
-        size: side of the network's input in pixels, a multiple of 64; 256 as published.
-        box_counts: numbers of boxes to verify.
-        int8: quantise the encoder.
-        calibration: folder of cases to quantise it with, see `litemed.export.quantise`.
-        agreement: folder of cases to measure agreement with float32 on; bf16 too if the CPU computes
-            in it.
-        ground_truth: folder of their ground truth.
-        compact: store weights as float16; they are computed with in float32 all the same.
+    `name` is the bundle's, None takes the folder's; `overwrite` replaces a bundle at the target; `size` is
+    the side of the network's input in pixels, a multiple of 64; `box_counts` are the numbers of boxes to
+    verify; `int8` quantises the encoder on the cases in `calibration`; `agreement` has cases to measure
+    agreement with float32 on (of bf16 too if the CPU computes in it), `ground_truth` their ground truth;
+    `compact` stores weights as float16, computed with in float32 all the same.
     """
 
     name: str | None = None
@@ -118,14 +112,8 @@ def write_bundle(
     Whoever exports the model that ships (`runtime/model`) puts the sha256 of its new manifest beside
     `litemed.runtime.bundle.DEFAULT`.
 
-    Args:
-        checkpoint: complete weights, adapters folded.
-        out: the folder to create.
-        options: see `ExportOptions`.
-        progress: is told each step.
-
-    Returns:
-        all comparisons with PyTorch, before and after simplification and as stored.
+    `progress` is told each step. Returns all comparisons with PyTorch, before and after simplification and as
+    stored.
 
     Raises:
         ExportError: a graph could not be written, simplified, quantised or checked, or (VerificationError)

@@ -47,28 +47,16 @@ class VerificationError(ExportError):
 
 @dataclass(frozen=True)
 class Parity:
-    """One comparison with PyTorch.
+    """One comparison with PyTorch."""
 
-    Attributes:
-        graph: "encoder", "decoder" (on PyTorch's embedding) or "both" (on the engine's own).
-        stage: "exported" (as torch wrote it), "simplified" (as it is shipped) or "compact" (shipped with
-            weights rounded to float16).
-        engine: "onnxruntime" or "openvino".
-        boxes: how many were decoded at once; None for the encoder.
-        max_abs_diff: largest absolute difference of the embedding or the logits over all images.
-        largest: largest absolute value of the reference.
-        rounding: how far PyTorch's float32 is from its float64, for the encoder; 0 where not measured.
-        mask_iou: intersection over union of all masks (logits > 0) together; None for the encoder.
-    """
-
-    graph: str
-    stage: str
+    graph: str  # "encoder", "decoder" (on PyTorch's embedding) or "both" (on the engine's own)
+    stage: str  # "exported" (as torch wrote it), "simplified" or "compact" (with weights in float16)
     engine: str
-    boxes: int | None
-    max_abs_diff: float
-    largest: float
-    rounding: float = 0.0
-    mask_iou: float | None = None
+    boxes: int | None  # how many were decoded at once; None for the encoder
+    max_abs_diff: float  # largest of the embedding or the logits over all images
+    largest: float  # absolute value of the reference
+    rounding: float = 0.0  # how far PyTorch's float32 is from its float64, for the encoder
+    mask_iou: float | None = None  # of all masks (logits > 0) together; None for the encoder
 
     def fault(self) -> str | None:
         """Say what is wrong with it, or None."""

@@ -40,11 +40,8 @@ def decoder_path(adapter: pathlib.Path) -> pathlib.Path:
 def adapter_bytes(model: LiteMedSAM, rank: int, base: str, decoder: str | None = None) -> bytes:
     """Return the content of an adapter file for a model with LoRA; the same input gives the same bytes.
 
-    Args:
-        model: with LoRA of that rank.
-        rank: inner width of the updates.
-        base, decoder: `weights_digest` of the weights that it was trained on, and of the mask decoder trained
-            with it, if one was.
+    `base` and `decoder` are the `weights_digest` of the weights that it was trained on, and of the mask
+    decoder trained with it, if one was.
     """
     about = {"format": FORMAT, "rank": rank, "alpha": float(rank), "targets": TARGETS}
     about |= {"base": base, "decoder": decoder}

@@ -35,13 +35,9 @@ UNTRAINED = "untrained"
 class Checkpoint:
     """A complete set of weights.
 
-    Attributes:
-        state: all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU.
-        encoder: which image encoder it has, a name in `litemed.models.encoders.ENCODERS`.
-        layout: "plain", "training", "loralib" or "training, loralib", or "untrained".
-        file: name of the file it came from.
-        sha256: of that file.
-        lora: what was folded, or None.
+    `state` has all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU; `encoder` is
+    a name in `litemed.models.encoders.ENCODERS`; `layout` is "plain", "training", "loralib" or "training,
+    loralib", or "untrained"; `file` and `sha256` are of the file it came from; `lora` is what was folded.
     """
 
     state: dict[str, Tensor]
@@ -64,14 +60,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
-    """Read a checkpoint of any known layout; LoRA inside it is folded.
-
-    Args:
-        path: a .pth / .pt file in torch's zip format, or a .safetensors file.
+    """Read a checkpoint of any known layout, .pth in torch's zip format or .safetensors; fold LoRA inside it.
 
     Raises:
-        CheckpointError: unreadable, not tensors, missing, unexpected or wrongly
-            shaped entries (all listed), values that are not finite.
+        CheckpointError: unreadable, not tensors, entries that are missing, unexpected or wrongly shaped (all
+            are listed), values that are not finite.
     """
     path = pathlib.Path(path)
     entries, training = _state_dict(path, read_file(path))
@@ -113,7 +106,6 @@ def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], boo
 
 
 def _encoder(state: Mapping[str, Tensor], path: pathlib.Path) -> str:
-    """The encoder whose entries these are; hundreds of missing names would say less than this message."""
     found = encoders_of(state)
     if len(found) != 1:
         raise CheckpointError(

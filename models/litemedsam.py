@@ -43,15 +43,10 @@ class LiteMedSAM(nn.Module):
         masks: Tensor | None = None,
         multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Decode N prompts in input-pixel coordinates.
+        """Decode N prompts (see `PromptEncoder.forward`) of one image, or of one each, by its `embedding`.
 
-        Args:
-            embedding: (1, 256, h, w) for prompts of one image, or (N, 256, h, w), one per prompt.
-            boxes, points, masks: see `PromptEncoder.forward`.
-            multimask: three candidate masks per prompt instead of one.
-
-        Returns:
-            logits (N, M, size, size), positive inside the object, and predicted IoU (N, M).
+        Returns logits (N, M, size, size), positive inside the object, and predicted IoU (N, M); M is 3 with
+        `multimask`, else 1.
         """
         sparse, dense = self.prompt_encoder(boxes, points, masks)
         return self.mask_decoder(embedding, self.prompt_encoder.image_positions(), sparse, dense, multimask)

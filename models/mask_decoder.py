@@ -38,17 +38,10 @@ class MaskDecoder(nn.Module):
     def forward(
         self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Decode N prompts.
+        """Return logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask`, else 1.
 
-        Args:
-            embedding: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one per prompt.
-            image_pe: (1, 256, h, w).
-            sparse: prompt tokens (N, T, 256).
-            dense: mask embedding, broadcastable to (N, 256, h, w).
-            multimask: return the three candidates instead of the one mask.
-
-        Returns:
-            logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask`, else 1.
+        `embedding` is (1, 256, h, w), shared by all prompts, or (N, 256, h, w); `image_pe` (1, 256, h, w);
+        `sparse` are the prompt tokens (N, T, 256); `dense` is broadcastable to (N, 256, h, w).
         """
         count = sparse.shape[0]  # len() would be a constant in a traced graph
         prefix = torch.cat([self.iou_token.weight, self.mask_tokens.weight])

@@ -32,12 +32,7 @@ class PositionEmbeddingRandom(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Embed prompts for the mask decoder.
-
-    Args:
-        size: side of the network's input in pixels; masks come at this size, the image embedding has a
-            quarter of it.
-    """
+    """Embed prompts for the mask decoder; `size` is the side of the network's input in pixels."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -62,16 +57,12 @@ class PromptEncoder(nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embed the prompts of N objects: boxes, points or both.
+        """Embed the prompts of N objects: boxes (N, 4) x0, y0, x1, y1, points or both.
 
-        Args:
-            boxes: (N, 4) x0, y0, x1, y1.
-            points: (N, P, 2) coordinates x, y, and (N, P) labels: 1 foreground, 0 background, -1 padding,
-                whose position is ignored. Without boxes a padding point is appended, as published.
-            masks: (N, 1, size, size) logits of an earlier prediction.
-
-        Returns:
-            sparse tokens (N, T, 256) and dense embeddings, broadcastable to (N, 256, size/4, size/4).
+        `points` are (N, P, 2) x, y and (N, P) labels: 1 foreground, 0 background, -1 padding, whose position
+        is ignored (without boxes one is appended, as published); `masks` are (N, 1, size, size) logits of an
+        earlier prediction. Returns sparse tokens (N, T, 256) and dense embeddings, broadcastable to
+        (N, 256, size/4, size/4).
         """
         tokens = []
         if points is not None:
