@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litemed.export.norm_folding import channel_norm, linear
+from litemed.export.fast_encoder import channel_norm, linear
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
