@@ -47,6 +47,11 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
     default="full",
     help="Compare with PyTorch for 1, 2, 17 and 241 boxes [full], or for 1 and 2.",
 )
+@click.option(
+    "--loralib-alpha",
+    default=1.0,
+    help="Alpha of LoRA in the paper's layout, which does not record it [1].",
+)
 @click.option("--int8", is_flag=True, help="Offer int8 too: quantise the encoder, if its masks agree well.")
 @click.option("--calibration", type=_FOLDER, help="Cases (16 or more, of every modality) to quantise with.")
 @click.option(
@@ -84,6 +89,7 @@ def _run(
     untrained: bool,
     size: int,
     verify: str,
+    loralib_alpha: float,
     **options: Any,
 ) -> None:
     if inspect is not None:
@@ -103,10 +109,14 @@ def _run(
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
-    from litemed.models.adapter import fold_adapter
     from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+    from litemed.models.lora_folding import fold_adapter
 
-    weights = untrained_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
+    weights = (
+        untrained_checkpoint()
+        if checkpoint is None
+        else read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
+    )
     if adapter is not None:
         weights = fold_adapter(weights, adapter)
     if untrained:

@@ -1,4 +1,4 @@
-"""The adapter file, LoRA updates in safetensors: written, read, and folded into the weights of a base.
+"""The adapter file, LoRA updates in safetensors; `litemed.models.lora_folding` folds it into a base.
 
 `NAME.safetensors` holds the updates only (under 1 MB at rank 4). When the mask decoder was trained too, its
 weights lie beside it in `NAME.decoder.safetensors`, and the adapter names their digest, so that one cannot be
@@ -11,17 +11,14 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from litemed.models.checkpoint import Checkpoint
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.lora import TARGETS, FoldedLoRA, folded, lora_tensors
+from litemed.models.lora import TARGETS, FoldedLoRA, lora_tensors
 from litemed.models.weight_files import CheckpointError, check_entries, read_file, weights_digest
 from litemed.runtime.files import sha256_of_file
 
@@ -54,40 +51,8 @@ def decoder_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous() for k, v in state.items() if k.startswith(DECODER)}
 
 
-def fold_adapter(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
-    """Return a new checkpoint with an adapter folded in; the base is left as it was.
-
-    Raises:
-        CheckpointError: the file is no adapter, or one for another base (one that holds a LoRA is);
-            the decoder trained with it is missing or another one; entries are missing, unexpected or wrongly
-            shaped; or a folded weight is not finite.
-    """
-    path = pathlib.Path(path)
-    tensors = read_file(path)
-    lora, made_for, decoder = _read_about(path)
-    digest = weights_digest(base.state)
-    if made_for != digest:
-        raise CheckpointError(
-            f"{path}: made for another base (digest {made_for[:12]}; {base.file} has {digest[:12]})"
-        )
-    updates = _adapted_rows(base.state, lora.targets)
-    expected = {}
-    for name, (weight, rows) in updates.items():
-        expected[f"{name}.lora_A"] = torch.empty(lora.rank, base.state[weight].shape[1], device="meta")
-        expected[f"{name}.lora_B"] = torch.empty(len(rows), lora.rank, device="meta")
-    check_entries(tensors, expected, str(path))
-    state = dict(base.state)
-    for name, (weight, rows) in updates.items():
-        a, b = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
-        state[weight] = folded(state[weight], rows, a, b, lora.alpha)
-    if decoder is not None:
-        state |= _read_decoder(path, decoder, base.state)
-    check_entries(state, base.state, f"{path}: folded")
-    return replace(base, state=state, layout=f"{base.layout} + adapter", lora=lora)
-
-
-def _read_about(path: pathlib.Path) -> tuple[FoldedLoRA, str, str | None]:
-    """What an adapter file says of itself: its updates, the digests of its base and of its mask decoder."""
+def read_adapter_header(path: pathlib.Path) -> tuple[FoldedLoRA, str, str | None]:
+    """Return what an adapter file says of itself: its updates, digests of its base and its mask decoder."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["litemed"])
@@ -103,21 +68,8 @@ def _read_about(path: pathlib.Path) -> tuple[FoldedLoRA, str, str | None]:
         ) from error
 
 
-def _adapted_rows(state: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
-    """Of each update, by its name in the file: the weight that it goes to, and the rows of it, int64 (R,)."""
-    updates = {}
-    for target in targets:
-        layer, part = ("attn.qkv", target[-1]) if target in PARTS else (target, "all")
-        for name in [name.removesuffix(".weight") for name in state if name.endswith(f".{layer}.weight")]:
-            rows = torch.arange(len(state[f"{name}.weight"]))
-            if part != "all":  # the rows of qkv are interleaved per head
-                heads = len(state[f"{name.removesuffix('qkv')}attention_biases"])
-                rows = rows.view(heads, 3, -1)[:, "qkv".index(part)].flatten()
-            updates[f"{name}.{part}"] = (f"{name}.weight", rows)
-    return updates
-
-
-def _read_decoder(adapter: pathlib.Path, digest: str, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_decoder(adapter: pathlib.Path, digest: str, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mask decoder trained with an adapter; CheckpointError if it is missing or another one."""
     path = decoder_path(adapter)
     if not path.exists():
         raise CheckpointError(f"{adapter}: was trained with a mask decoder; put it beside as {path.name}")

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.lora import SUFFIXES, FoldedLoRA, fold_loralib
+from litemed.models.lora import FoldedLoRA
+from litemed.models.lora_folding import LORALIB_ALPHA, SUFFIXES, fold_loralib
 from litemed.models.weight_files import CheckpointError, check_entries, read_file
 from litemed.runtime.files import sha256_of_file
 
@@ -59,8 +60,10 @@ class Checkpoint:
         return model.eval()
 
 
-def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_ALPHA) -> Checkpoint:
     """Read a checkpoint of any known layout, .pth in torch's zip format or .safetensors; fold LoRA inside it.
+
+    `loralib_alpha` is that of LoRA in the paper's own layout, which does not record it.
 
     Raises:
         CheckpointError: unreadable, not tensors, entries that are missing, unexpected or wrongly shaped (all
@@ -78,7 +81,7 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     lora = None
     if adapted:
-        state, lora = fold_loralib(state, adapted, str(path))
+        state, lora = fold_loralib(state, adapted, loralib_alpha, str(path))
     return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora)
 
 

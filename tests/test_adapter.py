@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from litemed.models.adapter import adapter_bytes, decoder_path, decoder_tensors, fold_adapter
+from litemed.models.adapter import adapter_bytes, decoder_path, decoder_tensors
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import add_lora, lora_tensors
+from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import CheckpointError, weights_digest
 
 QKV = "image_encoder.layers.2.blocks.0.attn.qkv"

@@ -61,6 +61,8 @@ def test_loralib_is_found_described_and_folded(golden_checkpoint):
         wanted = b.chunk(2)[group] @ a.chunk(2)[group] / 4
         assert wanted.abs().max() > 1e-3
         assert torch.allclose(change[rows], wanted, atol=1e-6)
+    unscaled = read_checkpoint(golden_checkpoint("loralib"), loralib_alpha=0.0)
+    assert torch.equal(unscaled.state[qkv], plain.state[qkv])
 
 
 def test_every_fault_is_listed_at_once(tmp_path, state):

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from litemed.models.adapter import adapter_bytes, fold_adapter
+from litemed.models.adapter import adapter_bytes
 from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import LIGHT
 from litemed.models.lora import add_lora
+from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import LitemedError, UsageError
 from litemed.runtime.preprocess import preprocess

@@ -21,8 +21,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litemed.models.adapter import decoder_path, fold_adapter
+from litemed.models.adapter import decoder_path
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
+from litemed.models.lora_folding import fold_adapter
 from litemed.train.config import Config, Loss, updated
 from litemed.train.dataset import generator_of, load_batch, make_examples
 from litemed.train.losses import summed_losses

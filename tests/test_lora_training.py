@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from litemed.benchmarks.phantoms import draw_image
-from litemed.models.adapter import decoder_path, fold_adapter
+from litemed.models.adapter import decoder_path
 from litemed.models.checkpoint import Checkpoint, read_checkpoint, untrained_checkpoint
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import FoldedLoRA
+from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNES, Config, LoRA, Run

@@ -20,10 +20,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from litemed.models.adapter import decoder_path, fold_adapter
+from litemed.models.adapter import decoder_path
 from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import LIGHT
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.train.cli import main

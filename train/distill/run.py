@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from litemed.models.adapter import fold_adapter
 from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import TINY_VIT
+from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.runtime.files import make_folder, sha256_of_file
