@@ -6,8 +6,6 @@ writes them to OUT/cases and their truth to OUT/gts, in the challenge's npz layo
 that cannot be shipped and show whether an installation works; real images alone can judge a model.
 """
 
-from __future__ import annotations
-
 import math
 import pathlib
 

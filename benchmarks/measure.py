@@ -1,7 +1,5 @@
 """What is timed against what, in turns, each in a process of its own, and where; the table of speed."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import importlib.util

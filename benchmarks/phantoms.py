@@ -3,8 +3,6 @@
 They serve where the size and the number of objects of a case matter, not what it shows: timing and tests.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

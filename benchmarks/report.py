@@ -1,7 +1,5 @@
 """What contenders took on the rows of a table, in Markdown, JSON and as a chart."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """Shows mkdocstrings the source as the package `litemed`, which only an installation has as a folder."""
 
-from __future__ import annotations
-
 import atexit
 import configparser
 import tempfile

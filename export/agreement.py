@@ -6,8 +6,6 @@ what is written into the manifest are means over the cases of a modality. Whethe
 judged by `litemed.runtime.precision`.
 """
 
-from __future__ import annotations
-
 import collections
 import pathlib
 import statistics

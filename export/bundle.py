@@ -3,8 +3,6 @@
 A bundle's files are its graphs and `manifest.json`, which the runtime holds them to (schema 4).
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib

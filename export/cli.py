@@ -1,7 +1,5 @@
 """The command `litemed-export`."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import pathlib

@@ -18,8 +18,6 @@ H = 8 heads, L = s * s image tokens. What is computed differently, and why it is
   put in their places once, on the single-channel logits.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -17,8 +17,6 @@ one image. What is computed differently, and why it is the same:
   over the last axis, as one operator that engines know.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

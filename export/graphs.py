@@ -5,8 +5,6 @@ decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dy
          ->  logits (N, S, S), iou (N,)
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping

@@ -13,8 +13,6 @@ Weights use 7 of their 8 bits. Byte products of CPUs without VNNI are summed in 
 can overflow; with 7 the result is the same on all CPUs, so that what was measured on one holds on others.
 """
 
-from __future__ import annotations
-
 import pathlib
 import tempfile
 import types

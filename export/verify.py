@@ -4,8 +4,6 @@ Both graphs are run by every engine through the runtime's own code, on images an
 seed, and compared with PyTorch: shapes first, then values, then the masks.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import pathlib

@@ -6,8 +6,6 @@ used without the other. Names are those of the network, such as
 `image_encoder.layers.1.blocks.0.attn.qkv.all.lora_A`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

@@ -11,8 +11,6 @@ Nothing is unpickled beyond tensors and plain containers, and sizes are checked 
 before anything is read.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the mask decoder are the same for all. To add one: its module beside this one, a
 `litemed.export.graphs`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 

@@ -1,7 +1,5 @@
 """Small layers that the encoder, the prompt encoder and the decoder share."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

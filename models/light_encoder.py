@@ -6,8 +6,6 @@ from a LiteMedSAM (see `litemed.train`), whose embedding it imitates. Shapes: B 
 size of the level.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

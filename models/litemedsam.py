@@ -4,8 +4,6 @@ Source: Ma et al., "Segment Anything in Medical Images" (Nature Communications 2
 TinyViT; 9.79 million parameters.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from litemed.models.encoders import ENCODERS, TINY_VIT

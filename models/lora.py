@@ -6,8 +6,6 @@ with A drawn at random and B zero at first, so that an untrained adapter changes
 has alpha = rank; `litemed.models.adapter` writes it to a file, `litemed.models.lora_folding` folds it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Source: Kirillov et al., "Segment Anything" (ICCV 2023), appendix A. Coordinates
 input frame (x to the right, y down), a pixel's centre lying at +0.5.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

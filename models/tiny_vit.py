@@ -9,8 +9,6 @@ Parameter names are those of the published checkpoint. Shapes in this module: B 
 spatial size of the stage, L = H * W tokens in row-major order.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

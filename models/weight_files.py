@@ -1,7 +1,5 @@
 """Files of weights: read without unpickling, sizes checked first; their digests; checks of their entries."""
 
-from __future__ import annotations
-
 import hashlib
 import pathlib
 import zipfile

@@ -1,7 +1,5 @@
 """One image or volume with its box prompts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

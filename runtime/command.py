@@ -1,7 +1,5 @@
 """How every command of litemed ends: errors as one line on stderr, and an exit code."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Shows a run on the console: a progress bar on a terminal, plain lines in a log."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """The Dice similarity coefficient of label maps, 2 |A and B| / (|A| + |B|)."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -5,8 +5,6 @@ several pages, all without a word. Sources: PNG (ISO/IEC 15948) chunks, JPEG (IT
 BigTIFF directories, Exif 2.32 tag 274 (Orientation).
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from typing import NamedTuple

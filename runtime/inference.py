@@ -1,7 +1,5 @@
 """The network at work on one case: encodes slices and decodes boxes, counting and timing what it does."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

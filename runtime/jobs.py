@@ -1,7 +1,5 @@
 """Name the results of the cases of a run before any is begun."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

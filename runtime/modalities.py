@@ -1,7 +1,5 @@
 """The eleven modalities of the challenge, and the spellings under which data sets know them."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Pictures of results: label map and boxes drawn over the image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ How much the masks of the others differ was measured on real images when the bun
 manifest, for each engine apart. Whether that is good enough is judged here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

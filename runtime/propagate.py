@@ -6,8 +6,6 @@ pixels in the network's input, or the box itself where that mask is empty. Sourc
 script; unlike there, the first and the last slice of a box are included, and a box may be a single slice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

@@ -8,8 +8,6 @@ with an orientation tag is refused, for programs disagree on whether boxes count
 turn; so is a file of several pages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

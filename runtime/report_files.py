@@ -6,8 +6,6 @@ survives; at the end, or on an interruption, the log is summarised into the repo
 may share a folder: whatever is read or written is so under a lock.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """Segments images and volumes with a bundle's model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reads JSON from strangers: nothing double, nothing unknown, every value of the type asked for."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

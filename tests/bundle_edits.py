@@ -1,7 +1,5 @@
 """Change a bundle on the disk, for tests that spoil one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pathlib

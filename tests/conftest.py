@@ -1,7 +1,5 @@
 """Fixtures that several test modules share."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import hashlib
@@ -11,7 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+def one_thread():
     """Have PyTorch compute with one thread: sums in one order, and no threads that wait for one another.
 
     That they do on busy cores, far longer than they compute.
@@ -57,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Find:
+def shared():
     """Return a function from a path below the folder of test material to the file, or skip."""
 
     def find(relative: str) -> pathlib.Path:
@@ -70,7 +68,7 @@ def shared() -> Find:
 
 
 @pytest.fixture(scope="session")
-def prepare_drawn() -> Callable[..., pathlib.Path]:
+def prepare_drawn():
     """Return a function that prepares eight drawn pictures in a new folder.
 
     It takes the folder, the modalities to give them in turn, how many more there are that vanish at 64
@@ -106,15 +104,13 @@ def prepare_drawn() -> Callable[..., pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
-def data(
-    prepare_drawn: Callable[..., pathlib.Path], tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def data(prepare_drawn, tmp_path_factory):
     """Return prepared pictures of CT and US."""
     return prepare_drawn(tmp_path_factory.mktemp("data") / "two", ("CT", "US"))
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+def untrained(tmp_path_factory):
     """Return files of weights drawn at random: "base", "other" ones, and "light" ones of the light model."""
     from safetensors.torch import save_file
 
@@ -128,13 +124,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Pat
 
 
 @pytest.fixture(scope="session")
-def base(untrained: dict[str, pathlib.Path]) -> pathlib.Path:
+def base(untrained):
     """Return weights drawn at random to tune or to learn from."""
     return untrained["base"]
 
 
 @pytest.fixture(scope="session")
-def golden_checkpoint(shared: Find, tmp_path_factory: pytest.TempPathFactory) -> Find:
+def golden_checkpoint(shared, tmp_path_factory):
     """Return a function from a layout ("plain" or "loralib") to the golden checkpoint in that layout."""
 
     @functools.cache
@@ -149,7 +145,7 @@ def golden_checkpoint(shared: Find, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def golden_bundle(golden_checkpoint: Find, tmp_path_factory: pytest.TempPathFactory) -> Find:
+def golden_bundle(golden_checkpoint, tmp_path_factory):
     """Return a function from a layout to a bundle exported from that golden checkpoint."""
 
     @functools.cache
@@ -172,21 +168,21 @@ def golden_bundle(golden_checkpoint: Find, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def golden_expected(shared: Find) -> dict[str, np.ndarray]:
+def golden_expected(shared):
     """Return the published code's outputs, see the README beside them."""
     with np.load(shared("golden/expected.npz"), allow_pickle=False) as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
-def light_golden(shared: Find) -> dict[str, np.ndarray]:
+def light_golden(shared):
     """Return what the light model's weights gave on one image and two boxes where they were trained."""
     with np.load(shared("models/light/golden.npz"), allow_pickle=False) as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
-def box_bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def box_bundle(tmp_path_factory):
     """Return a bundle for tests of what is round the network, whose graphs take no time and are foreseeable.
 
     Its logits are the distance in network pixels to the box's nearest edge, positive within. So every object

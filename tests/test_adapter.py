@@ -1,7 +1,5 @@
 """LoRA and adapter files: what is trained beside the weights is folded into them, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 
@@ -22,7 +20,7 @@ HEADS, HEAD_DIM = 5, 32  # of that layer
 
 
 @pytest.fixture(scope="module")
-def base() -> Checkpoint:
+def base():
     return untrained_checkpoint()
 
 

@@ -1,7 +1,5 @@
 """How the source hangs together: imports go downwards and in no circle, and there is not too much of it."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import pathlib
@@ -65,7 +63,7 @@ IMPORTS = {name: imports_of(name) for name in MODULES}
 
 
 @pytest.mark.parametrize("package", BELOW)
-def test_imports_go_downwards(package: str) -> None:
+def test_imports_go_downwards(package):
     allowed = BELOW[package] | {package}
     wrong = [
         f"{name} imports {imported}"
@@ -77,7 +75,7 @@ def test_imports_go_downwards(package: str) -> None:
     assert wrong == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_circle():
     try:
         order = list(graphlib.TopologicalSorter(IMPORTS).static_order())
     except graphlib.CycleError as error:
@@ -85,12 +83,12 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert set(order) >= MODULES.keys()
 
 
-def test_no_module_is_long() -> None:
+def test_no_module_is_long():
     lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert [name for name, count in lines.items() if count > MODULE_LINES] == []
 
 
-def test_there_is_not_too_much_of_it() -> None:
+def test_there_is_not_too_much_of_it():
     def total(paths: list[pathlib.Path]) -> int:
         return sum(len(path.read_text().splitlines()) for path in paths)
 

@@ -1,7 +1,5 @@
 """Augmentation keeps image and labels on one another, and does what its name says."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

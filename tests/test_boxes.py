@@ -1,9 +1,5 @@
 """Boxes: what is accepted, what is clipped and what is refused, as Boxes.parse says."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,9 +39,7 @@ def image_and_boxes(draw: st.DrawFn) -> tuple[tuple[int, ...], np.ndarray]:
     image_and_boxes(),
     st.sampled_from([np.int64, np.uint8, np.int16, np.uint64, np.float32, np.float64, ">i4"]),
 )
-def test_boxes_inside_are_kept_in_every_number_type(
-    drawn: tuple[tuple[int, ...], np.ndarray], dtype: Any
-) -> None:
+def test_boxes_inside_are_kept_in_every_number_type(drawn, dtype):
     shape, table = drawn
     boxes = Boxes.parse(table.astype(dtype), shape)
     if table.shape[1] == 4:
@@ -64,9 +58,7 @@ def test_boxes_inside_are_kept_in_every_number_type(
     SIDES,
     SIDES,
 )
-def test_any_integers_are_either_refused_or_cut_to_the_image(
-    table: np.ndarray, height: int, width: int
-) -> None:
+def test_any_integers_are_either_refused_or_cut_to_the_image(table, height, width):
     x0, y0, x1, y1 = table.T
     frame = [width, height, width, height]
     cut = np.clip(table, 0, frame)
@@ -82,9 +74,7 @@ def test_any_integers_are_either_refused_or_cut_to_the_image(
 
 
 @given(image_and_boxes(), st.data())
-def test_an_inverted_flat_or_misplaced_box_is_refused_and_numbered(
-    drawn: tuple[tuple[int, ...], np.ndarray], data: st.DataObject
-) -> None:
+def test_an_inverted_flat_or_misplaced_box_is_refused_and_numbered(drawn, data):
     shape, table = drawn
     row = data.draw(st.integers(0, len(table) - 1))
     message = "needs x0 < x1 and y0 < y1"
@@ -126,7 +116,7 @@ def test_an_inverted_flat_or_misplaced_box_is_refused_and_numbered(
         pytest.param([[0, 0, 5, 5]] * (MAX_BOXES + 1), "65536 boxes", id="too many"),
     ],
 )
-def test_what_no_pixel_box_can_be_is_refused(table: Any, message: str) -> None:
+def test_what_no_pixel_box_can_be_is_refused(table, message):
     with pytest.raises(InputError, match=message) as caught:
         Boxes.parse(table, (20, 30), source="case.npz")
     assert str(caught.value).startswith("case.npz: ")
@@ -137,19 +127,19 @@ def test_what_no_pixel_box_can_be_is_refused(table: Any, message: str) -> None:
     ("shape", "message"),
     [((5, 20, 30), r"volume needs \(N, 6\)"), ((20,), "takes no boxes"), ((2, 20, 30, 3), "takes no boxes")],
 )
-def test_boxes_of_an_image_fit_no_other_shape(shape: tuple[int, ...], message: str) -> None:
+def test_boxes_of_an_image_fit_no_other_shape(shape, message):
     with pytest.raises(InputError, match=message):
         Boxes.parse([[1, 2, 3, 4]], shape)
 
 
-def test_the_message_names_the_first_offender_and_counts_the_others() -> None:
+def test_the_message_names_the_first_offender_and_counts_the_others():
     table = [[0, 0, 5, 5], [9, 9, 2, 2], [1, 1, 1, 1], [0, 0, 5, 5]]
     with pytest.raises(InputError, match=r"box 2 \[9, 9, 2, 2\] needs .* \(and 1 more\)"):
         Boxes.parse(table, (20, 30))
 
 
 @given(nps.arrays(nps.scalar_dtypes(), nps.array_shapes(max_dims=3, max_side=7)))
-def test_no_array_whatever_raises_anything_but_an_input_error(table: np.ndarray) -> None:
+def test_no_array_whatever_raises_anything_but_an_input_error(table):
     try:
         boxes = Boxes.parse(table, (8, 9))
     except InputError:

@@ -1,14 +1,11 @@
 """A bundle that is not what its manifest says is refused, in one line, before anything of it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -25,7 +22,7 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def folder(box_bundle: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def folder(box_bundle, tmp_path):
     """A bundle to spoil."""
     return pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
 
@@ -40,7 +37,7 @@ def refused(folder: pathlib.Path) -> str:
     return message
 
 
-def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
+def test_what_was_verified_is_what_is_run(folder):
     before, manifest = ((folder / name).read_bytes() for name in ("encoder.onnx", "manifest.json"))
     bundle = Bundle.open(str(folder))
     (folder / "encoder.onnx").write_bytes(before[::-1])
@@ -50,9 +47,7 @@ def test_what_was_verified_is_what_is_run(folder: pathlib.Path) -> None:
     assert (bundle.name, bundle.manifest.input_size) == ("boxes", 256)
 
 
-def test_a_bundle_can_be_moved_and_linked_to_and_say_and_hold_more(
-    folder: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_bundle_can_be_moved_and_linked_to_and_say_and_hold_more(folder, tmp_path):
     (folder / "more").mkdir()
     edit(folder, lambda manifest: manifest["weights"].update(licence="Apache-2.0"))
     moved = folder.rename(tmp_path / "elsewhere")
@@ -60,7 +55,7 @@ def test_a_bundle_can_be_moved_and_linked_to_and_say_and_hold_more(
     assert Bundle.open(tmp_path / "latest").digest == Bundle.open(moved).digest
 
 
-def test_a_missing_or_unreadable_file_is_named(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_missing_or_unreadable_file_is_named(folder, tmp_path):
     assert "nowhere" in refused(tmp_path / "nowhere")
     assert "Not a directory" in refused(folder / "manifest.json")
     (folder / "decoder.onnx").unlink()
@@ -70,7 +65,7 @@ def test_a_missing_or_unreadable_file_is_named(folder: pathlib.Path, tmp_path: p
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx"])
-def test_links_pipes_and_folders_are_not_read(folder: pathlib.Path, name: str) -> None:
+def test_links_pipes_and_folders_are_not_read(folder, name):
     original = (folder / name).rename(folder / "original")
     (folder / name).symlink_to(original)
     assert "symbolic link" in refused(folder)
@@ -82,14 +77,14 @@ def test_links_pipes_and_folders_are_not_read(folder: pathlib.Path, name: str) -
     refused(folder)
 
 
-def test_a_changed_graph_is_refused(folder: pathlib.Path) -> None:
+def test_a_changed_graph_is_refused(folder):
     data = (folder / "decoder.onnx").read_bytes()
     for changed in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data + b"\0"):
         (folder / "decoder.onnx").write_bytes(changed)
         assert "decoder.onnx: " in refused(folder)
 
 
-def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path) -> None:
+def test_external_data_is_refused_wherever_it_stands(folder):
     tensor = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=1)
     tensor.external_data.add(key="location", value="/etc/passwd")
     node = helper.make_node("Op", ["x"], ["y"], value=tensor)
@@ -112,7 +107,7 @@ def test_external_data_is_refused_wherever_it_stands(folder: pathlib.Path) -> No
     "data",
     [b"<net name='g' version='11'></net>", b"\x80\x02pickle", b"version https://git-lfs", b"\x14\0\0\0ORTM"],
 )
-def test_another_format_is_refused(folder: pathlib.Path, data: bytes) -> None:
+def test_another_format_is_refused(folder, data):
     (folder / "encoder.onnx").write_bytes(data)
     sums = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     edit(folder, lambda manifest: manifest["graphs"]["encoder"].update(sums))
@@ -124,7 +119,7 @@ def test_another_format_is_refused(folder: pathlib.Path, data: bytes) -> None:
     ["../encoder.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "..", "", ".hidden.onnx", "manifest.json",
      "é.onnx", "x.onnx\n", "x\0.onnx", "CON.txt", "~.onnx", "a" * 200 + ".onnx", None, 3],
 )  # fmt: skip
-def test_names_stay_within_the_folder(folder: pathlib.Path, path: object) -> None:
+def test_names_stay_within_the_folder(folder, path):
     edit(folder, lambda manifest: manifest["graphs"]["decoder"].update(file=path))
     refused(folder)
 
@@ -169,9 +164,7 @@ def with_int8(manifest: Json, name: str = "int8", **fields: Any) -> Json:
         (lambda m: m["weights"].update(trained=1), "trained"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_its_schema_does_not_allow(
-    folder: pathlib.Path, change: Callable[[Json], object], why: str
-) -> None:
+def test_a_manifest_that_its_schema_does_not_allow(folder, change, why):
     edit(folder, change)
     assert why in refused(folder)
 
@@ -184,7 +177,7 @@ def test_a_manifest_that_its_schema_does_not_allow(
         b'{"a":' * 100_000, b'{"schema": ' + b"9" * 10_000 + b"}", b" " * (1 << 21),
     ],
 )  # fmt: skip
-def test_a_manifest_that_is_not_sound_json(folder: pathlib.Path, text: bytes) -> None:
+def test_a_manifest_that_is_not_sound_json(folder, text):
     (folder / "manifest.json").write_bytes(text)
     refused(folder)
 
@@ -207,9 +200,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_other_value_anywhere_opens_or_ends_in_one_line(
-    folder: pathlib.Path, data: st.DataObject
-) -> None:
+def test_any_other_value_anywhere_opens_or_ends_in_one_line(folder, data):
     path = folder / "manifest.json"
     sound = path.read_text()
     manifest = json.loads(sound)

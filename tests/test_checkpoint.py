@@ -1,7 +1,5 @@
 """Reading checkpoints: every layout, and refusal of what is not one."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import zipfile

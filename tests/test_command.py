@@ -1,7 +1,5 @@
 """How commands end: one line and an exit code."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys
@@ -43,15 +41,11 @@ def ending(capsys: pytest.CaptureFixture[str], outcome: Any, debug: bool = False
         (KeyboardInterrupt(), 130, ["interrupted: give the same command again"]),
     ],
 )
-def test_the_exit_code_tells(
-    capsys: pytest.CaptureFixture[str], outcome: Any, code: int, lines: list[str]
-) -> None:
+def test_the_exit_code_tells(capsys, outcome, code, lines):
     assert ending(capsys, outcome) == (code, lines)
 
 
-def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(capsys):
     code, lines = ending(capsys, InputError("a.npz: no boxes"), debug=True)
     assert code == 1
     assert lines[0].startswith("Traceback")
@@ -75,9 +69,7 @@ def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(
         ("litemed.train.distill.cli", ["B", "DATA"], "safetensors"),
     ],
 )
-def test_without_the_extra_the_training_commands_say_what_to_install(
-    module: str, arguments: list[str], package: str
-) -> None:
+def test_without_the_extra_the_training_commands_say_what_to_install(module, arguments, package):
     """In a process of its own, whose modules nobody has imported before."""
     code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main()"
     done = subprocess.run(

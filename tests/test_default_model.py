@@ -1,7 +1,5 @@
 """The model that ships: named, exact on request, refused once changed, right on drawn and real images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pathlib
@@ -29,12 +27,12 @@ from litemed.train.prepare.cli import main as prepare
 
 
 @pytest.fixture
-def case(tmp_path: pathlib.Path) -> pathlib.Path:
+def case(tmp_path):
     draw_image(120, 160, 3).write(tmp_path / "2DBox_US_a.npz")
     return tmp_path / "2DBox_US_a.npz"
 
 
-def test_the_command_says_once_which_model_it_uses(case: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_command_says_once_which_model_it_uses(case, tmp_path):
     out = tmp_path / "segs"
     result = CliRunner().invoke(main, [str(case), "-o", str(out)])
     assert result.exit_code == 0, result.output
@@ -46,14 +44,14 @@ def test_the_command_says_once_which_model_it_uses(case: pathlib.Path, tmp_path:
     assert (quiet.exit_code, quiet.output) == (0, "")
 
 
-def test_a_script_sees_once_which_model_it_uses() -> None:
+def test_a_script_sees_once_which_model_it_uses():
     script = "import litemed.runtime as runtime\nfor _ in range(2): runtime.load(engine='onnxruntime')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == f"model {Bundle.default().name}, which ships with litemed\n"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_it_reproduces_the_golden_outputs(name: str, light_golden: dict[str, np.ndarray]) -> None:
+def test_it_reproduces_the_golden_outputs(name, light_golden):
     """As near as weights stored as float16 allow, and with the same masks."""
     engine = litemed.runtime.load(engine=name, precision="exact").engine
     embedding = engine.encode(light_golden["image"])
@@ -63,7 +61,7 @@ def test_it_reproduces_the_golden_outputs(name: str, light_golden: dict[str, np.
     assert np.array_equal(logits > 0, light_golden["logits"] > 0)
 
 
-def test_what_is_recorded_of_it_is_true() -> None:
+def test_what_is_recorded_of_it_is_true():
     """The hash that the code has, the weights that it was made from, the gate that its precisions pass."""
     manifest = (bundles.DEFAULT / "manifest.json").read_bytes()
     assert hashlib.sha256(manifest).hexdigest() == bundles.DEFAULT_SHA256
@@ -84,9 +82,7 @@ def test_what_is_recorded_of_it_is_true() -> None:
         ("decoder.onnx", "missing"),
     ],
 )
-def test_a_changed_file_is_one_line_and_nothing_is_written(
-    file: str, fault: str, case: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_is_one_line_and_nothing_is_written(file, fault, case, tmp_path, monkeypatch):
     copy = tmp_path / "model"
     shutil.copytree(bundles.DEFAULT, copy)
     data = (copy / file).read_bytes()
@@ -110,7 +106,7 @@ def test_a_changed_file_is_one_line_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_the_first_command_of_readme_finds_every_object(tmp_path: pathlib.Path) -> None:
+def test_the_first_command_of_readme_finds_every_object(tmp_path):
     overlays = ("--overlay", str(tmp_path / "overlays"))
     for command, *arguments in (
         (draw_demo, str(tmp_path)),

@@ -1,7 +1,5 @@
 """A student learns a teacher's embeddings, then masks; a run stops and resumes exactly."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -54,7 +52,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory) -> Path:
+def adapter(base, tmp_path_factory):
     """Return an adapter of `base` that changes its embedding by much."""
     checkpoint = read_checkpoint(base)
     model = checkpoint.model()
@@ -69,7 +67,7 @@ def adapter(base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(tmp_path_factory):
     """Return a folder of two pictures, one in a folder below, and of a file that is none."""
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
@@ -85,7 +83,7 @@ def changed(**tables: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(data, base, adapter, images, tmp_path_factory) -> Path:
+def whole_run(data, base, adapter, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     request = DistillRequest(data, folder, base, changed(), adapter=adapter, unlabelled=images)
     assert distill(request, SILENT)

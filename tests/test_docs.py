@@ -1,7 +1,5 @@
 """README and the documentation show what the commands take, the model card what the results say."""
 
-from __future__ import annotations
-
 import configparser
 import csv
 import pathlib
@@ -25,12 +23,12 @@ def shown_commands(page: pathlib.Path) -> list[list[str]]:
     return [line for line in words if line and line[0].removeprefix(".venv/bin/").startswith("litemed-")]
 
 
-def test_commands_are_found() -> None:
+def test_commands_are_found():
     assert sum(len(shown_commands(page)) for page in PAGES) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_option_shown_is_one_of_the_command(page: pathlib.Path) -> None:
+def test_every_option_shown_is_one_of_the_command(page):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
@@ -44,7 +42,7 @@ def test_every_option_shown_is_one_of_the_command(page: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_somewhere(page: pathlib.Path) -> None:
+def test_every_link_to_a_file_leads_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), link
 
@@ -67,7 +65,7 @@ def table(first: str) -> list[dict[str, str]]:
         *((name, name) for name in ("filled box", "ellipse", "Otsu in box", "GrabCut")),
     ],
 )
-def test_scores_are_those_of_table_3(run: str, in_results: str) -> None:
+def test_scores_are_those_of_table_3(run, in_results):
     with (ROOT / "benchmarks/results/table3/table.csv").open(newline="") as stream:
         rows = {row["modality"]: row for row in csv.DictReader(stream) if row["run"] == in_results}
     card = table("Modality | Cases")
@@ -81,7 +79,7 @@ def test_scores_are_those_of_table_3(run: str, in_results: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["Modality | Source | Attribution", "Modality | Source | Licence"])
-def test_the_images_of_all_sources_are_counted(first: str) -> None:
+def test_the_images_of_all_sources_are_counted(first):
     *rows, total = table(first)
     assert total["Source"] == f"{len(rows)} sources"
     assert all(row["Licence"] for row in rows)

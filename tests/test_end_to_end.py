@@ -5,14 +5,11 @@ has to come back from the exported bundle. For that to be the same quantity, the
 as they were stored, become test cases with their tight boxes.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +83,7 @@ def litemed(command: str, *arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(shared, tmp_path_factory):
     index, folder = shared("data/open/index.csv"), tmp_path_factory.mktemp("data")
     with index.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["source"] in SOURCES]
@@ -101,7 +98,7 @@ def data(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(request, data, tmp_path_factory):
     """One of the light model's trained weights, and LoRA on weights that were drawn and learnt a little."""
     folder, base = tmp_path_factory.mktemp("run"), LIGHT_WEIGHTS
     if request.param == "tiny_vit":
@@ -119,7 +116,7 @@ def tune(base: Path, data: Path, folder: Path, weights: str, rate: float, **sett
 
 
 @pytest.fixture(scope="module")
-def cases(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cases(run, tmp_path_factory):
     """Test cases and their ground truth, made of the pictures and labels that the run was scored on."""
     folder = tmp_path_factory.mktemp("cases")
     slices = Slices.open(run.data, split="val")
@@ -135,7 +132,7 @@ def cases(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scores(run: Run, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], float]:
+def scores(run, cases, tmp_path_factory):
     """DSC by modality and run: the base on one engine, the tuned weights on both."""
     folder = tmp_path_factory.mktemp("scores")
     exporting = ("--size", SIZE, "--verify", "quick")
@@ -175,7 +172,7 @@ def mean_losses(weights: Checkpoint, data: Path) -> tuple[float, float]:
     return total.item(), dice.item()
 
 
-def test_a_short_run_on_real_images_lowers_the_loss_and_raises_the_dsc(run: Run) -> None:
+def test_a_short_run_on_real_images_lowers_the_loss_and_raises_the_dsc(run):
     base, first, *_, last = run.log
     assert float(last["loss"]) < 0.97 * float(first["loss"])
     assert max(float(row["dsc"]) for row in run.log[1:]) > float(base["dsc"]) + 0.01
@@ -188,7 +185,7 @@ def test_a_short_run_on_real_images_lowers_the_loss_and_raises_the_dsc(run: Run)
         assert new < 0.98 * old
 
 
-def test_the_exported_bundle_scores_what_the_run_said(run: Run, scores: dict[tuple[str, str], float]) -> None:
+def test_the_exported_bundle_scores_what_the_run_said(run, scores):
     best = json.loads((run.folder / "run.json").read_text())["best_epoch"]
     for epoch, bundle in ((0, "base"), *((best, engine) for engine in ENGINES)):
         for modality, dsc in validation_scores(run.log[epoch]).items():

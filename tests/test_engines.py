@@ -1,7 +1,5 @@
 """Both engines compute what a bundle's graphs say, for any number of boxes, and fail in one line."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shutil
@@ -16,7 +14,7 @@ from bundle_edits import edit, replace_graph
 from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Cache, Engine, available_threads, open_engine
+from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Cache, available_threads, open_engine
 from litemed.runtime.engines.cpu import cpu_quota, own_cores
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 
@@ -24,7 +22,7 @@ Float = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def engine(request: pytest.FixtureRequest, box_bundle: pathlib.Path) -> Engine:
+def engine(request, box_bundle):
     if request.param == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is an extra")
     return open_engine(request.param, Bundle.open(box_bundle), threads=1)
@@ -44,7 +42,7 @@ def distances(boxes: Float) -> Float:
     return np.minimum(horizontal[:, None, :], vertical[:, :, None])
 
 
-def test_encodes(engine: Engine) -> None:
+def test_encodes(engine):
     image = np.random.default_rng(0).random((1, 3, 256, 256)).astype(np.float32)
     embedding = engine.encode(image)
     assert (embedding.shape, embedding.dtype) == ((1, 256, 64, 64), np.float32)
@@ -58,9 +56,7 @@ def test_encodes(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("count", [1, BOXES_PER_CALL, 2 * BOXES_PER_CALL + 3])
-def test_decodes_any_number_of_boxes_but_few_at_a_time(
-    count: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decodes_any_number_of_boxes_but_few_at_a_time(count, engine, monkeypatch):
     boxes, embedding, sizes, run = some_boxes(count), np.zeros((1, 256, 64, 64), np.float32), [], engine.run
 
     def recording(graph: object, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
@@ -75,7 +71,7 @@ def test_decodes_any_number_of_boxes_but_few_at_a_time(
     np.testing.assert_array_equal(iou, distances(boxes).max(axis=(1, 2)))
 
 
-def test_a_decoder_that_returns_other_shapes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_returns_other_shapes(engine, monkeypatch):
     shapes = [(2, 1, 256, 256), (1, 256, 256), (2, 64, 64)]
     answers = iter([np.zeros(shape, np.float32), np.zeros(2, np.float32)] for shape in shapes)
     monkeypatch.setattr(engine, "run", lambda *_: next(answers))
@@ -106,12 +102,8 @@ def freeze(graph: Any) -> None:
     ],
 )
 def test_a_graph_that_does_not_fit_its_role_is_refused_as_it_is_loaded(
-    spoil: Callable[[pathlib.Path], None],
-    why: str,
-    name: str,
-    box_bundle: pathlib.Path,
-    tmp_path: pathlib.Path,
-) -> None:
+    spoil, why, name, box_bundle, tmp_path
+):
     folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
     spoil(folder)
     with pytest.raises(EngineError, match=why) as caught:
@@ -119,22 +111,20 @@ def test_a_graph_that_does_not_fit_its_role_is_refused_as_it_is_loaded(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_unknown_engines_and_thread_counts(box_bundle: pathlib.Path) -> None:
+def test_unknown_engines_and_thread_counts(box_bundle):
     for name, threads, why in (("tensorrt", 1, "tensorrt"), ("auto", 0, "0"), ("auto", 10**6, "1000000")):
         with pytest.raises(UsageError, match=why):
             open_engine(name, Bundle.open(box_bundle), threads)
 
 
-def test_a_missing_engine_says_what_to_install_and_auto_takes_the_other(
-    box_bundle: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_engine_says_what_to_install_and_auto_takes_the_other(box_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
     with pytest.raises(EngineError, match=r'pip install "litemed\[openvino\]"'):
         open_engine("openvino", Bundle.open(box_bundle))
     assert open_engine("auto", Bundle.open(box_bundle)).name == "onnxruntime"
 
 
-def test_threads_default_to_what_the_process_may_use(box_bundle: pathlib.Path) -> None:
+def test_threads_default_to_what_the_process_may_use(box_bundle):
     cpus = os.sched_getaffinity(0)
     assert 1 <= available_threads() <= len(cpus)
     assert open_engine("onnxruntime", Bundle.open(box_bundle)).threads == available_threads()
@@ -146,11 +136,11 @@ def test_threads_default_to_what_the_process_may_use(box_bundle: pathlib.Path) -
 
 
 @pytest.fixture
-def kept(tmp_path: pathlib.Path) -> pathlib.Path:
+def kept(tmp_path):
     return tmp_path / "parent" / "cache"
 
 
-def test_an_entry_is_found_by_just_what_it_depends_on(kept: pathlib.Path) -> None:
+def test_an_entry_is_found_by_just_what_it_depends_on(kept):
     cache = Cache(kept)
     for content in (b"content", b"newer"):
         cache.store(content, "a", "b")
@@ -184,18 +174,14 @@ def put_another(entry: pathlib.Path) -> None:
         lambda entry: (entry.unlink(), os.mkfifo(entry)),
     ],
 )
-def test_an_entry_that_is_damaged_or_may_be_another_s_is_not_used(
-    harm: Callable[[pathlib.Path], object], kept: pathlib.Path
-) -> None:
+def test_an_entry_that_is_damaged_or_may_be_another_s_is_not_used(harm, kept):
     cache = Cache(kept)
     cache.store(b"content", "a")
     harm(*kept.iterdir())
     assert cache.load("a") is None
 
 
-def test_a_cache_that_others_may_write_into_or_that_is_no_folder_is_refused(
-    kept: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_cache_that_others_may_write_into_or_that_is_no_folder_is_refused(kept, tmp_path):
     Cache(kept)
     (tmp_path / "link").symlink_to(kept)
     for name in (tmp_path / "link", __file__):
@@ -207,9 +193,7 @@ def test_a_cache_that_others_may_write_into_or_that_is_no_folder_is_refused(
             Cache(kept)
 
 
-def test_openvino_takes_from_the_cache_what_it_compiled_and_can_do_without(
-    box_bundle: pathlib.Path, kept: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openvino_takes_from_the_cache_what_it_compiled_and_can_do_without(box_bundle, kept, monkeypatch):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
     bundle, cache, image = Bundle.open(box_bundle), Cache(kept), np.ones((1, 3, 256, 256), np.float32)
     compiled: list[str] = []
@@ -238,7 +222,7 @@ def write(path: pathlib.Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_hardware_threads_of_one_core_count_once(tmp_path: pathlib.Path) -> None:
+def test_hardware_threads_of_one_core_count_once(tmp_path):
     for cpu, siblings in {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2"}.items():
         write(tmp_path / f"cpu{cpu}/topology/thread_siblings_list", f"{siblings}\n")
     assert own_cores([0, 1, 2, 4, 5], tmp_path) == 3
@@ -257,7 +241,7 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: pathlib.Path) -> None
         ({"cpu/x/cpu.cfs_quota_us": "50000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "4:cpu:/x\n", 0.5),
     ],
 )
-def test_cpu_quota(files: dict[str, str], own: str, quota: float, tmp_path: pathlib.Path) -> None:
+def test_cpu_quota(files, own, quota, tmp_path):
     for name, text in files.items():
         write(tmp_path / "mount" / name, text)
     write(tmp_path / "own", own)

@@ -1,7 +1,5 @@
 """`litemed-eval` end to end on real files, good and bad, and the arithmetic of its tables."""
 
-from __future__ import annotations
-
 import csv
 import json
 import pathlib
@@ -50,7 +48,7 @@ def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def data(tmp_path: pathlib.Path) -> pathlib.Path:
+def data(tmp_path):
     """Five cases of three modalities with ground truth, the cases themselves, and two runs."""
     shapes = ((40, 50), (44, 48), (36, 60), (6, 36, 40), (5, 40, 40))
     names = ("2DBox_US_0001", "2DBox_US_0002", "2DBox_X-Ray_0001", "3DBox_CT_0001", "3DBox_CT_0002")

@@ -1,7 +1,5 @@
 """The export: whole or nothing, verified, described; and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -19,7 +17,7 @@ from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main
 from litemed.export.graphs import ExportError, check, graph_specs, with_half_weights
 from litemed.export.verify import Parity, VerificationError
-from litemed.models.checkpoint import Checkpoint, untrained_checkpoint
+from litemed.models.checkpoint import untrained_checkpoint
 from litemed.models.encoders import LIGHT
 from litemed.runtime.bundle import DEFAULT, Bundle
 from litemed.runtime.engines import open_engine
@@ -30,7 +28,7 @@ ENGINES = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint():
     return untrained_checkpoint(encoder=LIGHT)  # the quicker one to export
 
 

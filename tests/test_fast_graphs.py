@@ -1,7 +1,5 @@
 """The encoder and the decoder rewritten for speed compute what the published ones compute."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Writing: whole or not at all, one process at a time, nowhere but where it belongs."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource
@@ -33,7 +31,7 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_file_appears_when_the_block_ends_and_nothing_else_does(durable: bool, tmp_path: Path) -> None:
+def test_a_file_appears_when_the_block_ends_and_nothing_else_does(durable, tmp_path):
     path = tmp_path / "a.npz"
     for before in (None, NEW):
         with atomic_write(path, durable=durable) as file:
@@ -45,7 +43,7 @@ def test_a_file_appears_when_the_block_ends_and_nothing_else_does(durable: bool,
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+def test_an_exception_leaves_what_was_there(error, tmp_path):
     (tmp_path / "a.npz").write_bytes(OLD)
     for name in ("a.npz", "b.npz"):
         with pytest.raises(error), atomic_write(tmp_path / name) as file:  # noqa: PT012
@@ -64,7 +62,7 @@ def write_half_and_hang(path: Path, writing: Event) -> None:
         time.sleep(60)
 
 
-def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Path) -> None:
+def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path):
     path = tmp_path / "a"
     for name in "ab":
         (tmp_path / name).write_bytes(OLD)
@@ -88,9 +86,7 @@ def test_a_kill_leaves_what_was_there_and_its_traces_can_be_removed(tmp_path: Pa
     assert names(tmp_path) == {"a", "b"}
 
 
-def test_a_full_disk_or_a_failing_fsync_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_or_a_failing_fsync_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(OLD)
 
@@ -114,7 +110,7 @@ def test_a_full_disk_or_a_failing_fsync_leaves_what_was_there(
     assert path.read_bytes() == OLD
 
 
-def test_what_is_no_plain_file_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_neither_followed_nor_replaced(tmp_path):
     (tmp_path / "elsewhere").write_bytes(OLD)
     (tmp_path / "a").symlink_to("elsewhere")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -131,7 +127,7 @@ def test_what_is_no_plain_file_is_neither_followed_nor_replaced(tmp_path: Path) 
     assert names(tmp_path) == {"elsewhere", "a", "dangling", "folder"}
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "a").touch()
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         with pytest.raises(OutputError, match="cannot be made a folder"):
@@ -142,7 +138,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=[]), max_size=300))
-def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name: str) -> None:
+def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name):
     try:
         path = output_path(Path("/out"), name, ".npz")
     except OutputError as error:
@@ -155,7 +151,7 @@ def test_any_name_ends_up_directly_in_the_folder_or_is_refused_in_one_line(name:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../a", "a/b", "/a", "a\nb", "a\0b", ".hidden", "a" * 252, "ä" * 126]
 )
-def test_a_name_that_leads_elsewhere_or_that_no_file_can_have_is_refused(name: str) -> None:
+def test_a_name_that_leads_elsewhere_or_that_no_file_can_have_is_refused(name):
     with pytest.raises(OutputError, match="rename the case"):
         output_path(Path("/out"), name, ".npz")
 
@@ -163,12 +159,12 @@ def test_a_name_that_leads_elsewhere_or_that_no_file_can_have_is_refused(name: s
 @pytest.mark.parametrize(
     ("one", "other"), [("a", "A"), ("straße", "STRASSE"), ("\u00e9", "e\u0301"), ("É", "e\u0301")]
 )
-def test_names_that_some_file_system_takes_for_one_have_one_key(one: str, other: str) -> None:
+def test_names_that_some_file_system_takes_for_one_have_one_key(one, other):
     assert same_name_key(one) == same_name_key(other)
     assert same_name_key(one) != same_name_key(one + "x")
 
 
-def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_nothing(tmp_path):
     with FolderLock(tmp_path):
         with pytest.raises(LockedError, match="another process is working on it"), FolderLock(tmp_path):
             pass
@@ -177,7 +173,7 @@ def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_nothing(tmp_pat
     assert names(tmp_path) == set()
 
 
-def test_a_lock_is_abandoned_if_its_holder_was_killed_after_it_began_to_write(tmp_path: Path) -> None:
+def test_a_lock_is_abandoned_if_its_holder_was_killed_after_it_began_to_write(tmp_path):
     with FolderLock(tmp_path, "a"):
         (path,) = tmp_path.iterdir()
     for content in (b"", b"1"):
@@ -186,7 +182,7 @@ def test_a_lock_is_abandoned_if_its_holder_was_killed_after_it_began_to_write(tm
             assert lock.abandoned == bool(content)
 
 
-def test_a_lock_that_cannot_be_made_or_is_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_or_is_a_link_is_refused(tmp_path):
     with FolderLock(tmp_path):
         (lock,) = names(tmp_path)
     (tmp_path / lock).symlink_to(tmp_path / "elsewhere")
@@ -204,7 +200,7 @@ def count_up(path: Path, times: int) -> None:
                 file.write(str(number + 1).encode())
 
 
-def test_processes_that_count_under_a_lock_lose_nothing(tmp_path: Path) -> None:
+def test_processes_that_count_under_a_lock_lose_nothing(tmp_path):
     (tmp_path / "counter").write_text("0")
     processes = [FORK.Process(target=count_up, args=(tmp_path / "counter", 25)) for _ in range(4)]
     for process in processes:

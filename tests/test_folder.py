@@ -1,7 +1,5 @@
 """Running many cases into a folder: isolated, resumable, shared, reported; on a real engine."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import hashlib
@@ -35,12 +33,12 @@ NOISE = np.random.default_rng(0).integers(0, 256, (8, 60, 80, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def segmenter(box_bundle: Path) -> Segmenter:
+def segmenter(box_bundle):
     return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
 
 
 @pytest.fixture
-def cases(tmp_path: Path) -> Path:
+def cases(tmp_path):
     """Return a folder of three cases: a colour image, a volume and a PNG."""
     folder = tmp_path / "cases"
     folder.mkdir()
@@ -103,13 +101,11 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
+def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_every_kind_of_case_gives_the_label_map_of_its_boxes(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_every_kind_of_case_gives_the_label_map_of_its_boxes(cases, out, segmenter):
     reports = run_cases([cases], out, segmenter)
     assert statuses(reports) == dict.fromkeys(["colour", "picture", "volume"], "done")
     colour, picture, volume = (labels(out / f"{name}.npz") for name in ("colour", "picture", "volume"))
@@ -123,9 +119,7 @@ def test_every_kind_of_case_gives_the_label_map_of_its_boxes(
     np.testing.assert_array_equal(volume[3], colour)
 
 
-def test_the_report_says_what_was_done_and_with_what(
-    cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path
-) -> None:
+def test_the_report_says_what_was_done_and_with_what(cases, out, segmenter, box_bundle):
     reports = run_cases([cases], out, segmenter)
     entries = load_report(out / REPORT)
     assert entries == tuple(sorted(reports, key=lambda entry: entry.case))
@@ -154,9 +148,7 @@ def test_the_report_says_what_was_done_and_with_what(
     assert [line.split(",")[0] for line in table[1:]] == ["colour", "picture", "volume"]
 
 
-def test_the_same_input_gives_the_same_bytes_and_nothing_else_is_left(
-    cases: Path, tmp_path: Path, segmenter: Segmenter
-) -> None:
+def test_the_same_input_gives_the_same_bytes_and_nothing_else_is_left(cases, tmp_path, segmenter):
     """Paths may be text."""
     for name in ("one", "two"):
         run_cases([str(cases)], str(tmp_path / name), segmenter, overlay=str(tmp_path / name / "pictures"))
@@ -168,9 +160,7 @@ def test_the_same_input_gives_the_same_bytes_and_nothing_else_is_left(
     assert pictures == {"colour.png", "picture.png", "volume.png"}
 
 
-def test_a_case_of_many_costs_no_more_work_than_one_of_few(
-    out: Path, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_case_of_many_costs_no_more_work_than_one_of_few(out, segmenter, tmp_path, monkeypatch):
     """No report is rewritten, no line gets longer and no folder is listed for each case."""
     folder = tmp_path / "many"
     folder.mkdir()
@@ -206,7 +196,7 @@ def test_a_case_of_many_costs_no_more_work_than_one_of_few(
     assert counts.total() < 15
 
 
-def test_the_observer_is_told_of_every_case_and_slice(cases: Path, out: Path, segmenter: Segmenter) -> None:
+def test_the_observer_is_told_of_every_case_and_slice(cases, out, segmenter):
     (cases / "picture.json").unlink()
     observer = Recorder()
     run_cases([cases], out, segmenter, observer=observer)
@@ -243,9 +233,7 @@ class Broken:
         (ZeroDivisionError("two\nlines"), r"unexpected ZeroDivisionError: two\\nlines; please report it"),
     ],
 )
-def test_a_fault_of_ours_is_one_line_and_costs_one_case(
-    error: Exception, message: str, cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_fault_of_ours_is_one_line_and_costs_one_case(error, message, cases, out, segmenter):
     observer = Recorder()
     reports = run_cases([cases], out, Broken(segmenter, error), observer=observer)
     assert [entry.status for entry in reports] == ["failed"] * 3
@@ -257,9 +245,7 @@ def test_a_fault_of_ours_is_one_line_and_costs_one_case(
     assert [call[3] for call in observer.calls if call[0] == "finished"] == [error] * 3
 
 
-def test_a_case_that_fails_keeps_the_result_of_an_earlier_run(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_case_that_fails_keeps_the_result_of_an_earlier_run(cases, out, segmenter):
     run_cases([cases], out, segmenter)
     before = snapshot(out)
     reports = run_cases([cases], out, Broken(segmenter, MemoryError()), overwrite=True)
@@ -269,9 +255,7 @@ def test_a_case_that_fails_keeps_the_result_of_an_earlier_run(
     assert set(statuses(run_cases([cases], out, segmenter)).values()) == {"done"}
 
 
-def test_an_interrupt_leaves_a_whole_report_and_the_next_run_goes_on(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_an_interrupt_leaves_a_whole_report_and_the_next_run_goes_on(cases, out, segmenter):
     class Interrupting(Recorder):
         def slices_done(self, done: int, total: int) -> None:
             if (done, total) == (3, 5):
@@ -327,8 +311,8 @@ class Slow:
 
 
 def test_a_result_is_written_while_the_next_case_is_segmented_and_no_third_is_begun(
-    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cases, out, segmenter, monkeypatch
+):
     slow, begun = Slow(monkeypatch), []
 
     def before(name: str) -> None:
@@ -340,9 +324,7 @@ def test_a_result_is_written_while_the_next_case_is_segmented_and_no_third_is_be
     assert begun == [("colour", False), ("picture", False), ("volume", True)]
 
 
-def test_a_late_failure_to_write_is_its_own_case_s(
-    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_failure_to_write_is_its_own_case_s(cases, out, segmenter, monkeypatch):
     error = OSError(28, "No space left on device")
     slow, observer = Slow(monkeypatch, error), Recorder()
     watched = Watched(segmenter, lambda name: name == "picture" and slow.go_on.set())
@@ -354,8 +336,8 @@ def test_a_late_failure_to_write_is_its_own_case_s(
 
 
 def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_after(
-    cases: Path, out: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cases, out, segmenter, monkeypatch
+):
     slow = Slow(monkeypatch)
 
     def before(name: str) -> None:
@@ -371,9 +353,7 @@ def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_aft
     assert statuses(after) == {"colour": "skipped", "picture": "done", "volume": "done"}
 
 
-def test_an_engine_that_refuses_the_graphs_ends_the_run_and_fails_no_case(
-    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
-) -> None:
+def test_an_engine_that_refuses_the_graphs_ends_the_run_and_fails_no_case(cases, out, box_bundle, tmp_path):
     folder = Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
     model = onnx.load(folder / "decoder.onnx")
     model.graph.node[0].op_type = "Sqeeze"
@@ -392,9 +372,7 @@ def test_an_engine_that_refuses_the_graphs_ends_the_run_and_fails_no_case(
 # Resuming
 
 
-def test_a_second_run_skips_everything_and_keeps_its_times(
-    cases: Path, out: Path, segmenter: Segmenter, tmp_path: Path
-) -> None:
+def test_a_second_run_skips_everything_and_keeps_its_times(cases, out, segmenter, tmp_path):
     first = run_cases([cases], out, segmenter)
     before, table = snapshot(out), (out / EFFICIENCY).read_text()
     second = run_cases([cases], out, Broken(segmenter, MemoryError()))
@@ -440,9 +418,7 @@ def forget_record(cases: Path, out: Path) -> str:
 @pytest.mark.parametrize(
     "change", [change_input, change_sidecar, change_result, remove_result, forget_record]
 )
-def test_a_case_of_which_anything_changed_is_run_again_and_no_other(
-    change: object, cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_case_of_which_anything_changed_is_run_again_and_no_other(change, cases, out, segmenter):
     run_cases([cases], out, segmenter)
     assert callable(change)
     changed = change(cases, out)
@@ -453,9 +429,7 @@ def test_a_case_of_which_anything_changed_is_run_again_and_no_other(
     assert labels(out / f"{changed}.npz").max() >= 1
 
 
-def test_other_settings_run_every_case_again(
-    cases: Path, out: Path, segmenter: Segmenter, box_bundle: Path, tmp_path: Path
-) -> None:
+def test_other_settings_run_every_case_again(cases, out, segmenter, box_bundle, tmp_path):
     run_cases([cases], out, segmenter)
     assert set(statuses(run_cases([cases], out, segmenter, merge="nested")).values()) == {"skipped"}
     assert set(statuses(run_cases([cases], out, segmenter, merge="argmax")).values()) == {"done"}
@@ -468,9 +442,7 @@ def test_other_settings_run_every_case_again(
     assert set(statuses(run_cases([cases], out, other, propagate=True)).values()) == {"skipped"}
 
 
-def test_a_picture_that_was_not_asked_for_before_is_drawn(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_picture_that_was_not_asked_for_before_is_drawn(cases, out, segmenter):
     run_cases([cases], out, segmenter)
     assert set(statuses(run_cases([cases], out, segmenter, overlay=out / "p")).values()) == {"done"}
     assert set(statuses(run_cases([cases], out, segmenter, overlay=out / "p")).values()) == {"skipped"}
@@ -482,9 +454,7 @@ def test_a_picture_that_was_not_asked_for_before_is_drawn(
 # What must not be touched
 
 
-def test_a_result_that_no_run_wrote_is_not_replaced_unless_asked(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_result_that_no_run_wrote_is_not_replaced_unless_asked(cases, out, segmenter):
     out.mkdir()
     (out / "colour.npz").write_bytes(b"reference masks")
     for _ in range(2):
@@ -497,9 +467,7 @@ def test_a_result_that_no_run_wrote_is_not_replaced_unless_asked(
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_an_input_is_never_replaced(
-    cases: Path, segmenter: Segmenter, overwrite: bool, tmp_path: Path
-) -> None:
+def test_an_input_is_never_replaced(cases, segmenter, overwrite, tmp_path):
     before = {path.name: path.read_bytes() for path in cases.iterdir()}
     (tmp_path / "link").symlink_to(cases)
     for folder in (cases, tmp_path / "link", cases / ".." / "cases"):
@@ -510,9 +478,7 @@ def test_an_input_is_never_replaced(
     assert {path.name: path.read_bytes() for path in cases.iterdir()} == before
 
 
-def test_a_link_in_the_place_of_a_result_is_neither_followed_nor_replaced(
-    cases: Path, out: Path, segmenter: Segmenter, tmp_path: Path
-) -> None:
+def test_a_link_in_the_place_of_a_result_is_neither_followed_nor_replaced(cases, out, segmenter, tmp_path):
     out.mkdir()
     (tmp_path / "elsewhere").write_bytes(b"precious")
     (out / "colour.npz").symlink_to(tmp_path / "elsewhere")
@@ -522,9 +488,7 @@ def test_a_link_in_the_place_of_a_result_is_neither_followed_nor_replaced(
     assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
 
-def test_cases_whose_results_would_share_a_name_are_all_refused(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_cases_whose_results_would_share_a_name_are_all_refused(cases, out, segmenter):
     (cases / "sub").mkdir()
     shutil.copy(cases / "colour.npz", cases / "picture.npz")
     shutil.copy(cases / "volume.npz", cases / "VOLUME.npz")
@@ -541,9 +505,7 @@ def test_cases_whose_results_would_share_a_name_are_all_refused(
     assert len(load_report(out / REPORT)) == 6
 
 
-def test_a_name_that_no_result_can_have_is_an_error_of_that_case(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_a_name_that_no_result_can_have_is_an_error_of_that_case(cases, out, segmenter):
     shutil.copy(cases / "colour.npz", cases / "line\nbreak.npz")
     reports = run_cases([cases], out, segmenter)
     failed = [report for report in reports if report.status == "failed"]
@@ -556,7 +518,7 @@ def test_a_name_that_no_result_can_have_is_an_error_of_that_case(
 # Several processes
 
 
-def test_a_case_that_another_process_is_at_comes_last(cases: Path, out: Path, segmenter: Segmenter) -> None:
+def test_a_case_that_another_process_is_at_comes_last(cases, out, segmenter):
     out.mkdir()
     lock = FolderLock(out, "colour")
 
@@ -576,8 +538,8 @@ def test_a_case_that_another_process_is_at_comes_last(cases: Path, out: Path, se
 
 @pytest.mark.parametrize(("written", "status"), [(True, "done"), (False, "failed")])
 def test_a_result_is_replaced_if_a_process_was_killed_while_it_wrote_it_and_not_before(
-    written: bool, status: str, cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+    written, status, cases, out, segmenter
+):
     leave_abandoned(out, "colour")
     (lock,) = out.glob(".*.lock")
     if not written:
@@ -591,7 +553,7 @@ def test_a_result_is_replaced_if_a_process_was_killed_while_it_wrote_it_and_not_
     assert half.exists() != written
 
 
-def test_a_table_of_other_origin_is_not_replaced(cases: Path, out: Path, segmenter: Segmenter) -> None:
+def test_a_table_of_other_origin_is_not_replaced(cases, out, segmenter):
     out.mkdir()
     (out / EFFICIENCY).write_text("case,seconds\n")
     with pytest.raises(OutputError, match=f"{EFFICIENCY}: exists, and no earlier run wrote it"):
@@ -603,8 +565,8 @@ def test_a_table_of_other_origin_is_not_replaced(cases: Path, out: Path, segment
 
 
 def test_a_picture_of_other_origin_is_not_replaced_in_another_folder_of_pictures(
-    cases: Path, out: Path, tmp_path: Path, segmenter: Segmenter
-) -> None:
+    cases, out, tmp_path, segmenter
+):
     run_cases([cases], out, segmenter, overlay=tmp_path / "first")
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -614,9 +576,7 @@ def test_a_picture_of_other_origin_is_not_replaced_in_another_folder_of_pictures
     assert (photos / "picture.png").read_bytes() == b"a photo"
 
 
-def test_names_and_sidecars_that_a_run_could_wait_for_for_ever(
-    cases: Path, out: Path, segmenter: Segmenter
-) -> None:
+def test_names_and_sidecars_that_a_run_could_wait_for_for_ever(cases, out, segmenter):
     """A case called as the report is, whose locks were one; a sidecar that is a pipe."""
     shutil.copy(cases / "colour.npz", cases / f"{REPORT}.npz")
     (cases / "picture.json").unlink()

@@ -1,7 +1,5 @@
 """The runtime's label maps are those of the published LiteMedSAM, on both engines."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 import litemed.runtime
 from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.preprocess import preprocess
-from litemed.runtime.segmenter import Segmenter
 
 CASES = ("2DBox_Golden_five", "2DBox_Golden_one", "2DBox_Golden_upscaled", "3DBox_Golden_three")
 AGREEMENT = 0.999  # of the voxels; these weights give noise-like masks, with many values near zero
@@ -23,18 +20,18 @@ Expected = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def engine(request: pytest.FixtureRequest) -> str:
+def engine(request):
     pytest.importorskip(request.param)
     return str(request.param)
 
 
 @pytest.fixture(scope="module", params=["plain", "loralib"])
-def layout(request: pytest.FixtureRequest) -> str:
+def layout(request):
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def segmenter(engine: str, layout: str, golden_bundle: Find) -> Segmenter:
+def segmenter(engine, layout, golden_bundle):
     return litemed.runtime.load(golden_bundle(layout), engine=engine, threads=2)
 
 
@@ -51,9 +48,7 @@ def assert_agrees(labels: NDArray[np.unsignedinteger], expected: NDArray[Any]) -
 
 
 @pytest.mark.slow
-def test_embedding_logits_and_iou(
-    segmenter: Segmenter, layout: str, shared: Find, golden_expected: Expected
-) -> None:
+def test_embedding_logits_and_iou(segmenter, layout, shared, golden_expected):
     image, boxes = case(shared, "2DBox_Golden_five")
     network_input, frame = preprocess(image)
     embedding = segmenter.engine.encode(network_input)
@@ -68,18 +63,14 @@ def test_embedding_logits_and_iou(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_argmax_label_maps(
-    segmenter: Segmenter, layout: str, name: str, shared: Find, golden_expected: Expected
-) -> None:
+def test_argmax_label_maps(segmenter, layout, name, shared, golden_expected):
     labels = segmenter.segment(*case(shared, name), merge="argmax")
     assert_agrees(labels, golden_expected[f"{layout}_argmax_{name}"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_sequential_label_maps(
-    engine: str, name: str, golden_bundle: Find, shared: Find, golden_expected: Expected
-) -> None:
+def test_sequential_label_maps(engine, name, golden_bundle, shared, golden_expected):
     segmenter = litemed.runtime.load(golden_bundle("plain"), engine=engine, threads=2)
     labels = segmenter.segment(*case(shared, name), propagate=True)
     assert_agrees(labels, golden_expected[f"plain_sequential_{name}"])
@@ -88,8 +79,8 @@ def test_sequential_label_maps(
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 8])
 def test_label_maps_do_not_hang_on_the_number_of_threads(
-    engine: str, threads: int, golden_bundle: Find, shared: Find, golden_expected: Expected
-) -> None:
+    engine, threads, golden_bundle, shared, golden_expected
+):
     segmenter = litemed.runtime.load(golden_bundle("plain"), engine=engine, threads=threads)
     labels = segmenter.segment(*case(shared, CASES[0]), merge="argmax")
     assert_agrees(labels, golden_expected[f"plain_argmax_{CASES[0]}"])

@@ -1,7 +1,5 @@
 """The light encoder: its weights compute what they did when they were trained, in PyTorch and in a bundle."""
 
-from __future__ import annotations
-
 import pathlib
 
 import numpy as np

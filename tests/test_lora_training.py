@@ -1,7 +1,5 @@
 """What is trained moves, nothing else does, and the result goes through the adapter file unchanged."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -34,12 +32,12 @@ Examples = tuple[torch.Tensor, Prompted]
 
 
 @pytest.fixture(scope="module")
-def base() -> Checkpoint:
+def base():
     return untrained_checkpoint()
 
 
 @pytest.fixture(scope="module")
-def batch() -> Examples:
+def batch():
     phantoms = [draw_image(64, 64, 2, seed=seed) for seed in range(2)]
     images, labels = (np.stack([getattr(one, name) for one in phantoms]) for name in ("image", "labels"))
     content = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

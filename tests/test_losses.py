@@ -1,7 +1,5 @@
 """The losses agree with a reference that is as plain as their formulas."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The label map of the running merge is the one of the definition, bit for bit."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -76,9 +74,7 @@ def planes_of_logits(draw: st.DrawFn) -> NDArray[np.float32]:
 
 @settings(deadline=None, max_examples=120)
 @given(height=SIDES, width=SIDES, logits=planes_of_logits(), data=st.data())
-def test_equals_the_naive_argmax(
-    height: int, width: int, logits: NDArray[np.float32], data: st.DataObject
-) -> None:
+def test_equals_the_naive_argmax(height, width, logits, data):
     frame = Frame.of(height, width)
     order = data.draw(st.permutations(range(len(logits))))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(logits)), max_size=3)) | {0, len(logits)})
@@ -90,9 +86,7 @@ def test_equals_the_naive_argmax(
 
 @settings(deadline=None, max_examples=60)
 @given(height=SIDES, width=SIDES, logits=planes_of_logits(), data=st.data())
-def test_cropped_masks_are_those_of_planes_that_are_negative_outside_their_boxes(
-    height: int, width: int, logits: NDArray[np.float32], data: st.DataObject
-) -> None:
+def test_cropped_masks_are_those_of_planes_that_are_negative_outside_their_boxes(height, width, logits, data):
     frame = Frame.of(height, width)
     resizer = LogitResizer(frame)
     planes, crops = [], []
@@ -109,9 +103,7 @@ def test_cropped_masks_are_those_of_planes_that_are_negative_outside_their_boxes
 
 @settings(deadline=None, max_examples=40)
 @given(height=SIDES, width=SIDES, logits=planes_of_logits())
-def test_blocks_are_bitwise_parts_of_the_plane_and_hold_all_that_can_win(
-    height: int, width: int, logits: NDArray[np.float32]
-) -> None:
+def test_blocks_are_bitwise_parts_of_the_plane_and_hold_all_that_can_win(height, width, logits):
     resizer = LogitResizer(Frame.of(height, width))
     for plane in logits:
         full = resizer.resize(plane)
@@ -125,7 +117,7 @@ def test_blocks_are_bitwise_parts_of_the_plane_and_hold_all_that_can_win(
 
 @settings(deadline=None, max_examples=60)
 @given(height=SIDES, width=SIDES, seed=st.integers(0, 99))
-def test_resize_agrees_with_pytorch(height: int, width: int, seed: int) -> None:
+def test_resize_agrees_with_pytorch(height, width, seed):
     torch = pytest.importorskip("torch", reason="PyTorch is the reference for the interpolation")
     frame = Frame.of(height, width)
     logits = np.random.default_rng(seed).normal(0, 3, (SIZE, SIZE)).astype(np.float32)
@@ -136,7 +128,7 @@ def test_resize_agrees_with_pytorch(height: int, width: int, seed: int) -> None:
     np.testing.assert_allclose(LogitResizer(frame).resize(logits), reference[0, 0].numpy(), rtol=0, atol=1e-5)
 
 
-def test_a_box_far_from_the_others_costs_only_its_own_block() -> None:
+def test_a_box_far_from_the_others_costs_only_its_own_block():
     logits = np.full((SIZE, SIZE), -1, np.float32)
     logits[100:110, 40:60] = 1
     resizer = LogitResizer(Frame.of(2000, 2000))
@@ -144,7 +136,7 @@ def test_a_box_far_from_the_others_costs_only_its_own_block() -> None:
     assert computed < 2 * (12 * 22) * (2000 / SIZE) ** 2
 
 
-def test_a_box_at_exactly_zero_beats_the_background_and_the_lower_box_wins_among_equals() -> None:
+def test_a_box_at_exactly_zero_beats_the_background_and_the_lower_box_wins_among_equals():
     frame = Frame.of(256, 256)
     logits = np.full((3, SIZE, SIZE), -1, np.float32)
     logits[1, :, :100] = 0
@@ -157,7 +149,7 @@ def test_a_box_at_exactly_zero_beats_the_background_and_the_lower_box_wins_among
 
 
 @pytest.mark.parametrize("value", [-1e-45, -1e-40, -0.0])
-def test_products_of_tiny_numbers_that_round_to_zero_win_as_by_definition(value: float) -> None:
+def test_products_of_tiny_numbers_that_round_to_zero_win_as_by_definition(value):
     frame = Frame.of(700, 500)
     logits = np.full((1, SIZE, SIZE), value, np.float32)
     expected = naive(LogitResizer(frame).resize(logits[0])[None])
@@ -165,7 +157,7 @@ def test_products_of_tiny_numbers_that_round_to_zero_win_as_by_definition(value:
     np.testing.assert_array_equal(running(frame, logits, [[0]]), expected)
 
 
-def test_labels_are_those_given_for_a_subset_of_the_boxes() -> None:
+def test_labels_are_those_given_for_a_subset_of_the_boxes():
     frame = Frame.of(64, 64)
     logits = np.full((2, SIZE, SIZE), -1, np.float32)
     logits[0, :128] = 1
@@ -179,7 +171,7 @@ def test_labels_are_those_given_for_a_subset_of_the_boxes() -> None:
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_an_engine_error(poison: float) -> None:
+def test_logits_that_are_not_finite_are_an_engine_error(poison):
     logits = np.zeros((2, SIZE, SIZE), np.float32)
     logits[1, 250, 3] = poison
     merged = RunningMerge(LogitResizer(Frame.of(20, 30)), np.zeros((20, 30), np.uint8))
@@ -190,13 +182,13 @@ def test_logits_that_are_not_finite_are_an_engine_error(poison: float) -> None:
 @pytest.mark.parametrize(
     ("count", "dtype"), [(1, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16")]
 )
-def test_the_smallest_dtype_that_holds_the_labels(count: int, dtype: str) -> None:
+def test_the_smallest_dtype_that_holds_the_labels(count, dtype):
     assert label_dtype(count) == np.dtype(dtype)
     assert label_dtype(count).type(count) == count
 
 
 @given(n_in=st.integers(1, 300), n_out=st.integers(1, 700), data=st.data())
-def test_reach_is_what_reads_a_sample(n_in: int, n_out: int, data: st.DataObject) -> None:
+def test_reach_is_what_reads_a_sample(n_in, n_out, data):
     table = AxisTable.of(n_in, n_out)
     start = data.draw(st.integers(0, n_in - 1))
     samples = slice(start, data.draw(st.integers(start + 1, n_in)))
@@ -210,7 +202,7 @@ def test_reach_is_what_reads_a_sample(n_in: int, n_out: int, data: st.DataObject
         assert read.stop == table.upper[readers].max() + 1
 
 
-def test_an_image_wider_than_a_block_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_wider_than_a_block_is_merged(monkeypatch):
     monkeypatch.setattr(merge, "BLOCK_ELEMENTS", 64)
     logits = np.random.default_rng(0).standard_normal((3, SIZE, SIZE)).astype(np.float32)
     frame = Frame.of(150, 400)

@@ -1,10 +1,7 @@
 """DSC and NSD: published values and the challenge's own; the trivial predictors on shapes that are known."""
 
-from __future__ import annotations
-
 import math
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -69,7 +66,7 @@ def two_objects(shape: tuple[int, ...]) -> Labels:
 
 
 @pytest.mark.parametrize("seed", range(len(PUBLISHED)))
-def test_surfaces_are_the_published_ones(seed: int) -> None:
+def test_surfaces_are_the_published_ones(seed):
     spacing, tolerance, expected = PUBLISHED[seed]
     noise = np.random.default_rng(seed).random((12, 13, 14)) < 0.5
     emptied = noise.copy()
@@ -77,7 +74,7 @@ def test_surfaces_are_the_published_ones(seed: int) -> None:
     assert nsd(noise, emptied, spacing, tolerance) == pytest.approx(expected, abs=1e-12)
 
 
-def test_two_voxels_two_millimetres_apart_and_empty_masks() -> None:
+def test_two_voxels_two_millimetres_apart_and_empty_masks():
     # Each has eight surface elements; four of them lie 1 mm from the other voxel's, four 2 mm.
     nothing, first, second = np.zeros((3, 9, 9, 12), np.bool_)
     first[5, 6, 7] = second[5, 6, 9] = True
@@ -89,7 +86,7 @@ def test_two_voxels_two_millimetres_apart_and_empty_masks() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_only_the_shapes_count(data: st.DataObject) -> None:
+def test_only_the_shapes_count(data):
     """Which mask is first, background round both, order and direction of axes, and the unit do not."""
     masks = data.draw(arrays(np.bool_, (2, 4, 5, 6)))
     padding = data.draw(arrays(np.int8, (3, 2), elements=st.integers(0, 3))).tolist()
@@ -107,7 +104,7 @@ def test_only_the_shapes_count(data: st.DataObject) -> None:
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_dice_is_twice_what_is_common_over_the_sum(data: st.DataObject) -> None:
+def test_dice_is_twice_what_is_common_over_the_sum(data):
     shape = data.draw(st.sampled_from([(5, 6), (2, 3, 4)]))
     dtypes = st.sampled_from([np.uint8, np.uint16, np.int32, np.int64, np.uint64])
     first, second = (
@@ -127,7 +124,7 @@ SHAPES = ((32, 40), (12, 20, 24))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_scores_of_easy_cases(shape: tuple[int, ...]) -> None:
+def test_scores_of_easy_cases(shape):
     truth = two_objects(shape)
     spacing = (3.0, 1.0, 1.0)
     right, wrong = ClassScore(1, 1.0, 1.0), ClassScore(1, 0.0, 0.0)
@@ -140,7 +137,7 @@ def test_scores_of_easy_cases(shape: tuple[int, ...]) -> None:
     assert score_classes(np.where(truth == 1, truth, 0), far, spacing) == (wrong,)
 
 
-def test_label_only_in_the_prediction() -> None:
+def test_label_only_in_the_prediction():
     truth = two_objects((32, 40))
     truth[truth == 2] = 3
     prediction = truth.copy()
@@ -151,7 +148,7 @@ def test_label_only_in_the_prediction() -> None:
     assert score_classes(truth, prediction, None)[1] == ClassScore(2, 0.0, 0.0)
 
 
-def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d() -> None:
+def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d():
     truth, prediction = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
     truth[4:16, 4:16, 4:14] = prediction[4:16, 4:16, 4:16] = 1
     assert score_classes(truth, prediction, (1.0, 1.0, 1.0))[0].nsd == 1
@@ -160,9 +157,7 @@ def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d() -> None:
 
 
 @pytest.mark.parametrize(("case", "prediction", "dice", "distance"), CHALLENGE_SCORES)
-def test_scores_are_those_of_the_challenge(
-    shared: Callable[[str], pathlib.Path], case: str, prediction: str, dice: float, distance: float
-) -> None:
+def test_scores_are_those_of_the_challenge(shared, case, prediction, dice, distance):
     maps = np.load(shared("golden/expected.npz"), allow_pickle=False)
     truth, predicted = maps[f"plain_argmax_{case}"], maps[f"{prediction}_{case}"]
     spacing = np.load(shared(f"golden/cases/{case}.npz"), allow_pickle=False).get("spacing")
@@ -173,7 +168,7 @@ def test_scores_are_those_of_the_challenge(
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_random_cases_are_scored_by_the_challenge_s_rules(data: st.DataObject) -> None:
+def test_random_cases_are_scored_by_the_challenge_s_rules(data):
     three = data.draw(st.booleans())
     shape = data.draw(st.tuples(*[st.integers(1, 5)] * 3) if three else st.tuples(*[st.integers(1, 9)] * 2))
     lengths = st.sampled_from([0.4, 0.8, 1.0, 2.0, 2.5])
@@ -209,7 +204,7 @@ def textured(mask: Mask, inside: int, outside: int, noise: int) -> NDArray[np.ui
     return np.clip(np.where(mask, inside, outside) + grains, 0, 255).astype(np.uint8)
 
 
-def test_filled_box_covers_its_first_and_last_pixel_and_slice() -> None:
+def test_filled_box_covers_its_first_and_last_pixel_and_slice():
     for mask in (np.zeros((40, 50), np.bool_), np.zeros((9, 40, 50), np.bool_)):
         mask[..., 5:20, 7:31] = True
         if mask.ndim == 3:
@@ -218,7 +213,7 @@ def test_filled_box_covers_its_first_and_last_pixel_and_slice() -> None:
         np.testing.assert_array_equal(predict(case, Trivial.BOX), mask)
 
 
-def test_ellipse_is_the_inscribed_one_and_an_ellipsoid_in_a_volume() -> None:
+def test_ellipse_is_the_inscribed_one_and_an_ellipsoid_in_a_volume():
     mask = disc((120, 160), (60, 80), (40.5, 60.5))
     labels = predict(make_case(np.zeros(mask.shape, np.uint8), boxes_of(mask, 1)), Trivial.ELLIPSE)
     assert dsc(labels == 1, mask) > 0.99
@@ -244,9 +239,7 @@ PLANE = disc((60, 70), (30, 35), (20, 25))
         (np.stack([PLANE & False, PLANE, PLANE, PLANE & False]), 180, 70, False),
     ],
 )
-def test_otsu_tells_an_object_by_what_surrounds_it(
-    mask: Mask, inside: int, outside: int, colour: bool
-) -> None:
+def test_otsu_tells_an_object_by_what_surrounds_it(mask, inside, outside, colour):
     image = textured(mask, inside, outside, 20)
     image = np.stack([image] * 3, axis=2) if colour else image
     labels = predict(make_case(image, boxes_of(mask, 1)), Trivial.OTSU)
@@ -255,7 +248,7 @@ def test_otsu_tells_an_object_by_what_surrounds_it(
 
 # Size 5 makes a scene far larger than what GrabCut is given.
 @pytest.mark.parametrize("size", [1, 5])
-def test_grabcut_finds_an_object_that_is_no_ellipse(size: int) -> None:
+def test_grabcut_finds_an_object_that_is_no_ellipse(size):
     mask = np.zeros((120, 160), np.bool_)
     mask[30:90, 40:60] = mask[70:90, 40:120] = True
     mask = mask.repeat(size, axis=0).repeat(size, axis=1)
@@ -265,7 +258,7 @@ def test_grabcut_finds_an_object_that_is_no_ellipse(size: int) -> None:
     assert found > dsc(predict(case, Trivial.ELLIPSE) == 1, mask) + 0.2
 
 
-def test_grabcut_goes_slice_by_slice_and_is_repeatable() -> None:
+def test_grabcut_goes_slice_by_slice_and_is_repeatable():
     mask = np.stack([disc((64, 64), (32, 32), (radius, radius)) for radius in (10, 20, 12)])
     case = make_case(textured(mask, 200, 60, 15), boxes_of(mask, 1))
     first = predict(case, Trivial.GRABCUT)
@@ -285,16 +278,14 @@ def test_grabcut_goes_slice_by_slice_and_is_repeatable() -> None:
         ((3, 30, 30), [5, 5, 0, 20, 20, 2]),
     ],
 )
-def test_constant_images_and_extreme_boxes_give_something(
-    predictor: Trivial, shape: tuple[int, ...], box: list[int]
-) -> None:
+def test_constant_images_and_extreme_boxes_give_something(predictor, shape, box):
     labels = predict(make_case(np.full(shape, 90, np.uint8), [box]), predictor)
     assert labels.shape == shape
     assert labels.any()
 
 
 @pytest.mark.parametrize("small", [1, 2])
-def test_the_smaller_box_is_on_top(small: int) -> None:
+def test_the_smaller_box_is_on_top(small):
     boxes = [[2, 2, 30, 30], [10, 10, 15, 15]][:: 1 if small == 2 else -1]
     labels = predict(make_case(np.zeros((40, 40), np.uint8), boxes), Trivial.BOX)
     assert (labels[10:16, 10:16] == small).all()
@@ -306,7 +297,7 @@ def test_the_smaller_box_is_on_top(small: int) -> None:
     st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 30)] * 2), min_size=1, max_size=3),
     st.integers(0, 99),
 )
-def test_each_object_stays_inside_its_box(drawn: list[tuple[int, ...]], seed: int) -> None:
+def test_each_object_stays_inside_its_box(drawn, seed):
     boxes = [[x, y, min(x + w, 25), min(y + h, 33)] for x, y, w, h in drawn]
     case = make_case(np.random.default_rng(seed).integers(0, 255, (33, 25, 3)).astype(np.uint8), boxes)
     for predictor in Trivial:

@@ -1,7 +1,5 @@
 """The network reproduces the published one on the golden weights."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

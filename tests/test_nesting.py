@@ -1,10 +1,7 @@
 """Boxes within boxes: what is nested, and that the label map is the one of the definition, bit for bit."""
 
-from __future__ import annotations
-
 import dataclasses
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +56,7 @@ class Naive:
     sizes: list[int]
 
     @classmethod
-    def of(cls, boxes: Corners) -> Naive:
+    def of(cls, boxes: Corners) -> "Naive":
         pixels = np.zeros((len(boxes), *(boxes[:, [5, 4, 3]].max(axis=0) + 1)), bool)
         for own, (x0, y0, z0, x1, y1, z1) in zip(pixels, boxes.tolist(), strict=True):
             own[z0 : z1 + 1, y0 : y1 + 1, x0 : x1 + 1] = True
@@ -114,7 +111,7 @@ class Drawn:
 
 
 @pytest.fixture(scope="module")
-def bundle(box_bundle: Path) -> Bundle:
+def bundle(box_bundle):
     """Return a bundle for inputs of SIZE x SIZE."""
     opened = Bundle.open(box_bundle).released()
     smaller = dataclasses.replace(opened.manifest.input, size=SIZE)
@@ -130,7 +127,7 @@ def flat(boxes: Corners) -> Corners:
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_nested_is_what_counting_pixels_says(data: st.DataObject) -> None:
+def test_nested_is_what_counting_pixels_says(data):
     boxes = data.draw(boxes_in(30, 40))
     volume = data.draw(st.booleans())
     if not volume:
@@ -157,7 +154,7 @@ def test_nested_is_what_counting_pixels_says(data: st.DataObject) -> None:
         ((2, 2, 3, 5, 5, 3), (0, 0, 0, 9, 9, 2), False),  # on other slices
     ],
 )
-def test_the_limits_are_exact(box: tuple[int, ...], other: tuple[int, ...], nested: bool) -> None:
+def test_the_limits_are_exact(box, other, nested):
     corners = np.array([box, other], np.int64)
     halves = np.split(corners, 2, axis=1)
     z = np.stack([half[:, 2] for half in halves], axis=1) if len(box) == 6 else None
@@ -165,7 +162,7 @@ def test_the_limits_are_exact(box: tuple[int, ...], other: tuple[int, ...], nest
     assert found.containers(0).tolist() == [False, nested]
 
 
-def test_turns_go_from_the_largest_to_the_smallest_and_by_number_among_equals() -> None:
+def test_turns_go_from_the_largest_to_the_smallest_and_by_number_among_equals():
     boxes = np.array([[5, 5, 9, 9], [0, 0, 99, 99], [20, 5, 24, 9], [3, 3, 30, 30], [40, 40, 44, 44]])
     nesting = Nesting.of(boxes)
     assert nesting.ranks.tolist() == [2, 0, 3, 1, 4]
@@ -182,13 +179,11 @@ def test_turns_go_from_the_largest_to_the_smallest_and_by_number_among_equals() 
         (None, True, None),
     ],
 )
-def test_nested_is_the_default_and_propagate_merges_by_no_rule(
-    asked: str | None, propagate: bool, rule: str | None
-) -> None:
+def test_nested_is_the_default_and_propagate_merges_by_no_rule(asked, propagate, rule):
     assert merge_rule(asked, propagate) == rule
 
 
-def test_unknown_rules_and_a_rule_beside_propagate_are_refused(bundle: Bundle) -> None:
+def test_unknown_rules_and_a_rule_beside_propagate_are_refused(bundle):
     segmenter = Segmenter(bundle, Drawn())
     image, box = np.zeros((30, 30), np.uint8), [[2, 2, 9, 9]]
     with pytest.raises(UsageError, match="no rule 'vote'; choose nested or argmax"):
@@ -219,9 +214,7 @@ def merged(
 
 @settings(deadline=None, max_examples=150)
 @given(height=st.integers(3, 150), width=st.integers(3, 150), crop=st.booleans(), data=st.data())
-def test_an_image_equals_the_definition_whatever_the_chunks(
-    height: int, width: int, crop: bool, data: st.DataObject
-) -> None:
+def test_an_image_equals_the_definition_whatever_the_chunks(height, width, crop, data):
     boxes = data.draw(boxes_in(height, width))
     boxes[:, [2, 5]] = 0
     frame = Frame.of(height, width, SIZE)
@@ -246,9 +239,7 @@ def cropped(plane: Planes, box: Corners) -> Planes:
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(3, 90), width=st.integers(4, 90), crop=st.booleans(), data=st.data())
-def test_a_volume_equals_the_definition_with_boxes_compared_as_a_whole(
-    height: int, width: int, crop: bool, data: st.DataObject, bundle: Bundle
-) -> None:
+def test_a_volume_equals_the_definition_with_boxes_compared_as_a_whole(height, width, crop, data, bundle):
     boxes = data.draw(boxes_in(height, width, most=9))  # more than are decoded at once
     shape, frame = (DEPTH, height, width), Frame.of(height, width, SIZE)
     prompts, naive = scale_boxes(flat(boxes), frame), Naive.of(boxes)
@@ -268,7 +259,7 @@ def test_a_volume_equals_the_definition_with_boxes_compared_as_a_whole(
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), at_once=st.integers(1, 7))
-def test_where_no_box_is_nested_nothing_changes(data: st.DataObject, at_once: int) -> None:
+def test_where_no_box_is_nested_nothing_changes(data, at_once):
     boxes = data.draw(boxes_in(60, 80))
     outermost = flat(boxes)[[not any(row) for row in Naive.of(boxes * [1, 1, 0, 1, 1, 0]).inside]]
     frame = Frame.of(60, 80, SIZE)
@@ -281,7 +272,7 @@ def test_where_no_box_is_nested_nothing_changes(data: st.DataObject, at_once: in
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_boxes_in_another_order_give_the_same_objects(data: st.DataObject) -> None:
+def test_boxes_in_another_order_give_the_same_objects(data):
     boxes = flat(data.draw(boxes_in(60, 80)))
     sizes = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
     assume(len(np.unique(sizes)) == len(sizes))
@@ -309,7 +300,7 @@ SQUARE = Frame.of(SIZE, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_a_chain_of_three_keeps_all_three(order: tuple[int, ...]) -> None:
+def test_a_chain_of_three_keeps_all_three(order):
     chain = np.array([[4, 4, 59, 59], [10, 10, 49, 49], [20, 20, 29, 29]])
     boxes, logits = chain[list(order)], in_boxes(chain, 9, 5, 1)[list(order)]
     labels = merged(SQUARE, logits, boxes, 2)
@@ -320,7 +311,7 @@ def test_a_chain_of_three_keeps_all_three(order: tuple[int, ...]) -> None:
     assert set(np.unique(merged(SQUARE, logits, boxes, 2, "argmax"))) == {0, order.index(0) + 1}
 
 
-def test_a_nested_box_out_of_turn_is_refused() -> None:
+def test_a_nested_box_out_of_turn_is_refused():
     boxes = np.array([[20, 20, 29, 29], [0, 0, 63, 63], [10, 10, 40, 40]])
     for order in ([0, 1], [0, 2]):
         merge = RunningMerge(LogitResizer(SQUARE), np.zeros((SIZE, SIZE), np.uint8), Nesting.of(boxes))
@@ -328,7 +319,7 @@ def test_a_nested_box_out_of_turn_is_refused() -> None:
             merge.add(everywhere(2), np.array(order) + 1)
 
 
-def test_on_a_real_engine_the_inner_object_is_found_by_default(box_bundle: Path) -> None:
+def test_on_a_real_engine_the_inner_object_is_found_by_default(box_bundle):
     """Masks are the boxes here, and the outer one's logits are larger: argmax loses the inner one."""
     segmenter = litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
     boxes = [[60, 50, 100, 90], [20, 20, 180, 180]]
@@ -344,7 +335,7 @@ def test_on_a_real_engine_the_inner_object_is_found_by_default(box_bundle: Path)
     assert set(np.unique(segmenter.segment(deep, reaching)[1:])) == {0, 2}
 
 
-def test_a_box_that_reaches_the_edge_counts_as_it_is_kept() -> None:
+def test_a_box_that_reaches_the_edge_counts_as_it_is_kept():
     """An x1 of the image's width, one past the last column, is part of the box."""
     boxes = Boxes.parse([[0, 0, 79, 9], [0, 0, 100, 9]], (10, 100))
     assert Nesting.of(boxes.xyxy).ranks.tolist() == [1, 0]

@@ -4,8 +4,6 @@ A hook on Python's sockets would not see what C++ does: the whole process runs u
 without a network, with an empty home.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pathlib
@@ -65,9 +63,7 @@ def written(calls: list[str]) -> set[str]:
     return {path for path in paths if not path.startswith(("/dev/", "/proc/"))}
 
 
-def test_nothing_is_sent_and_nothing_written_but_the_output(
-    box_bundle: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_nothing_is_sent_and_nothing_written_but_the_output(box_bundle, tmp_path):
     output = tmp_path / "out.npz"
     engines = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
     calls = traced(SEGMENT, tmp_path, box_bundle, output, *engines)
@@ -77,14 +73,14 @@ def test_nothing_is_sent_and_nothing_written_but_the_output(
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_the_test_sees_what_an_engine_does_by_itself(tmp_path: pathlib.Path) -> None:
+def test_the_test_sees_what_an_engine_does_by_itself(tmp_path):
     pytest.importorskip("openvino")
     if not written(traced("import openvino, time; time.sleep(0.5)", tmp_path)):
         pytest.skip("this version of OpenVINO writes nothing by itself")
     assert list((tmp_path / "home").iterdir()) != []
 
 
-def test_telemetry_is_off_whatever_was_imported_or_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_is_off_whatever_was_imported_or_answered(monkeypatch):
     for name in ("openvino_telemetry", "openvino_telemetry.main"):
         monkeypatch.setitem(sys.modules, name, pytest)
     with pytest.raises(ImportError), silent_openvino_import():

@@ -1,14 +1,11 @@
 """The npz reader: what numpy writes is read, what lies or is damaged is refused by name."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import pickle
 import struct
 import tracemalloc
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +71,7 @@ class Payload:
     fortran=st.booleans(),
     compressed=st.booleans(),
 )
-def test_reads_what_numpy_writes(array: np.ndarray, fortran: bool, compressed: bool, tmp_path: Path) -> None:
+def test_reads_what_numpy_writes(array, fortran, compressed, tmp_path):
     saved = np.asfortranarray(array) if fortran else array
     (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", imgs=saved, other=np.arange(3))
     result = read(tmp_path / "a.npz")
@@ -83,7 +80,7 @@ def test_reads_what_numpy_writes(array: np.ndarray, fortran: bool, compressed: b
     assert result.flags.c_contiguous
 
 
-def test_reads_a_header_of_either_version_and_without_its_data(tmp_path: Path) -> None:
+def test_reads_a_header_of_either_version_and_without_its_data(tmp_path):
     member = npy((2,), data=b"\x05\x06", version=b"\x02\x00")
     np.testing.assert_array_equal(read(archive(tmp_path / "b.npz", ("imgs.npy", member))), [5, 6])
     np.savez_compressed(tmp_path / "a.npz", imgs=np.zeros((50, 600, 600), np.uint8))
@@ -94,7 +91,7 @@ def test_reads_a_header_of_either_version_and_without_its_data(tmp_path: Path) -
     tracemalloc.stop()
 
 
-def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_and_not_run(tmp_path):
     path, proof = tmp_path / "a.npz", tmp_path / "proof"
     path.write_bytes(pickle.dumps(Payload(proof)))
     assert "not an npz archive" in refusal(path)
@@ -128,9 +125,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_header_that_numpy_never_writes_is_refused_before_anything_is_allocated(
-    member: bytes, message: str, tmp_path: Path
-) -> None:
+def test_a_header_that_numpy_never_writes_is_refused_before_anything_is_allocated(member, message, tmp_path):
     path = archive(tmp_path / "a.npz", ("imgs.npy", member))
     del member
     assert message in refusal(path)
@@ -159,9 +154,7 @@ def with_size(data: bytes, size: int) -> bytes:
         (lambda data: b"PK\x05\x06" + b"\0" * 18, "no array"),
     ],
 )
-def test_what_is_no_whole_archive_is_refused(
-    harm: Callable[[bytes], bytes], message: str, tmp_path: Path
-) -> None:
+def test_what_is_no_whole_archive_is_refused(harm, message, tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, imgs=np.zeros(1000, np.uint8))
     path.write_bytes(harm(path.read_bytes()))
@@ -179,9 +172,7 @@ def test_what_is_no_whole_archive_is_refused(
         (["image.npy"], zipfile.ZIP_STORED, "no array 'imgs', only image"),
     ],
 )
-def test_members_that_are_not_as_they_should_be_are_refused(
-    names: list[str], method: int, message: str, tmp_path: Path
-) -> None:
+def test_members_that_are_not_as_they_should_be_are_refused(names, method, message, tmp_path):
     members = ((name, npy((1,), data=b"a")) for name in names)
     assert message in refusal(archive(tmp_path / "a.npz", *members, method=method))
 
@@ -190,7 +181,7 @@ WHOLE = io.BytesIO()
 np.savez_compressed(WHOLE, imgs=np.arange(64, dtype=np.uint8).reshape(8, 8), boxes=np.array([[1, 2, 5, 6]]))
 
 
-def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
+def test_every_truncation_is_refused_by_name(tmp_path):
     path = tmp_path / "a.npz"
     for length in range(0, len(WHOLE.getvalue()), 7):
         path.write_bytes(WHOLE.getvalue()[:length])
@@ -202,9 +193,7 @@ def test_every_truncation_is_refused_by_name(tmp_path: Path) -> None:
     changes=st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.integers(0, 255)), max_size=6),
     cut=st.tuples(st.integers(0, len(WHOLE.getvalue())), st.integers(0, 40)),
 )
-def test_a_fuzzed_archive_is_read_whole_or_refused_by_our_own_error(
-    changes: list[tuple[int, int]], cut: tuple[int, int], tmp_path: Path
-) -> None:
+def test_a_fuzzed_archive_is_read_whole_or_refused_by_our_own_error(changes, cut, tmp_path):
     data = bytearray(WHOLE.getvalue())
     for position, value in changes:
         data[position] = value
@@ -220,7 +209,7 @@ def test_a_fuzzed_archive_is_read_whole_or_refused_by_our_own_error(
     header=st.binary(max_size=300)
     | st.text("<>|=biufcOVSUmM0123456789,()[]: ", max_size=12).map(lambda descr: npy((3,), descr)[10:])
 )
-def test_a_fuzzed_header_or_dtype_is_read_or_refused_by_our_own_error(header: bytes, tmp_path: Path) -> None:
+def test_a_fuzzed_header_or_dtype_is_read_or_refused_by_our_own_error(header, tmp_path):
     member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
     with contextlib.suppress(InputError):
         assert read(archive(tmp_path / "a.npz", ("imgs.npy", member))).dtype.kind in "biufc"
@@ -230,9 +219,7 @@ def test_a_fuzzed_header_or_dtype_is_read_or_refused_by_our_own_error(header: by
 @given(
     array=nps.arrays(st.sampled_from([np.uint8, np.uint16]), nps.array_shapes(max_dims=3)), flip=st.booleans()
 )
-def test_what_is_written_reads_the_same_and_its_bytes_are_the_same_each_time(
-    array: np.ndarray, flip: bool, tmp_path: Path
-) -> None:
+def test_what_is_written_reads_the_same_and_its_bytes_are_the_same_each_time(array, flip, tmp_path):
     array, first, second = array.T if flip else array, io.BytesIO(), io.BytesIO()
     write_npz(first, {"segs": array})
     write_npz(second, {"segs": array.copy()})

@@ -1,7 +1,5 @@
 """Pictures of results: the right colours in the right places, of any case."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ def hue_distance(one: np.ndarray, other: np.ndarray) -> int:
     return min(distance, 360 - distance)
 
 
-def test_objects_are_tinted_and_rimmed_in_their_colour_and_the_rest_is_left_alone() -> None:
+def test_objects_are_tinted_and_rimmed_in_their_colour_and_the_rest_is_left_alone():
     case = grey_case([[100, 100, 300, 300], [400, 400, 700, 700]])
     labels = np.zeros(case.shape, np.uint8)
     labels[150:250, 150:250], labels[450:650, 450:650] = 1, 2
@@ -40,7 +38,7 @@ def test_objects_are_tinted_and_rimmed_in_their_colour_and_the_rest_is_left_alon
     np.testing.assert_array_equal(picture[130, 130], [100, 100, 100])
 
 
-def test_boxes_are_drawn_in_their_colour_at_their_place() -> None:
+def test_boxes_are_drawn_in_their_colour_at_their_place():
     case = grey_case([[100, 200, 300, 500]])
     picture = draw_case(case, np.zeros(case.shape, np.uint8))
     ink = colours(1)[1, 0]
@@ -52,25 +50,25 @@ def test_boxes_are_drawn_in_their_colour_at_their_place() -> None:
     np.testing.assert_array_less([175, 96], changed.min(axis=0))
 
 
-def test_a_small_image_is_enlarged_and_a_huge_one_reduced_in_its_proportions() -> None:
+def test_a_small_image_is_enlarged_and_a_huge_one_reduced_in_its_proportions():
     small, huge = grey_case([[1, 1, 9, 9]], (20, 40)), grey_case([[1, 1, 900, 900]], (2560, 1920))
     assert draw_case(small, np.zeros(small.shape, np.uint8)).shape == (384, 768, 3)
     assert draw_case(huge, np.zeros(huge.shape, np.uint8)).shape == (1600, 1200, 3)
 
 
-def test_an_image_of_one_row_is_drawn() -> None:
+def test_an_image_of_one_row_is_drawn():
     case = grey_case([[0, 0, 900, 1]], (1, 5000))
     assert draw_case(case, np.ones(case.shape, np.uint8)).shape == (1, 1600, 3)
 
 
-def test_a_colour_image_keeps_its_colours() -> None:
+def test_a_colour_image_keeps_its_colours():
     image = np.zeros((800, 800, 3), np.uint8)
     image[..., 0] = 200
     case = Case("a", image, Boxes.parse([[10, 10, 50, 50]], image.shape))
     np.testing.assert_array_equal(draw_case(case, np.zeros(case.shape, np.uint8))[600, 600], [200, 0, 0])
 
 
-def test_of_a_volume_the_middle_slice_of_each_box_is_shown() -> None:
+def test_of_a_volume_the_middle_slice_of_each_box_is_shown():
     image = np.zeros((30, 100, 100), np.uint8)
     image[:] = np.arange(30, dtype=np.uint8).reshape(-1, 1, 1) * 8
     case = Case("a", image, Boxes.parse([[20, 20, 4, 40, 40, 6], [50, 50, 20, 80, 80, 20]], image.shape))
@@ -85,14 +83,14 @@ def test_of_a_volume_the_middle_slice_of_each_box_is_shown() -> None:
 
 
 @pytest.mark.parametrize("count", [40, 300])
-def test_many_boxes_in_a_volume_make_at_most_twelve_tiles(count: int) -> None:
+def test_many_boxes_in_a_volume_make_at_most_twelve_tiles(count):
     boxes = [[0, 0, i % 40, 5, 5, i % 40] for i in range(count)]
     case = grey_case(boxes, (40, 16, 16))
     picture = draw_case(case, np.zeros(case.shape, np.uint16))
     assert picture.shape == (3 * 454 - 6, 4 * 454 - 6, 3)
 
 
-def test_colours_differ_between_neighbours_and_are_seen_on_black_and_as_many_as_wanted() -> None:
+def test_colours_differ_between_neighbours_and_are_seen_on_black_and_as_many_as_wanted():
     palette = colours(65535)
     assert palette.shape == (65536, 1, 3)
     assert not palette[0].any()

@@ -1,7 +1,5 @@
 """`pip install litemed` gives a working runtime without torch and onnx."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

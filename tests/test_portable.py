@@ -1,8 +1,5 @@
 """The runtime asks nothing of an operating system that Windows or macOS lacks."""
 
-from __future__ import annotations
-
-import pathlib
 import subprocess
 import sys
 
@@ -47,7 +44,7 @@ litemed.runtime.cli.main()
 """
 
 
-def test_the_runtime_works_without_what_posix_alone_has(tmp_path: pathlib.Path) -> None:
+def test_the_runtime_works_without_what_posix_alone_has(tmp_path):
     cases, output = tmp_path / "cases", tmp_path / "out"
     cases.mkdir()
     image = np.random.default_rng(1).integers(0, 256, (40, 50), np.uint8)

@@ -1,7 +1,5 @@
 """Which engine and precision run a bundle: of those that were measured to agree the fastest."""
 
-from __future__ import annotations
-
 import pathlib
 import shutil
 import subprocess
@@ -42,7 +40,7 @@ def set_agreement(folder: pathlib.Path, precision: str, found: Json) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantised(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def quantised(box_bundle, tmp_path_factory):
     """`box_bundle` with the precision int8, which passes and whose encoder gives other embeddings."""
     folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path_factory.mktemp("int8") / "bundle"))
     model = onnx.load(folder / "encoder.onnx")
@@ -61,13 +59,13 @@ def quantised(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def folder(quantised: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def folder(quantised, tmp_path):
     """The same, to change."""
     return pathlib.Path(shutil.copytree(quantised, tmp_path / "bundle"))
 
 
 @pytest.fixture
-def bf16_folder(folder: pathlib.Path) -> pathlib.Path:
+def bf16_folder(folder):
     """The same with bf16 as well."""
     rounded = {"encoder": "encoder", "decoder": "decoder", "bf16": ["encoder"], "agreement": agreement()}
     edit(folder, lambda manifest: manifest["precisions"].update({"bf16": rounded, "int8-bf16": rounded}))
@@ -79,9 +77,7 @@ def bf16_folder(folder: pathlib.Path) -> pathlib.Path:
 @example([(1.0, 0.01), (1.0, -0.0051)])
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.97, 1), st.none() | st.floats(-0.02, 0.02)), min_size=1))
-def test_a_precision_passes_if_both_conditions_hold_in_every_modality(
-    found: list[tuple[float, float | None]],
-) -> None:
+def test_a_precision_passes_if_both_conditions_hold_in_every_modality(found):
     expected = all(dice >= 0.99 and (change is None or change >= -0.005) for dice, change in found)
     modalities = {str(i): ModalityAgreement(1, *one) for i, one in enumerate(found)}
     precision = Precision("e", "d", Agreement(1, {"openvino": EngineAgreement(modalities)}))
@@ -90,7 +86,7 @@ def test_a_precision_passes_if_both_conditions_hold_in_every_modality(
     assert Precision("e", "d").shortcoming("onnxruntime") is None
 
 
-def test_each_request_has_its_candidates(folder: pathlib.Path) -> None:
+def test_each_request_has_its_candidates(folder):
     set_agreement(folder, "int8", agreement(openvino=0.98))
     manifest = Bundle.open(folder).manifest
 
@@ -117,9 +113,7 @@ def test_each_request_has_its_candidates(folder: pathlib.Path) -> None:
         ),
     ],
 )
-def test_the_fastest_is_presumed_by_the_cpu_s_instructions(
-    instructions: set[str], expected: list[str], bf16_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fastest_is_presumed_by_the_cpu_s_instructions(instructions, expected, bf16_folder, monkeypatch):
     monkeypatch.setattr(engines, "cpu_instructions", lambda: instructions)
     bundle = Bundle.open(bf16_folder)
     for precision in ("auto", "fast"):
@@ -130,7 +124,7 @@ def test_the_fastest_is_presumed_by_the_cpu_s_instructions(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_each_precision_runs_its_own_graphs(name: str, quantised: pathlib.Path) -> None:
+def test_each_precision_runs_its_own_graphs(name, quantised):
     bundle = Bundle.open(quantised)
     exact, rounded = (open_engine(name, bundle, 1, precision=one) for one in ("exact", "int8"))
     assert (exact.precision, rounded.precision) == ("float32", "int8")
@@ -138,9 +132,7 @@ def test_each_precision_runs_its_own_graphs(name: str, quantised: pathlib.Path) 
     assert 1e-4 < difference < 0.05
 
 
-def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(
-    bf16_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_runs_where_openvino_says_that_the_cpu_has_it(bf16_folder, monkeypatch):
     bundle = Bundle.open(bf16_folder)
     with pytest.raises(EngineError, match="no bf16"):
         open_engine("onnxruntime", bundle, 1, precision="bf16")
@@ -173,7 +165,7 @@ signal.raise_signal(signal.SIGUSR1)
 """
 
 
-def test_a_signal_does_no_harm_after_overlapping_engines(bf16_folder: pathlib.Path) -> None:
+def test_a_signal_does_no_harm_after_overlapping_engines(bf16_folder):
     """On a CPU with bf16 this left the process a stack for signals that had been freed."""
     precision = "bf16" if computes_bf16() else "exact"
     command = [sys.executable, "-c", OVERLAPPING_ENGINES, str(bf16_folder), precision]
@@ -181,9 +173,7 @@ def test_a_signal_does_no_harm_after_overlapping_engines(bf16_folder: pathlib.Pa
     assert (done.returncode, done.stdout.strip()) == (0, "caught"), done.stderr
 
 
-def test_those_whose_graphs_are_refused_are_passed_over(
-    quantised: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_those_whose_graphs_are_refused_are_passed_over(quantised, monkeypatch):
     def refuse(self: OpenVinoEngine) -> None:
         raise EngineError("takes no such graph")
 
@@ -197,7 +187,7 @@ def test_those_whose_graphs_are_refused_are_passed_over(
         open_engine("openvino", bundle, 1, precision="exact")
 
 
-def test_that_nothing_runs_is_one_line(folder: pathlib.Path) -> None:
+def test_that_nothing_runs_is_one_line(folder):
     model = onnx.load(folder / "decoder.onnx")
     model.graph.node[-1].op_type = "Sqeeze"
     replace_graph(folder, "decoder", model)
@@ -207,7 +197,7 @@ def test_that_nothing_runs_is_one_line(folder: pathlib.Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_fast_says_if_its_masks_do_not_agree(folder: pathlib.Path) -> None:
+def test_fast_says_if_its_masks_do_not_agree(folder):
     told: list[str] = []
     for precision in ("fast", "auto", "int8"):
         open_engine("onnxruntime", Bundle.open(folder), 1, precision=precision, tell=told.append)

@@ -1,14 +1,11 @@
 """The command litemed-prepare, from files to folders: exact, parallel, resumable, plain about faults."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -51,9 +48,7 @@ def labelled_folder(root: Path, modality: str, count: int) -> None:
         write_png(root / modality / f"labels/{number:03d}.png", labels)
 
 
-def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(
-    shared: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(shared, tmp_path):
     """The first pair of every modality."""
     for out, *cases in (("slices",), ("cases", "--cases")):
         finished = prepare(shared("data/open/index.csv"), "-o", tmp_path / out, "--limit", 1, *cases)
@@ -74,7 +69,7 @@ def test_real_pairs_become_slices_and_cases_that_show_the_network_the_same(
     assert len(compared) == len(MODALITIES) == len(list((tmp_path / "cases/gts").iterdir()))
 
 
-def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
+def test_every_kind_of_input_and_what_the_manifest_says(tmp_path):
     source = tmp_path / "in"
     labelled_folder(source, "Fundus", 2)
     labels = np.zeros((40, 50, 6), np.uint8)
@@ -103,7 +98,7 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--cases",)])
-def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path, arguments):
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 6)
     write_png(source / "US/labels/000.png", np.ones((30, 30), np.uint8))
@@ -131,7 +126,7 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path: Path, argume
     assert manifest["total"]["cases"] == 2
 
 
-def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path: Path) -> None:
+def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 3)
     good = (source / "US/images/001.png").read_bytes()
@@ -156,9 +151,7 @@ def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path: Path) -
         ("source", "foreign/thesis.txt", "", "a folder"),
     ],
 )
-def test_wrong_use_is_one_line_and_nothing_is_written(
-    tmp_path: Path, source: str, out: str, option: str, message: str
-) -> None:
+def test_wrong_use_is_one_line_and_nothing_is_written(tmp_path, source, out, option, message):
     labelled_folder(tmp_path / "source", "US", 1)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/thesis.txt").write_text("precious")
@@ -171,7 +164,7 @@ def test_wrong_use_is_one_line_and_nothing_is_written(
     assert tree(tmp_path) == before
 
 
-def test_a_folder_keeps_to_its_settings_and_a_manifest_to_its_input(tmp_path: Path) -> None:
+def test_a_folder_keeps_to_its_settings_and_a_manifest_to_its_input(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for modality in ("US", "OCT"):
         labelled_folder(source, modality, 2)
@@ -198,7 +191,7 @@ def session_of(process: psutil.Process) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def source_and_result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+def source_and_result(tmp_path_factory):
     """A source of many shards, which take a second to make, and what one process makes of it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     labelled_folder(folder / "in", "US", 5)
@@ -215,9 +208,7 @@ def source_and_result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 @pytest.mark.parametrize(
     ("workers", "ending"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
 )
-def test_an_interrupted_run_goes_on_to_the_same_result(
-    tmp_path: Path, source_and_result: tuple[Path, dict[str, bytes]], workers: int, ending: signal.Signals
-) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, source_and_result, workers, ending):
     source, whole = source_and_result
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -247,7 +238,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert tree(out) == whole
 
 
-def test_preparing_needs_no_torch(tmp_path: Path) -> None:
+def test_preparing_needs_no_torch(tmp_path):
     labelled_folder(tmp_path / "in", "US", 1)
     code = "import sys\nsys.modules['torch'] = None\nfrom litemed.train.prepare.cli import main\nmain()"
     arguments = [tmp_path / "in", "-o", tmp_path / "out", "--workers", "1"]

@@ -1,7 +1,5 @@
 """Which pairs a source holds; how each becomes image and labels in one frame, or one line why not."""
 
-from __future__ import annotations
-
 import gzip
 import itertools
 from pathlib import Path
@@ -32,7 +30,7 @@ def write_index(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def test_modalities_are_known_by_every_spelling() -> None:
+def test_modalities_are_known_by_every_spelling():
     assert len(MODALITIES) == 11
     assert [parse_modality(name.upper()) for name in MODALITIES] == list(MODALITIES)
     texts = ("X-Ray", "x_ray", "Microscope", "MRI", " us ")
@@ -43,7 +41,7 @@ def test_modalities_are_known_by_every_spelling() -> None:
         parse_modality("Thermo", "row 3")
 
 
-def test_folders_say_modality_source_and_split(tmp_path: Path) -> None:
+def test_folders_say_modality_source_and_split(tmp_path):
     pairs = ("CT/{}/a.nii.gz", "X-Ray/chest/{}/b.png", "val/US/{}/c.png", "validation/OCT/{}/d.tif")
     touch(*(tmp_path / "s" / pair.format(part) for pair in pairs for part in ("images", "labels")))
     touch(tmp_path / "s/Microscope/cells.npz", tmp_path / "s/MR_Brain_01.npz")
@@ -60,7 +58,7 @@ def test_folders_say_modality_source_and_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nothing", ["missing", "empty", "notes.txt", "head.csv", "CT/flat"])
-def test_a_source_without_pairs_or_modality_is_refused(tmp_path: Path, nothing: str) -> None:
+def test_a_source_without_pairs_or_modality_is_refused(tmp_path, nothing):
     (tmp_path / "empty").mkdir()
     # Folders above the source say nothing.
     touch(tmp_path / "notes.txt", tmp_path / "CT/flat/images/a.png", tmp_path / "CT/flat/labels/a.png")
@@ -71,7 +69,7 @@ def test_a_source_without_pairs_or_modality_is_refused(tmp_path: Path, nothing: 
     assert pair.modality == "OCT"
 
 
-def test_an_index_says_everything(tmp_path: Path) -> None:
+def test_an_index_says_everything(tmp_path):
     place = {"modality": "X-Ray", "source": "src", "case": "c1", "split": "val"}
     terms = {"licence": "CC0", "attribution": "A. Nonymous", "licence_status": "stated"}
     row = place | {"image": "i/a.png", "label": "l/a.png"} | terms
@@ -82,7 +80,7 @@ def test_an_index_says_everything(tmp_path: Path) -> None:
     assert find_pairs([tmp_path], SourceOptions()).pairs == expected
 
 
-def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path):
     good = {"modality": "CT", "image": "a", "label": "b", "split": "val"}
     bad = [{"modality": "Thermo"}, {"split": "holdout"}, {"label": ""}]
     # Some file systems take A for a.
@@ -97,7 +95,7 @@ def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path: Path) -> None
         find_pairs([write_index(tmp_path / "i.csv", [{"modality": "CT"}])], SourceOptions())
 
 
-def test_only_rows_of_a_licence_status_that_was_asked_for(tmp_path: Path) -> None:
+def test_only_rows_of_a_licence_status_that_was_asked_for(tmp_path):
     rows = [
         {"modality": "CT", "image": f"{i}.png", "label": f"{i}l.png", "licence_status": status}
         for i, status in enumerate(["stated", "known", "unclear", ""])
@@ -110,7 +108,7 @@ def test_only_rows_of_a_licence_status_that_was_asked_for(tmp_path: Path) -> Non
         find_pairs([index], SourceOptions(licence_status=("signed",)))
 
 
-def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tmp_path: Path) -> None:
+def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tmp_path):
     rows = [{"modality": "CT", "image": f"{i}.png", "label": f"{i}_l.png", "source": "s"} for i in range(999)]
     options = SourceOptions(val_fraction=0.2)
     few = find_pairs([write_index(tmp_path / "few.csv", rows[::2])], options)
@@ -120,7 +118,7 @@ def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tm
     assert {(p.case, p.split) for p in few.pairs} < {(p.case, p.split) for p in many.pairs}
 
 
-def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path: Path) -> None:
+def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path):
     rows = [
         {"modality": m, "source": s, "image": f"{s}{i}", "label": "l", "split": "train" if i % 2 else "val"}
         for m, s, count in (("CT", "big", 5), ("CT", "small", 1), ("US", "echo", 3))
@@ -173,7 +171,7 @@ ORIENTATIONS = ["".join(codes) for axes in AXES for codes in itertools.product(*
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 @pytest.mark.parametrize("oblique", [0.0, 0.25])
-def test_every_orientation_comes_out_in_the_usual_view(tmp_path: Path, codes: str, oblique: float) -> None:
+def test_every_orientation_comes_out_in_the_usual_view(tmp_path, codes, oblique):
     shape_xyz = (5, 6, 4)
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(oblique), -np.sin(oblique)], [np.sin(oblique), np.cos(oblique)]]
@@ -195,7 +193,7 @@ def test_every_orientation_comes_out_in_the_usual_view(tmp_path: Path, codes: st
     assert found.spacing_zyx == pytest.approx(spacing, rel=1e-5)
 
 
-def test_a_volume_without_orientation_is_taken_as_stored_and_its_spacing_in_mm(tmp_path: Path) -> None:
+def test_a_volume_without_orientation_is_taken_as_stored_and_its_spacing_in_mm(tmp_path):
     path = write_nifti(tmp_path / "i.nii", numbered((5, 6, 4)), None)
     found = read(path, path)
     assert (found.image == numbered((5, 6, 4)).T).all()
@@ -204,7 +202,7 @@ def test_a_volume_without_orientation_is_taken_as_stored_and_its_spacing_in_mm(t
     assert read(path, path).spacing_zyx == pytest.approx((2.5, 0.8, 0.7), rel=1e-4)
 
 
-def test_slope_and_intercept_and_byte_order_are_heeded(tmp_path: Path) -> None:
+def test_slope_and_intercept_and_byte_order_are_heeded(tmp_path):
     stored = numbered((5, 6, 4))
     scaled = write_nifti(tmp_path / "i.nii", stored)
     # nibabel resets the slope on saving integers; set it in the file.
@@ -220,7 +218,7 @@ def test_slope_and_intercept_and_byte_order_are_heeded(tmp_path: Path) -> None:
     assert (found.labels == stored.transpose(2, 1, 0)).all()
 
 
-def test_header_rounding_is_no_mismatch_but_a_shift_is(tmp_path: Path) -> None:
+def test_header_rounding_is_no_mismatch_but_a_shift_is(tmp_path):
     data = numbered((50, 60, 4))
     image = write_nifti(tmp_path / "i.nii", data)
     near, far = LPS.copy(), LPS.copy()
@@ -248,9 +246,7 @@ def test_header_rounding_is_no_mismatch_but_a_shift_is(tmp_path: Path) -> None:
         (70, np.array([21, 16], "<i2"), "cannot be read"),
     ],
 )
-def test_hostile_nifti_headers_are_refused(
-    tmp_path: Path, offset: int, values: np.ndarray, message: str
-) -> None:
+def test_hostile_nifti_headers_are_refused(tmp_path, offset, values, message):
     label = write_nifti(tmp_path / "l.nii", numbered((5, 6, 4)))
     raw = bytearray(label.read_bytes())
     raw[offset : offset + values.nbytes] = values.tobytes()
@@ -266,9 +262,7 @@ def test_hostile_nifti_headers_are_refused(
     st.one_of(st.none(), st.integers(0, 400)),
     st.booleans(),
 )
-def test_fuzzed_nifti_raises_nothing_but_our_own(
-    tmp_path: Path, changes: list[tuple[int, int]], end: int | None, zipped: bool
-) -> None:
+def test_fuzzed_nifti_raises_nothing_but_our_own(tmp_path, changes, end, zipped):
     label = tmp_path / "l.nii"
     if not label.exists():
         write_nifti(label, numbered((5, 6, 4)))
@@ -283,7 +277,7 @@ def test_fuzzed_nifti_raises_nothing_but_our_own(
         assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_pictures_are_read_as_stored_without_alpha_and_grey_as_grey(tmp_path: Path) -> None:
+def test_pictures_are_read_as_stored_without_alpha_and_grey_as_grey(tmp_path):
     rgb = np.zeros((10, 20, 3), np.uint8)
     rgb[:, :10] = (250, 20, 30)
     grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
@@ -307,7 +301,7 @@ def test_pictures_are_read_as_stored_without_alpha_and_grey_as_grey(tmp_path: Pa
     assert np.abs(found.image[:, :8].astype(int) - (250, 20, 30)).max() <= 8
 
 
-def test_training_npz_without_pickles_and_with_labels(tmp_path: Path) -> None:
+def test_training_npz_without_pickles_and_with_labels(tmp_path):
     for image, labels in (((7, 8), (7, 8)), ((7, 8, 3), (7, 8)), ((4, 7, 8),) * 2, ((4, 7, 3),) * 2):
         arrays = {"imgs": np.zeros(image, np.uint8), "gts": np.ones(labels), "spacing": [2.5, 0.7, 0.8]}
         np.savez_compressed(tmp_path / "CT_1.npz", **arrays)
@@ -321,7 +315,7 @@ def test_training_npz_without_pickles_and_with_labels(tmp_path: Path) -> None:
             read(tmp_path / "bad.npz", None)
 
 
-def test_labels_are_whole_numbers_of_any_type_and_nothing_else() -> None:
+def test_labels_are_whole_numbers_of_any_type_and_nothing_else():
     for value in (0.5, np.nan, np.inf, -2, -2.0, 2**31, 1j):
         with pytest.raises(InputError, match=r"file: labels (hold|are complex)"):
             check_labels(np.array([[0, value]]), "file")
@@ -350,7 +344,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, (90, 90, 3)).astype(np.uint8)
         ("mixed.nii", b"of another kind than the image"),
     ],
 )
-def test_a_bad_label_is_one_line_that_names_the_file(tmp_path: Path, name: str, stored: bytes | None) -> None:
+def test_a_bad_label_is_one_line_that_names_the_file(tmp_path, name, stored):
     image = write_image(tmp_path / "good.png", np.ones((8, 9), np.uint8))
     if stored is not None:
         (tmp_path / name).write_bytes(stored)

@@ -1,7 +1,5 @@
 """Intensities, objects, slices and cases are right, go to disk and come back, and damage is noticed."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path
@@ -57,7 +55,7 @@ MANY = np.arange(256 * 256).reshape(256, 256) // 128 + 1
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Path:
+def prepared(tmp_path):
     pairs = (
         npz_pair(tmp_path / "a/volume.npz", noise(5, 60, 50), blocks(5, 60, 50)),
         npz_pair(tmp_path / "b/colour.npz", noise(80, 300, 3), blocks(80, 300), "US", "val"),
@@ -69,9 +67,7 @@ def prepared(tmp_path: Path) -> Path:
 
 @settings(deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 700), st.floats(0, 1), st.booleans())
-def test_labels_change_where_half_of_a_pixel_is_covered(
-    length: int, width: int, share: float, upright: bool
-) -> None:
+def test_labels_change_where_half_of_a_pixel_is_covered(length, width, share, upright):
     labels = np.zeros((length, width), np.uint8)
     labels[: round(share * length)] = 1
     labels = labels if upright else labels.T.copy()
@@ -88,12 +84,12 @@ def test_labels_change_where_half_of_a_pixel_is_covered(
 
 @settings(deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.booleans())
-def test_the_network_sees_the_same_from_a_slice_as_from_its_original(h: int, w: int, colour: bool) -> None:
+def test_the_network_sees_the_same_from_a_slice_as_from_its_original(h, w, colour):
     image = noise(h, w, 3) if colour else noise(h, w)
     assert (preprocess(resize_image(image))[0] == preprocess(image)[0]).all()
 
 
-def test_a_volume_gives_the_slices_that_show_an_object(tmp_path: Path) -> None:
+def test_a_volume_gives_the_slices_that_show_an_object(tmp_path):
     labels = np.zeros((6, 64, 64), np.uint8)
     labels[1:4, 10:30, 10:30] = 7
     labels[3, 40:60, 40:60] = 2
@@ -107,7 +103,7 @@ def test_a_volume_gives_the_slices_that_show_an_object(tmp_path: Path) -> None:
     assert list(counts.values()) == [3, 4, 1, 0, 3, 0]
 
 
-def test_the_area_limit_counts_at_256_and_objects_that_vanish(tmp_path: Path) -> None:
+def test_the_area_limit_counts_at_256_and_objects_that_vanish(tmp_path):
     labels = np.zeros((1024, 1024), np.uint8)
     labels[0:16, 0:16] = 1
     labels[100:115, 100:116] = 2
@@ -119,7 +115,7 @@ def test_the_area_limit_counts_at_256_and_objects_that_vanish(tmp_path: Path) ->
         assert list(counts.values()) == expected
 
 
-def test_what_is_stored_comes_back_whole_or_in_part(prepared: Path) -> None:
+def test_what_is_stored_comes_back_whole_or_in_part(prepared):
     slices = Slices.open(prepared)
     assert len(slices) == 7
     infos = [slices.info(i) for i in range(7)]
@@ -148,7 +144,7 @@ def test_what_is_stored_comes_back_whole_or_in_part(prepared: Path) -> None:
         slices[7]
 
 
-def test_what_version_0_1_prepared_is_read(prepared: Path) -> None:
+def test_what_version_0_1_prepared_is_read(prepared):
     before = Slices.open(prepared)
     for path in prepared.glob("*/*.json"):
         shard = json.loads(path.read_text())
@@ -160,7 +156,7 @@ def test_what_version_0_1_prepared_is_read(prepared: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".index.npy", ".json"])
 @pytest.mark.parametrize("harm", ["truncated", "removed", "of something else"])
-def test_a_damaged_shard_is_refused_when_opened(prepared: Path, suffix: str, harm: str) -> None:
+def test_a_damaged_shard_is_refused_when_opened(prepared, suffix, harm):
     path = prepared / f"CT/a-train-00000{suffix}"
     if harm == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -173,7 +169,7 @@ def test_a_damaged_shard_is_refused_when_opened(prepared: Path, suffix: str, har
     assert len(Slices.open(prepared, split="val")) == 1
 
 
-def test_a_shard_changed_after_opening_is_no_crash(prepared: Path) -> None:
+def test_a_shard_changed_after_opening_is_no_crash(prepared):
     path = prepared / "CT/a-train-00000.npy"
     whole, data = path.read_bytes(), np.load(path)
     for array in (data[:1000], np.append(data, data), data.astype(np.int16)):
@@ -187,7 +183,7 @@ def test_a_shard_changed_after_opening_is_no_crash(prepared: Path) -> None:
 @pytest.mark.parametrize(
     "content", [None, "", "[]", "{}", '{"format": 2, "shards": []}', '{"format": 1, "shards": [{}]}']
 )
-def test_a_manifest_that_is_none_is_refused(prepared: Path, content: str | None) -> None:
+def test_a_manifest_that_is_none_is_refused(prepared, content):
     manifest = prepared / "manifest.json"
     whole = manifest.read_text()
     manifest.unlink() if content is None else manifest.write_text(content)
@@ -219,9 +215,7 @@ def make_case(path: Path, labels: np.ndarray, **chosen: float) -> tuple[Case, np
     ),
     st.booleans(),
 )
-def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(
-    tmp_path: Path, labels: np.ndarray, volume: bool
-) -> None:
+def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(tmp_path, labels, volume):
     labels = labels if volume else labels[0]
     found = Found((npz_pair(tmp_path / "src/c.npz", noise(*labels.shape), labels),))
     made = prepare(found, tmp_path / "out", Settings(cases=True, min_area_pixels=1, min_volume_voxels=1))
@@ -244,7 +238,7 @@ def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(
     assert ((truth > 0) == (labels > 0)).all()
 
 
-def test_small_objects_are_left_out_by_area_at_256_and_by_volume_and_the_largest_kept(tmp_path: Path) -> None:
+def test_small_objects_are_left_out_by_area_at_256_and_by_volume_and_the_largest_kept(tmp_path):
     labels = np.zeros((512, 512), np.uint8)
     for value, side in ((1, 9), (2, 3), (3, 12), (4, 8), (5, 7)):
         labels[15 * value - 15 : 15 * value - 15 + side, 0:side] = value
@@ -260,7 +254,7 @@ def test_small_objects_are_left_out_by_area_at_256_and_by_volume_and_the_largest
     assert case.boxes.xyxy.tolist() == [[0, 0, 4, 4]]
 
 
-def test_a_volume_is_cropped_to_the_slices_that_show_most(tmp_path: Path) -> None:
+def test_a_volume_is_cropped_to_the_slices_that_show_most(tmp_path):
     labels = np.zeros((20, 16, 16), np.uint8)
     labels[2:4, 0:4, 0:4] = 1
     labels[11:15, 2:12, 2:12] = 2
@@ -273,7 +267,7 @@ def test_a_volume_is_cropped_to_the_slices_that_show_most(tmp_path: Path) -> Non
     assert (truth == np.where(labels[12:15] == 3, 2, labels[12:15] == 2)).all()
 
 
-def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path: Path) -> None:
+def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path):
     labels = np.ones((40, 40), np.uint8)
     first, second = (npz_pair(tmp_path / "src" / name, labels, labels) for name in ("a b.npz", "A_B.npz"))
     with pytest.raises(UsageError, match=r"CT/src/a b: another pair would share"):
@@ -284,7 +278,7 @@ def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path: Path) -> 
     assert names == ["2DBox_CT_src_.._.._.._.._.._evil.npz"]
 
 
-def test_no_case_is_left_of_a_pair_that_can_no_longer_be_read(tmp_path: Path) -> None:
+def test_no_case_is_left_of_a_pair_that_can_no_longer_be_read(tmp_path):
     labels = np.ones((40, 40), np.uint8)
     first, second = (npz_pair(tmp_path / name, labels, labels) for name in ("a.npz", "b.npz"))
     prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
@@ -309,7 +303,7 @@ def ascending_sets(labels: np.ndarray) -> list[set[int]]:
 
 
 @given(LABELS, st.integers(1, 20))
-def test_objects_keep_their_order_and_small_ones_are_left_out_whole(labels: np.ndarray, minimum: int) -> None:
+def test_objects_keep_their_order_and_small_ones_are_left_out_whole(labels, minimum):
     objects = number(labels)
     kept = keep(objects, objects.sizes >= minimum)
     expected = [part for part in ascending_sets(labels) if len(part) >= minimum]
@@ -318,7 +312,7 @@ def test_objects_keep_their_order_and_small_ones_are_left_out_whole(labels: np.n
     assert kept.sizes.tolist() == [len(part) for part in expected]
 
 
-def test_the_smallest_dtype_that_holds_the_labels() -> None:
+def test_the_smallest_dtype_that_holds_the_labels():
     for count, dtype in ((0, np.uint8), (255, np.uint8), (256, np.uint16), (65536, np.uint32)):
         objects = number(np.arange(count + 1).reshape(1, -1))
         assert objects.labels.dtype == dtype
@@ -327,7 +321,7 @@ def test_the_smallest_dtype_that_holds_the_labels() -> None:
 
 
 @given(LABELS)
-def test_boxes_are_tight_have_an_area_and_are_what_the_runtime_takes(labels: np.ndarray) -> None:
+def test_boxes_are_tight_have_an_area_and_are_what_the_runtime_takes(labels):
     objects = number(labels)
     if not len(objects) or (labels.ndim == 3 and labels.shape[2] == 3):
         return
@@ -349,9 +343,7 @@ def test_boxes_are_tight_have_an_area_and_are_what_the_runtime_takes(labels: np.
     st.floats(0, 0.99),
     st.text(max_size=5),
 )
-def test_jittered_boxes_stay_valid_and_near(
-    labels: np.ndarray, volume: bool, fraction: float, seed: str
-) -> None:
+def test_jittered_boxes_stay_valid_and_near(labels, volume, fraction, seed):
     objects = number(labels if volume else labels[0])
     if not len(objects):
         return
@@ -372,14 +364,14 @@ def test_jittered_boxes_stay_valid_and_near(
 
 
 @pytest.mark.parametrize("name", ["abdomen", "lung", "bone", "brain", "mediastinum", "soft tissue"])
-def test_a_window_maps_its_edges_to_0_and_255_and_its_level_to_the_middle(name: str) -> None:
+def test_a_window_maps_its_edges_to_0_and_255_and_its_level_to_the_middle(name):
     window = parse_window(name)
     low, high = window.level - window.width / 2, window.level + window.width / 2
     hu = np.array([-5000, low, window.level, high, 5000], np.float32)
     assert to_uint8(hu, "CT", window).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_window_may_be_given_by_level_and_width() -> None:
+def test_a_window_may_be_given_by_level_and_width():
     assert parse_window("40,400") == Window(40, 400)
     for text in ("liver", "40", "40,0", "40,-1", "nan,400", "40,inf", "1,2,3"):
         with pytest.raises(UsageError, match=r"window '.*'"):
@@ -387,13 +379,13 @@ def test_a_window_may_be_given_by_level_and_width() -> None:
 
 
 @given(hnp.arrays(np.int16, st.integers(1, 200)))
-def test_ct_never_falls_where_hounsfield_units_rise(hu: np.ndarray) -> None:
+def test_ct_never_falls_where_hounsfield_units_rise(hu):
     hu = np.sort(hu)
     assert (np.diff(to_uint8(hu, "CT", ABDOMEN).astype(int)) >= 0).all()
 
 
 @pytest.mark.parametrize("modality", ["MR", "XRay"])
-def test_percentiles_of_the_non_zero_values_become_black_and_white(modality: str) -> None:
+def test_percentiles_of_the_non_zero_values_become_black_and_white(modality):
     # Without the zeros: 0.5 and 99.5 percentiles are 5 and 995 of 0..1000; with them they would differ.
     inside = np.arange(1, 1001, dtype=np.float32)
     image = np.concatenate([np.zeros(5000, np.float32), inside])
@@ -406,7 +398,7 @@ def test_percentiles_of_the_non_zero_values_become_black_and_white(modality: str
     assert to_uint8(np.array([-100, 0, 100, 300], np.int16), modality, ABDOMEN)[1] == 0
 
 
-def test_eight_bits_stay_and_nan_infinity_and_constant_images_are_background() -> None:
+def test_eight_bits_stay_and_nan_infinity_and_constant_images_are_background():
     colour = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     image = np.arange(1, 101, dtype=np.float32)
     broken = np.concatenate([image, [np.nan, np.inf, -np.inf]]).astype(np.float32)
@@ -419,6 +411,6 @@ def test_eight_bits_stay_and_nan_infinity_and_constant_images_are_background() -
         assert (to_uint8(np.full((4, 4), value, np.float32), "MR", ABDOMEN) == 0).all()
 
 
-def test_ct_in_unsigned_integers_is_refused() -> None:
+def test_ct_in_unsigned_integers_is_refused():
     with pytest.raises(InputError, match=r"scan\.png: CT in uint16 is not in Hounsfield units"):
         to_uint8(np.zeros((4, 4), np.uint16), "CT", ABDOMEN, "scan.png")

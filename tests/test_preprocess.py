@@ -1,10 +1,5 @@
 """The network's input is the published one."""
 
-from __future__ import annotations
-
-import pathlib
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
@@ -32,7 +27,7 @@ def noise(height: int, width: int, channels: int | None, seed: int) -> NDArray[n
     return np.random.default_rng(seed).integers(20, 230, shape, np.uint8)
 
 
-def test_golden_image_and_boxes(shared: Callable[[str], pathlib.Path]) -> None:
+def test_golden_image_and_boxes(shared):
     expected = np.load(shared("golden/expected.npz"))
     case = np.load(shared("golden/cases/2DBox_Golden_five.npz"))
     image, frame = preprocess(case["imgs"])
@@ -42,7 +37,7 @@ def test_golden_image_and_boxes(shared: Callable[[str], pathlib.Path]) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(height=SIDES, width=SIDES, seed=st.integers(0, 99))
-def test_equals_the_published_steps_enlarged_or_reduced(height: int, width: int, seed: int) -> None:
+def test_equals_the_published_steps_enlarged_or_reduced(height, width, seed):
     image = noise(height, width, 3, seed)
     if min(height, width) * 256 / max(height, width) < 0.5:
         return  # the published code has no answer here; see test_no_side_vanishes
@@ -52,19 +47,19 @@ def test_equals_the_published_steps_enlarged_or_reduced(height: int, width: int,
 
 @settings(deadline=None, max_examples=30)
 @given(height=SIDES, width=SIDES, seed=st.integers(0, 99))
-def test_grey_equals_the_same_in_three_channels(height: int, width: int, seed: int) -> None:
+def test_grey_equals_the_same_in_three_channels(height, width, seed):
     grey = noise(height, width, None, seed)
     colour = np.repeat(grey[:, ::-1, None], 3, axis=2)
     np.testing.assert_array_equal(preprocess(grey[:, ::-1])[0], preprocess(colour)[0])
 
 
-def test_constant_image_becomes_zeros() -> None:
+def test_constant_image_becomes_zeros():
     for value in (0, 7, 255):
         assert not preprocess(np.full((40, 30), value, np.uint8))[0].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 2000), (3000, 2), (1, 1), (1, 1, 3)])
-def test_no_side_vanishes(shape: tuple[int, ...]) -> None:
+def test_no_side_vanishes(shape):
     picture = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.uint8)
     image, frame = preprocess(picture)
     assert min(frame.scaled_height, frame.scaled_width) >= 1
@@ -73,7 +68,7 @@ def test_no_side_vanishes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(300, 420), (300, 420, 3)])
-def test_input_is_float32_in_range_and_padded_with_zeros(shape: tuple[int, ...]) -> None:
+def test_input_is_float32_in_range_and_padded_with_zeros(shape):
     image, frame = preprocess(noise(shape[0], shape[1], 3 if len(shape) == 3 else None, 0))
     assert (image.shape, image.dtype) == ((1, 3, 256, 256), np.float32)
     assert image.flags.c_contiguous
@@ -88,7 +83,7 @@ def test_input_is_float32_in_range_and_padded_with_zeros(shape: tuple[int, ...])
     width=SIDES,
     box=st.lists(st.integers(0, 700), min_size=4, max_size=4),
 )
-def test_boxes_are_truncated_as_published(height: int, width: int, box: list[int]) -> None:
+def test_boxes_are_truncated_as_published(height, width, box):
     ratio = 256 / max(height, width)
     ours = scale_boxes(np.array([box], np.int64), Frame.of(height, width))
     assert ours.dtype == np.float32

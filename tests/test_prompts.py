@@ -1,7 +1,5 @@
 """Boxes are those of the labels, loosened as the settings say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

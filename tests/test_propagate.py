@@ -1,10 +1,5 @@
 """`propagate` is the published baseline's way, with every slice encoded as seldom as can be."""
 
-from __future__ import annotations
-
-import pathlib
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
@@ -106,23 +101,21 @@ def boxes_in(shape: tuple[int, int, int], count: int, seed: int) -> NDArray[np.i
 
 
 @pytest.fixture(scope="module")
-def with_engine(box_bundle: pathlib.Path) -> Callable[[Blobs], Segmenter]:
+def with_engine(box_bundle):
     bundle = litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1).bundle
     return lambda engine: Segmenter(bundle, engine)
 
 
 @settings(deadline=None, max_examples=25)
 @given(depth=st.integers(1, 14), side=st.integers(30, 90), count=st.integers(1, 5), seed=st.integers(0, 999))
-def test_a_volume_equals_the_published_loops(
-    depth: int, side: int, count: int, seed: int, with_engine: Callable[[Blobs], Segmenter]
-) -> None:
+def test_a_volume_equals_the_published_loops(depth, side, count, seed, with_engine):
     shape = (depth, side, 70)
     volume, boxes = phantom(shape, seed), boxes_in(shape, count, seed)
     labels = with_engine(Blobs()).segment(volume, boxes, propagate=True)
     np.testing.assert_array_equal(labels, as_published(Blobs(), volume, boxes))
 
 
-def test_the_prompt_moves_with_the_object(with_engine: Callable[[Blobs], Segmenter]) -> None:
+def test_the_prompt_moves_with_the_object(with_engine):
     volume = np.zeros((31, 64, 64), np.uint8)
     for z in range(31):
         volume[z, 20:32, 5 + z : 17 + z] = 255
@@ -137,9 +130,7 @@ def test_the_prompt_moves_with_the_object(with_engine: Callable[[Blobs], Segment
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 32])
-def test_slices_are_encoded_once_as_far_as_embeddings_are_kept(
-    keep: int, with_engine: Callable[[Blobs], Segmenter], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slices_are_encoded_once_as_far_as_embeddings_are_kept(keep, with_engine, monkeypatch):
     monkeypatch.setattr(propagate, "KEPT_EMBEDDINGS", keep)
     shape = (12, 50, 60)
     volume = phantom(shape, 3)
@@ -160,9 +151,7 @@ def test_slices_are_encoded_once_as_far_as_embeddings_are_kept(
 
 
 @pytest.mark.parametrize("shape", [(70, 90), (300, 200, 3)])
-def test_in_an_image_a_later_box_overwrites_an_earlier_one(
-    shape: tuple[int, ...], with_engine: Callable[[Blobs], Segmenter]
-) -> None:
+def test_in_an_image_a_later_box_overwrites_an_earlier_one(shape, with_engine):
     slices = phantom((5, shape[0], shape[1]), 1)
     grey = slices[slices.any(axis=(1, 2))][0]
     picture = grey if len(shape) == 2 else np.repeat(grey[..., None], 3, axis=2)

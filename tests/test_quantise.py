@@ -1,7 +1,5 @@
 """int8: what it is calibrated on, what is quantised, and that it is offered only with measured agreement."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

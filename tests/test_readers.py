@@ -1,7 +1,5 @@
 """Reading cases: both kinds as documented, and every refusal by name."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import struct
@@ -81,9 +79,7 @@ BOX2 = [[0, 0, 5, 5]]
         ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
     ],
 )
-def test_an_npz_that_is_no_case_is_refused_by_name(
-    arrays: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_an_npz_that_is_no_case_is_refused_by_name(arrays, message, tmp_path):
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
         read_case(tmp_path / "a.npz")
@@ -93,9 +89,7 @@ def test_an_npz_that_is_no_case_is_refused_by_name(
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
 @pytest.mark.parametrize("image", [GREY, RGB, np.dstack([RGB, GREY])])
-def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(
-    suffix: str, image: np.ndarray, tmp_path: Path
-) -> None:
+def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(suffix, image, tmp_path):
     case = read_case(write_image(tmp_path, f"a{suffix}", image))
     np.testing.assert_array_equal(case.image, image[..., :3] if image.ndim == 3 else image)
     np.testing.assert_array_equal(case.boxes.xyxy, [[1, 2, 20, 25]])
@@ -103,7 +97,7 @@ def test_a_lossless_image_is_read_as_it_stands_but_for_alpha(
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
-def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path) -> None:
+def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix, tmp_path):
     red = np.tile(np.uint8([255, 0, 0]), (30, 40, 1))
     image = read_case(write_image(tmp_path, f"a{suffix}", red)).image
     assert image.shape == (30, 40, 3)
@@ -112,9 +106,7 @@ def test_a_jpeg_is_read_in_the_order_red_green_blue(suffix: str, tmp_path: Path)
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3)])
-def test_16_bit_values_are_stretched_from_minimum_and_maximum(
-    suffix: str, shape: tuple, tmp_path: Path
-) -> None:
+def test_16_bit_values_are_stretched_from_minimum_and_maximum(suffix, shape, tmp_path):
     deep = RNG.integers(1000, 5000, shape, np.uint16)
     low, high = int(deep.min()), int(deep.max())
     stretched = np.rint((deep.astype(float) - low) * 255 / (high - low))
@@ -126,7 +118,7 @@ def test_16_bit_values_are_stretched_from_minimum_and_maximum(
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("turn", [2, 6, 8])
-def test_an_orientation_tag_is_refused(turn: int, order: str) -> None:
+def test_an_orientation_tag_is_refused(turn, order):
     block = exif(turn, order)
     for data in (png(4, 3, b"\0" * 15, chunk(b"eXIf", block)), jpeg_with(block)):
         with pytest.raises(InputError, match=f"orientation tag is {turn}"):
@@ -135,12 +127,12 @@ def test_an_orientation_tag_is_refused(turn: int, order: str) -> None:
 
 
 @pytest.mark.parametrize("block", [exif(1), exif(0), b"", b"II*\0\xff\xff\xff\xff"])
-def test_exif_that_states_no_turn_changes_nothing(block: bytes) -> None:
+def test_exif_that_states_no_turn_changes_nothing(block):
     np.testing.assert_array_equal(decode_image(jpeg_with(block), "a"), decode_image(encode(".jpg", RGB), "a"))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
-def test_every_truncation_of_an_image_is_refused(suffix: str) -> None:
+def test_every_truncation_of_an_image_is_refused(suffix):
     data = encode(suffix, RGB)
     for length in range(0, len(data), 7):
         with pytest.raises(InputError, match=r"^a: not "):
@@ -166,14 +158,14 @@ DAMAGED[len(DAMAGED) // 2] ^= 1
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_single_sound_image_of_possible_size_is_refused(data: bytes, why: str) -> None:
+def test_what_is_no_single_sound_image_of_possible_size_is_refused(data, why):
     with pytest.raises(InputError, match=f"^a: .*{why}"):
         decode_image(bytes(data), "a")
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif", "big"]))
-def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, suffix: str) -> None:
+def test_a_fuzzed_image_header_is_refused_by_our_own_error(data, suffix):
     encoded = bytearray(b"II+\0\x08\0\0\0" + GREY.tobytes() if suffix == "big" else encode(suffix, GREY))
     for _ in range(data.draw(st.integers(1, 5))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
@@ -198,7 +190,7 @@ def test_a_fuzzed_image_header_is_refused_by_our_own_error(data: st.DataObject, 
         (" " * (MAX_SIDECAR_BYTES + 1), "larger than"),
     ],
 )
-def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text, message, tmp_path):
     path = write_image(tmp_path, "a.png", GREY)
     (tmp_path / "a.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match=message) as caught:
@@ -207,9 +199,7 @@ def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text: str, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_whole_floats(
-    tmp_path: Path,
-) -> None:
+def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_whole_floats(tmp_path):
     path = write_image(tmp_path, "a.png", GREY)
     (tmp_path / "a.json").write_text('{"note": "left", "boxes": [[1.0, 2, 3e0, 4]]}', encoding="utf-8-sig")
     np.testing.assert_array_equal(read_case(path).boxes.xyxy, [[1, 2, 3, 4]])
@@ -225,13 +215,13 @@ def test_a_sidecar_is_asked_for_and_may_carry_other_keys_a_byte_order_mark_and_w
         lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["boxes", "b"]), inner),
     )
 )
-def test_any_json_is_read_or_refused_by_our_own_error(tmp_path: Path, content: Any) -> None:
+def test_any_json_is_read_or_refused_by_our_own_error(tmp_path, content):
     path = write_image(tmp_path, "a.png", GREY, boxes=content)
     with contextlib.suppress(InputError):
         assert len(read_case(path).boxes) == len(content)
 
 
-def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_path: Path) -> None:
+def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_path):
     folder, link = tmp_path / "folder", tmp_path / "link"
     folder.mkdir()
     link.symlink_to(folder)
@@ -243,7 +233,7 @@ def test_files_and_folders_are_listed_in_the_order_given_and_each_case_once(tmp_
     assert [path.name for path in listed] == ["c.tif", "a.PNG", "b.npz", "d.npz"]
 
 
-def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
+def test_a_path_that_names_no_case_is_wrong_use(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     for name in ("none.npz", "notes.txt", "empty"):
@@ -253,7 +243,7 @@ def test_a_path_that_names_no_case_is_wrong_use(tmp_path: Path) -> None:
         list_cases([])
 
 
-def test_the_files_of_a_case_include_its_sidecar_and_other_kinds_are_refused(tmp_path: Path) -> None:
+def test_the_files_of_a_case_include_its_sidecar_and_other_kinds_are_refused(tmp_path):
     assert case_files(tmp_path / "a.npz") == (tmp_path / "a.npz",)
     assert case_files(tmp_path / "a.b.png") == (tmp_path / "a.b.png", tmp_path / "a.b.json")
     with pytest.raises(InputError, match=r"a\.py: not a case"):

@@ -1,7 +1,5 @@
 """The report of a run and its log: complete, shared with other runs, and refused if none of ours."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -65,7 +63,7 @@ def write(folder: Path, *entries: CaseReport) -> ReportFile:
     return report
 
 
-def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_report_is_read_back_as_it_was_written(tmp_path):
     write(tmp_path, FAILED, DONE)
     assert load_report(tmp_path / REPORT) == (DONE, FAILED)
     report = json.loads((tmp_path / REPORT).read_text())
@@ -75,14 +73,14 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert 1 < report["peak_memory_mib"] < 100_000
 
 
-def test_efficiency_lists_the_seconds_of_finished_cases(tmp_path: Path) -> None:
+def test_efficiency_lists_the_seconds_of_finished_cases(tmp_path):
     write(tmp_path, FAILED, DONE, dataclasses.replace(DONE, case="c", status="skipped"))
     with (tmp_path / EFFICIENCY).open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["case", "seconds"], ["a, with comma", "2.1250"], ["c", "2.1250"]]
 
 
-def test_entries_are_added_and_replaced_by_name(tmp_path: Path) -> None:
+def test_entries_are_added_and_replaced_by_name(tmp_path):
     report, others = write(tmp_path, DONE, FAILED), ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
     report.put(dataclasses.replace(FAILED, error="another"))
     assert others.get("b") == report.get("b") == dataclasses.replace(FAILED, error="another")
@@ -97,7 +95,7 @@ def test_entries_are_added_and_replaced_by_name(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
 
 
-def test_while_a_run_goes_on_a_case_costs_one_line_and_a_kill_loses_at_most_that(tmp_path: Path) -> None:
+def test_while_a_run_goes_on_a_case_costs_one_line_and_a_kill_loses_at_most_that(tmp_path):
     report = ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
     sizes = []
     for number in range(50):
@@ -117,7 +115,7 @@ def test_while_a_run_goes_on_a_case_costs_one_line_and_a_kill_loses_at_most_that
     assert ReportFile(tmp_path, SETTINGS, ENVIRONMENT).get("b") == FAILED
 
 
-def test_what_did_not_fit_on_the_disk_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_did_not_fit_on_the_disk_is_no_entry(tmp_path, monkeypatch):
     report = write(tmp_path, DONE)
 
     def fail(descriptor: int) -> None:
@@ -140,7 +138,7 @@ def put_many(folder: Path, prefix: str) -> None:
             report.summarise()
 
 
-def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_lose_no_entry(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=put_many, args=(tmp_path, prefix)) for prefix in "xyz"]
     for process in processes:
@@ -153,14 +151,14 @@ def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["litemed", "bundle_sha256", "engine"])
-def test_every_setting_that_decides_labels_is_in_the_hash(field: str) -> None:
+def test_every_setting_that_decides_labels_is_in_the_hash(field):
     assert dataclasses.replace(SETTINGS, **{field: "other"}).sha256 != SETTINGS.sha256
     assert dataclasses.replace(SETTINGS, propagate=True).sha256 != SETTINGS.sha256
     assert len({dataclasses.replace(SETTINGS, merge=rule).sha256 for rule in ("nested", "argmax", None)}) == 3
     assert dataclasses.replace(SETTINGS).sha256 == SETTINGS.sha256
 
 
-def test_the_environment_is_the_present_one(box_bundle: Path) -> None:
+def test_the_environment_is_the_present_one(box_bundle):
     environment = describe_environment(open_engine("onnxruntime", Bundle.open(box_bundle), 2))
     assert (environment["engine_version"], environment["threads"]) == (onnxruntime.__version__, 2)
     assert (environment["numpy"], environment["opencv"]) == (np.__version__, cv2.__version__)
@@ -168,7 +166,7 @@ def test_the_environment_is_the_present_one(box_bundle: Path) -> None:
     assert str(environment["platform"]).startswith("Linux")
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_is_that_of_the_package():
     assert litemed_version() == "0.1.0"
 
 
@@ -178,7 +176,7 @@ def as_json(tmp_path: Path) -> dict:
 
 
 @pytest.mark.parametrize("text", ["mine", "mine\n", "{}\n", '{"case": 5}\n', "[" * 100_000 + "\n"])
-def test_a_log_of_other_origin_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+def test_a_log_of_other_origin_is_refused_and_kept(text, tmp_path):
     (tmp_path / LOG).write_text(text)
     with pytest.raises(OutputError, match=r"report\.jsonl: not a report of this version"):
         ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
@@ -188,7 +186,7 @@ def test_a_log_of_other_origin_is_refused_and_kept(text: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", "null", "nonsense", '{"schema": 2}', '{"schema": 1}', "[" * 100_000, "\xff"]
 )
-def test_a_file_that_is_no_report_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_report_is_refused_and_kept(text, tmp_path):
     (tmp_path / REPORT).write_text(text, encoding="latin1")
     with pytest.raises(OutputError, match=r"report\.json: not a report of this version"):
         ReportFile(tmp_path, SETTINGS, ENVIRONMENT)
@@ -197,9 +195,7 @@ def test_a_file_that_is_no_report_is_refused_and_kept(text: str, tmp_path: Path)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), value=st.sampled_from([None, 5, "x", [], {}, [5], {"x": 5}, "nan", True]))
-def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(
-    data: st.DataObject, value: object, tmp_path: Path
-) -> None:
+def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(data, value, tmp_path):
     for name in (REPORT, EFFICIENCY, LOG):
         (tmp_path / name).unlink(missing_ok=True)
     content = as_json(tmp_path)

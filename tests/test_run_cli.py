@@ -3,8 +3,6 @@
 As a process of its own only where that matters: it is killed, or a module must not have been imported.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -59,7 +57,7 @@ def tally(done: Result) -> str:
 
 
 @pytest.fixture
-def cases(tmp_path: Path) -> Path:
+def cases(tmp_path):
     """Return a folder of two good cases."""
     folder = tmp_path / "cases"
     folder.mkdir()
@@ -69,22 +67,22 @@ def cases(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
+def out(tmp_path):
     return tmp_path / "out"
 
 
 @pytest.fixture
-def fixed(out: Path, box_bundle: Path) -> tuple[object, ...]:
+def fixed(out, box_bundle):
     return ("-o", out, "--model", box_bundle, *ONE_THREAD)
 
 
 @pytest.fixture
-def run(fixed: tuple[object, ...]) -> Run:
+def run(fixed):
     """Return a function that runs litemed-run into ``out`` on one thread."""
     return lambda *arguments, **options: invoke(*arguments, *fixed, **options)
 
 
-def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases: Path, out: Path, run: Run) -> None:
+def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases, out, run):
     done = run(cases)
     assert (done.exit_code, done.stderr) == (0, "")
     first, second, summary = done.stdout.splitlines()
@@ -94,7 +92,7 @@ def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases: Path, out: Path
     assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
 
 
-def test_the_console_script_is_installed_and_gives_the_version_without_an_engine() -> None:
+def test_the_console_script_is_installed_and_gives_the_version_without_an_engine():
     script = Path(sys.executable).parent / "litemed-run"
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == "litemed-run, version 0.1.0\n"
@@ -133,9 +131,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_every_bad_case_is_one_line_on_stderr_and_the_others_go_on(
-    cases: Path, out: Path, fixed: tuple[object, ...]
-) -> None:
+def test_every_bad_case_is_one_line_on_stderr_and_the_others_go_on(cases, out, fixed):
     """By checks that python -O leaves in."""
     paths = {}
     for name, (make, message) in BAD.items():
@@ -154,7 +150,7 @@ def test_every_bad_case_is_one_line_on_stderr_and_the_others_go_on(
     assert {f"error: {entry.error}" for entry in load_report(out / REPORT) if entry.error} == set(lines)
 
 
-def test_boxes_that_were_clipped_are_a_warning(cases: Path, out: Path, run: Run) -> None:
+def test_boxes_that_were_clipped_are_a_warning(cases, out, run):
     save(cases / "reaches.npz", imgs=IMAGE, boxes=[[5, 5, 20, 20], [-4, 30, 20, 90]])
     done = run(cases / "reaches.npz")
     assert done.exit_code == 0
@@ -163,9 +159,7 @@ def test_boxes_that_were_clipped_are_a_warning(cases: Path, out: Path, run: Run)
     assert load_report(out / REPORT)[0].warnings == (warning,)
 
 
-def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(
-    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
-) -> None:
+def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(cases, out, box_bundle, tmp_path):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
     kept = tmp_path / "kept"
     arguments = (cases, "-o", out, "--model", box_bundle, "--engine", "openvino", "--overwrite")
@@ -194,7 +188,7 @@ def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(
 
 
 @pytest.fixture
-def two_precisions(box_bundle: Path, tmp_path: Path) -> Path:
+def two_precisions(box_bundle, tmp_path):
     """Return a bundle that lists its graphs a second time, as int8 that does not pass on ONNX Runtime."""
     bundle = Path(shutil.copytree(box_bundle, tmp_path / "bundle"))
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -208,9 +202,7 @@ def two_precisions(box_bundle: Path, tmp_path: Path) -> Path:
     return bundle
 
 
-def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
-    cases: Path, out: Path, two_precisions: Path
-) -> None:
+def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(cases, out, two_precisions):
     fixed = ("-o", out, "--model", two_precisions, *ONE_THREAD)
 
     def segment(*options: object) -> tuple[str, str]:
@@ -264,14 +256,8 @@ def test_what_was_chosen_and_why_is_on_record_and_decides_what_is_up_to_date(
     ],
 )
 def test_wrong_use_is_refused_with_code_2_before_anything_is_written(
-    arguments: tuple[str, ...],
-    message: str,
-    cases: Path,
-    fixed: tuple[object, ...],
-    out: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    arguments, message, cases, fixed, out, tmp_path, monkeypatch
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     cv2.imwrite(str(cases / "picture.png"), IMAGE)
@@ -283,9 +269,7 @@ def test_wrong_use_is_refused_with_code_2_before_anything_is_written(
     assert not out.exists()
 
 
-def test_a_model_that_is_none_is_one_line_before_the_first_case(
-    cases: Path, out: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_is_none_is_one_line_before_the_first_case(cases, out, tmp_path):
     done = invoke(cases, "-o", out, "--model", tmp_path / "none")
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'none'}/")
@@ -294,9 +278,7 @@ def test_a_model_that_is_none_is_one_line_before_the_first_case(
 
 
 @pytest.mark.parametrize("option", ["CASES", "-o", "--model", "--cache", "--overlay"])
-def test_what_the_system_refuses_is_one_line_that_names_it(
-    option: str, cases: Path, out: Path, box_bundle: Path, tmp_path: Path
-) -> None:
+def test_what_the_system_refuses_is_one_line_that_names_it(option, cases, out, box_bundle, tmp_path):
     """A name longer than file systems take: of all errors of the system the one that strikes root, too."""
     given = {"CASES": cases, "-o": out, "--model": box_bundle}
     given[option] = tmp_path / ("x" * 300)
@@ -308,7 +290,7 @@ def test_what_the_system_refuses_is_one_line_that_names_it(
     assert os.strerror(errno.ENAMETOOLONG) in done.stderr
 
 
-def test_a_traceback_is_shown_under_debug_and_quiet_prints_errors_only(cases: Path, run: Run) -> None:
+def test_a_traceback_is_shown_under_debug_and_quiet_prints_errors_only(cases, run):
     (cases / "bad.npz").write_bytes(b"PK")
     done = run(cases, "--quiet")
     assert (done.exit_code, done.stdout) == (1, "")
@@ -318,9 +300,7 @@ def test_a_traceback_is_shown_under_debug_and_quiet_prints_errors_only(cases: Pa
     assert shown.splitlines()[-1].startswith(f"error: {cases / 'bad.npz'}: ")
 
 
-def test_untrained_weights_are_said_to_be_untrained(
-    cases: Path, out: Path, box_bundle: Path, tmp_path: Path
-) -> None:
+def test_untrained_weights_are_said_to_be_untrained(cases, out, box_bundle, tmp_path):
     bundle = tmp_path / "untrained"
     shutil.copytree(box_bundle, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -346,9 +326,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_share_the_cases_of_one_folder(
-    cases: Path, out: Path, fixed: tuple[object, ...]
-) -> None:
+def test_two_processes_share_the_cases_of_one_folder(cases, out, fixed):
     many_cases(cases, 10)
     processes = [start(cases, *fixed) for _ in range(2)]
     summaries = []
@@ -375,9 +353,7 @@ def wait_for_first_case(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline().startswith("[1/")
 
 
-def test_an_interrupt_ends_with_130_and_a_whole_report(
-    cases: Path, out: Path, fixed: tuple[object, ...], run: Run
-) -> None:
+def test_an_interrupt_ends_with_130_and_a_whole_report(cases, out, fixed, run):
     many_cases(cases, 12)
     process = start(cases, *fixed)
     wait_for_first_case(process)
@@ -393,9 +369,7 @@ def test_an_interrupt_ends_with_130_and_a_whole_report(
     assert tally(run(cases)).endswith(f" {len(finished)} skipped, 0 failed")
 
 
-def test_a_kill_loses_nothing_that_was_finished(
-    cases: Path, out: Path, fixed: tuple[object, ...], run: Run
-) -> None:
+def test_a_kill_loses_nothing_that_was_finished(cases, out, fixed, run):
     many_cases(cases, 12)
     process = start(cases, *fixed)
     wait_for_first_case(process)
@@ -412,9 +386,7 @@ def test_a_kill_loses_nothing_that_was_finished(
     assert {path.name for path in out.iterdir() if path.name.startswith(".")} == set()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
-    cases: Path, out: Path, fixed: tuple[object, ...]
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(cases, out, fixed):
     image = np.random.default_rng(1).integers(0, 256, (400, 400), np.uint8)
     boxes = np.random.default_rng(2).integers(0, 190, (300, 2))
     save(cases / "big.npz", imgs=image, boxes=np.hstack([boxes, boxes + 200]))
@@ -431,9 +403,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
     assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
 
 
-def test_on_a_terminal_there_is_a_bar_and_errors_stand_on_lines_of_their_own(
-    cases: Path, out: Path, fixed: tuple[object, ...]
-) -> None:
+def test_on_a_terminal_there_is_a_bar_and_errors_stand_on_lines_of_their_own(cases, out, fixed):
     (cases / "bad.npz").write_bytes(b"PK")
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -460,9 +430,7 @@ def test_on_a_terminal_there_is_a_bar_and_errors_stand_on_lines_of_their_own(
 
 
 @pytest.mark.slow
-def test_a_volume_of_287_slices_stays_far_below_the_memory_limit(
-    cases: Path, out: Path, fixed: tuple[object, ...]
-) -> None:
+def test_a_volume_of_287_slices_stays_far_below_the_memory_limit(cases, out, fixed):
     volume = np.zeros((287, 512, 512), np.uint8)
     volume[:] = np.tile(IMAGE, (9, 7))[:512, :512]
     boxes = np.array([[20 * i, 30, 0, 20 * i + 300, 480, 286] for i in range(2)])

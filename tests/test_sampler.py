@@ -1,7 +1,5 @@
 """The sampler draws as its table says, the same every time, and loses nothing to stops and processes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,12 +1,8 @@
 """The path from an image and boxes to a label map, on graphs whose masks are the boxes themselves."""
 
-from __future__ import annotations
-
 import dataclasses
-import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,19 +44,19 @@ class Watched:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def plain_engine(request: pytest.FixtureRequest, box_bundle: pathlib.Path) -> Engine:
+def plain_engine(request, box_bundle):
     if request.param == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is an extra")
     return open_engine(request.param, Bundle.open(box_bundle), threads=1)
 
 
 @pytest.fixture
-def engine(plain_engine: Engine) -> Watched:
+def engine(plain_engine):
     return Watched(plain_engine)
 
 
 @pytest.fixture
-def segmenter(box_bundle: pathlib.Path, engine: Watched) -> Segmenter:
+def segmenter(box_bundle, engine):
     return Segmenter(Bundle.open(box_bundle), engine)
 
 
@@ -89,9 +85,7 @@ def expected_slice(
     return np.array([*numbers, 0], np.uint16)[winner]
 
 
-def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(
-    segmenter: Segmenter, engine: Watched
-) -> None:
+def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(segmenter, engine):
     volume = image(4, 60, 80)
     boxes = Boxes.parse([[5, 5, 0, 40, 40, 2], [30, 10, 1, 70, 50, 2]], volume.shape)
     case = Case("c", volume, boxes)
@@ -105,9 +99,7 @@ def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(
 
 @pytest.mark.parametrize("shape", [(90, 140), (300, 420, 3), (700, 20), (256, 256, 3)])
 @pytest.mark.parametrize("count", [1, 2, BOXES_PER_CALL, 3 * BOXES_PER_CALL + 1])
-def test_an_image_is_encoded_once_and_its_boxes_merged(
-    segmenter: Segmenter, engine: Watched, shape: tuple[int, ...], count: int
-) -> None:
+def test_an_image_is_encoded_once_and_its_boxes_merged(segmenter, engine, shape, count):
     height, width = shape[:2]
     boxes = boxes_in(np.random.default_rng(count), count, height, width)
     result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)), merge="argmax")
@@ -128,7 +120,7 @@ def volume_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int, in
 
 
 @pytest.mark.parametrize("count", [1, 3, 2 * BOXES_PER_CALL + 1])
-def test_a_volume_is_segmented_slice_by_slice(segmenter: Segmenter, engine: Watched, count: int) -> None:
+def test_a_volume_is_segmented_slice_by_slice(segmenter, engine, count):
     shape = (11, 60, 80)
     boxes = volume_boxes(np.random.default_rng(count), count, shape)
     volume = image(*shape)
@@ -150,7 +142,7 @@ def test_a_volume_is_segmented_slice_by_slice(segmenter: Segmenter, engine: Watc
     assert result.boxes_decoded == (boxes[:, 5] - boxes[:, 2] + 1).sum()
 
 
-def test_array_likes_are_taken(segmenter: Segmenter) -> None:
+def test_array_likes_are_taken(segmenter):
     grey = image(64, 64)
     expected = segmenter.segment(grey, np.array([[8, 8, 40, 40]]))
     assert expected.any()
@@ -164,7 +156,7 @@ def test_array_likes_are_taken(segmenter: Segmenter) -> None:
     "wrong",
     [np.zeros((9, 9), np.float32), np.zeros((9, 9), np.int16), np.zeros((9, 9), bool), [[1, 2], [3, 4]], "x"],
 )
-def test_images_that_are_not_uint8_are_refused_with_advice(segmenter: Segmenter, wrong: Any) -> None:
+def test_images_that_are_not_uint8_are_refused_with_advice(segmenter, wrong):
     with pytest.raises(InputError, match=r"not uint8; scale it to 0\.\.255"):
         segmenter.segment(wrong, [[1, 1, 5, 5]])
 
@@ -178,9 +170,7 @@ def test_images_that_are_not_uint8_are_refused_with_advice(segmenter: Segmenter,
         ((0, 64), [[1, 1, 5, 5]]),
     ],
 )
-def test_boxes_that_do_not_fit_are_refused_before_anything_runs(
-    segmenter: Segmenter, engine: Watched, shape: tuple[int, ...], boxes: Any
-) -> None:
+def test_boxes_that_do_not_fit_are_refused_before_anything_runs(segmenter, engine, shape, boxes):
     with pytest.raises(InputError):
         segmenter.segment(np.zeros(shape, np.uint8), boxes)
     assert not engine.encoded
@@ -194,9 +184,7 @@ class Broken(Watched):
 
 
 @pytest.mark.parametrize("propagate", [False, True])
-def test_damaged_logits_are_an_error_not_a_mask(
-    box_bundle: pathlib.Path, plain_engine: Engine, propagate: bool
-) -> None:
+def test_damaged_logits_are_an_error_not_a_mask(box_bundle, plain_engine, propagate):
     with pytest.raises(EngineError, match="not finite"):
         Segmenter(Bundle.open(box_bundle), Broken(plain_engine)).segment(
             image(64, 64), [[8, 8, 40, 40]], propagate=propagate
@@ -222,7 +210,7 @@ class Small:
 
 
 @pytest.mark.parametrize("propagate", [False, True])
-def test_a_bundle_says_the_size_of_the_input(box_bundle: pathlib.Path, propagate: bool) -> None:
+def test_a_bundle_says_the_size_of_the_input(box_bundle, propagate):
     bundle = Bundle.open(box_bundle)
     small_input = dataclasses.replace(bundle.manifest.input, size=64)
     small = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, input=small_input))
@@ -232,7 +220,7 @@ def test_a_bundle_says_the_size_of_the_input(box_bundle: pathlib.Path, propagate
 
 
 @pytest.mark.parametrize("propagate", [False, True])
-def test_masks_end_at_their_boxes_where_the_caller_says_so(box_bundle: pathlib.Path, propagate: bool) -> None:
+def test_masks_end_at_their_boxes_where_the_caller_says_so(box_bundle, propagate):
     class Everything(Small):
         def encode(self, image: Float) -> Float:
             return np.zeros((1, 256, 64, 64), np.float32)
@@ -253,14 +241,14 @@ def test_masks_end_at_their_boxes_where_the_caller_says_so(box_bundle: pathlib.P
         np.testing.assert_array_equal(flat, wanted[1])
 
 
-def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle: pathlib.Path) -> None:
+def test_load_gives_a_segmenter_that_holds_no_graphs(box_bundle):
     segmenter = litemed.runtime.load(str(box_bundle), engine="onnxruntime", threads=2)
     assert segmenter.engine.threads == 2
     assert segmenter.bundle.digest == Bundle.open(box_bundle).digest
     assert not segmenter.bundle.graphs
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, litemed.runtime as runtime; runtime.load\n"
         "print(runtime.__version__, sorted({'numpy', 'cv2', 'onnxruntime', 'openvino'} & set(sys.modules)))"

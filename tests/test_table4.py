@@ -1,7 +1,5 @@
 """litemed-bench: the cases of Table 4, its baseline, what is measured, kept and shown; the table of speed."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -44,7 +42,7 @@ def content(output: pathlib.Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Result]:
+def run(box_bundle, tmp_path_factory):
     """Return the folder and the result of a run without the baseline."""
     output = tmp_path_factory.mktemp("table4")
     return output, table4(box_bundle, output)
@@ -53,14 +51,14 @@ def run(box_bundle: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> t
 # The cases
 
 
-def test_there_are_14_rows_of_the_modalities_and_counts_of_the_paper() -> None:
+def test_there_are_14_rows_of_the_modalities_and_counts_of_the_paper():
     assert [row.objects for row in ROWS] == [6, 6, 1, 6, 6, 1, 1, 1, 34, 1, 1, 1, 19, 241]
     assert [row.name[:2] for row in ROWS] == ["3D"] * 7 + ["2D"] * 7
     assert find_rows(()) == ROWS
 
 
 @pytest.mark.parametrize("name", [SMALL, MANY, "3DBox_MR_0121"])
-def test_a_stand_in_has_the_stated_shape_and_count_and_is_always_the_same(name: str) -> None:
+def test_a_stand_in_has_the_stated_shape_and_count_and_is_always_the_same(name):
     (row,) = find_rows([name])
     first, second = draw(row), draw(row)
     np.testing.assert_array_equal(first.image, second.image)
@@ -75,9 +73,7 @@ def test_a_stand_in_has_the_stated_shape_and_count_and_is_always_the_same(name: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2DBox_Golden_five", "2DBox_Golden_upscaled", "3DBox_Golden_three"])
-def test_the_baseline_gives_the_published_label_maps(
-    name: str, golden_checkpoint: Find, shared: Find, golden_expected: dict[str, np.ndarray]
-) -> None:
+def test_the_baseline_gives_the_published_label_maps(name, golden_checkpoint, shared, golden_expected):
     from litemed.benchmarks.table4.baseline import Baseline
     from litemed.models.checkpoint import read_checkpoint
 
@@ -94,7 +90,7 @@ def test_the_baseline_gives_the_published_label_maps(
 # A run of Table 4
 
 
-def test_a_run_writes_tables_and_a_chart(run: tuple[pathlib.Path, Result]) -> None:
+def test_a_run_writes_tables_and_a_chart(run):
     output, result = run
     assert result.exit_code == 0, result.output
     text = (output / "table4.md").read_text()
@@ -110,9 +106,7 @@ def test_a_run_writes_tables_and_a_chart(run: tuple[pathlib.Path, Result]) -> No
 
 
 @pytest.mark.slow
-def test_real_files_are_not_marked_and_the_baseline_is_a_column(
-    box_bundle: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_real_files_are_not_marked_and_the_baseline_is_a_column(box_bundle, tmp_path):
     (row,) = find_rows([SMALL])
     np.savez(tmp_path / f"{SMALL}.npz", imgs=draw(row).image, boxes=np.array([[9, 9, 99, 99]]))
     weights = ["--checkpoint", ROOT / "weights" / "light.safetensors"]
@@ -130,9 +124,7 @@ def shell(title: str, line: str) -> Contender:
     return Contender(title, line, ("/bin/sh", "-c", line))
 
 
-def test_a_run_goes_on_where_it_was_interrupted_and_a_failure_costs_the_others_nothing(
-    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_goes_on_where_it_was_interrupted_and_a_failure_costs_the_others_nothing(tmp_path, capfd):
     mask = tmp_path / "mask.npz"
     np.savez(mask, segs=np.zeros((256, 256), np.uint8))
     write = f'mkdir -p "$2" && cp {mask} "$2/{SMALL}.npz"'
@@ -161,9 +153,7 @@ def test_a_run_goes_on_where_it_was_interrupted_and_a_failure_costs_the_others_n
     assert count.read_text() == "x\n" * 3
 
 
-def test_faults_are_one_line(
-    run: tuple[pathlib.Path, Result], box_bundle: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_faults_are_one_line(run, box_bundle, tmp_path):
     def refused(said: str, code: int, *arguments: object, bundle: pathlib.Path = box_bundle) -> None:
         result = table4(bundle, tmp_path, *arguments)
         assert result.exit_code == code
@@ -190,13 +180,13 @@ def test_faults_are_one_line(
 # The parts
 
 
-def test_contenders_take_turns_at_being_first() -> None:
+def test_contenders_take_turns_at_being_first():
     columns = [shell(title, "") for title in "ABC"]
     order = ["".join(one.title for one in turns(columns, repeat)) for repeat in range(4)]
     assert order == ["ABC", "BCA", "CAB", "ABC"]
 
 
-def test_peak_memory_is_that_of_the_process() -> None:
+def test_peak_memory_is_that_of_the_process():
     alone = run_process([sys.executable, "-c", "import time; x = bytearray(300 << 20); time.sleep(0.5)"])
     assert 300 <= alone.peak_mib < 500
     assert alone.seconds >= 0.5
@@ -208,9 +198,7 @@ def test_peak_memory_is_that_of_the_process() -> None:
 
 
 @pytest.mark.slow
-def test_speed_of_a_model_against_the_published_procedure(
-    box_bundle: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_speed_of_a_model_against_the_published_procedure(box_bundle, tmp_path):
     weights = ["--checkpoint", ROOT / "weights" / "light.safetensors"]
     result = invoke("speed", "--model", f"one={box_bundle}", *weights, "--repeats", 1, "-o", tmp_path)
     assert result.exit_code == 0, result.output

@@ -1,7 +1,5 @@
 """The runtime works where neither PyTorch nor ONNX nor anything of the training side can be imported."""
 
-from __future__ import annotations
-
 import pathlib
 import subprocess
 import sys
@@ -44,7 +42,7 @@ print(len(walked), *walked)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_every_module_imports_and_a_case_is_segmented(engine: str, box_bundle: pathlib.Path) -> None:
+def test_every_module_imports_and_a_case_is_segmented(engine, box_bundle):
     pytest.importorskip(engine)
     done = subprocess.run(
         [sys.executable, "-c", WALK, box_bundle, engine], capture_output=True, text=True, timeout=120

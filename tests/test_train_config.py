@@ -1,7 +1,5 @@
 """The settings of a training run: the file that documents them is true, and nothing wrong slips through."""
 
-from __future__ import annotations
-
 import dataclasses
 import tomllib
 from pathlib import Path

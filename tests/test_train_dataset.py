@@ -1,7 +1,5 @@
 """A sample is the slice as the runtime scales it, its labels in the same place; a batch is its samples."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

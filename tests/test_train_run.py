@@ -1,7 +1,5 @@
 """A run from prepared data to weights: it learns, stops and resumes exactly."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -50,7 +48,7 @@ def changed(**tables: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(data, base, tmp_path_factory) -> Path:
+def whole_run(data, base, tmp_path_factory):
     """Return a run of adapters and decoder, with an average of the weights, that was not stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert train(Request(data, folder, base, changed()), SILENT)

@@ -1,7 +1,5 @@
 """What a run writes: its state is exact and never executed; its log; the learning rate over the run."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pickle

@@ -1,7 +1,5 @@
 """One step of training: what it does to the gradients and to the weights, in float32 and in bfloat16."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def slices(prepare_drawn, tmp_path_factory) -> Slices:
+def slices(prepare_drawn, tmp_path_factory):
     return Slices.open(prepare_drawn(tmp_path_factory.mktemp("data") / "us", ("US",)), split="train")
 
 

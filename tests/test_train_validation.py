@@ -1,7 +1,5 @@
 """Validation scores label maps as the runtime makes them, by the definition that the evaluation has."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from torch.nn import functional as F
 
 from litemed.benchmarks.phantoms import draw_image
 from litemed.models.checkpoint import untrained_checkpoint
-from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.nesting import Nesting
@@ -45,7 +42,7 @@ class Pictures:
 
 
 @pytest.fixture(scope="module")
-def network() -> LiteMedSAM:
+def network():
     return untrained_checkpoint().model(64)
 
 

@@ -4,8 +4,6 @@ What moves pixels is composed into one sampling grid for each image, at which th
 the labels are taken from the nearest pixel: both at the same positions, and each only once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The command `litemed-train`, and what it has in common with `litemed-distill`."""
 
-from __future__ import annotations
-
 import importlib.resources
 import pathlib
 import sys

@@ -4,8 +4,6 @@ The defaults are those of the paper's Table 2; `default.toml` beside this module
 means. A table of the file is a dataclass here, a key is a field.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import tomllib

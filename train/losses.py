@@ -3,8 +3,6 @@
 One value for each of N boxes. Everything is computed in float32 or better.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """From label maps at the network's scale to the boxes that are trained on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

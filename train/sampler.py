@@ -1,7 +1,5 @@
 """Which slice is drawn when: by modality as the table says, from the seed and the epoch alone."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

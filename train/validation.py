@@ -3,8 +3,6 @@
 In float32, the way the runtime would, from preprocessing to merging; objects are prompted with tight boxes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

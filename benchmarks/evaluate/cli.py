@@ -1,7 +1,5 @@
 """The command `litemed-eval`."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

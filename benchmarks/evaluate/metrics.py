@@ -15,8 +15,6 @@ The surface distance is that of S. Nikolov et al. (2018), google-deepmind/surfac
 only release on PyPI fails with numpy 2 where one mask is empty, and calls what SciPy is about to remove.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A model that does not beat the best of these has learnt nothing worth shipping. 
 challenge makes them: x0 y0 x1 y1 are the first and last pixel of the object, both inclusive.
 """
 
-from __future__ import annotations
-
 import enum
 
 import cv2

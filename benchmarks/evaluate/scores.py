@@ -1,7 +1,5 @@
 """Score cases: every run and every trivial predictor against one ground truth."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass

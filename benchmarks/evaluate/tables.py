@@ -5,8 +5,6 @@ The bootstrap draws cases with replacement within each modality, so that a modal
 as the macro average needs. All runs share the draws: differences between runs are paired by case.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -1,7 +1,5 @@
 """The 14 cases of the paper's Table 4: find or draw them, measure, write the table and the chart."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

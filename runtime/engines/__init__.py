@@ -1,7 +1,5 @@
 """Inference engines, and which of them runs a bundle; what each needs is imported when it is opened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from litemed.runtime.bundle import Bundle, Manifest

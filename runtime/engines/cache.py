@@ -7,8 +7,6 @@ depends on, and begins with one of its name and content: what is damaged, or mov
 anew. (OpenVINO's own cache folder does not verify what it reads.)
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -7,8 +7,6 @@ period. Hardware threads of one core count once, for one keeps its units busy. A
 elsewhere each CPU counts as a core.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """What an inference engine does for the runtime, and what all engines share."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import ctypes
 from collections.abc import Callable, Mapping

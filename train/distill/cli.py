@@ -1,7 +1,5 @@
 """The command `litemed-distill`."""
 
-from __future__ import annotations
-
 import pathlib
 import sys
 from typing import Any

@@ -8,8 +8,6 @@ The default settings are those of the recipe, `train/recipes/light.toml`. Its ta
 those whose names begin with `stage1` or `stage2` for one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.resources
 import json

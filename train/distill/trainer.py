@@ -1,7 +1,5 @@
 """One stage of a distillation: a training run whose student imitates a teacher's embeddings."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a student is shown: slices and unlabelled images as one source, and the views kept of them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

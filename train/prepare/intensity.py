@@ -4,8 +4,6 @@ CT is cut to a window, everything else that is not 8-bit yet to its own percenti
 for MedSAM ("Segment anything in medical images", data curation). 8-bit images stay as they are.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

@@ -11,8 +11,6 @@ which is what the challenge's own conversion keeps. Within a slice, rows and col
 A NIfTI that says nothing about orientation (sform and qform codes both 0) is taken as stored.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import zlib

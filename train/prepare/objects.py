@@ -1,7 +1,5 @@
 """From label maps to objects: size limits, consecutive numbers, boxes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """A whole run: from found pairs to a folder of training slices or of test cases."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Run one function over many tasks in worker processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

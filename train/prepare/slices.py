@@ -1,7 +1,5 @@
 """From a pair of image and labels to training slices, or to a test case and its ground truth."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass

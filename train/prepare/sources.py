@@ -3,8 +3,6 @@
 What a SOURCE may be is told by `litemed-prepare --help`.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 from collections import Counter
