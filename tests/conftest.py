@@ -181,6 +181,38 @@ def light_golden(shared):
         return dict(file)
 
 
+ENCODER = """encoder (float[1,3,256,256] image) => (float[1,256,64,64] image_embedding) {
+    small = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (image)
+    shape = Constant <value_ints = [256, 3, 1, 1]> ()
+    weight = ConstantOfShape <value = float[1] {1}> (shape)
+    image_embedding = Conv (small, weight)
+}"""
+DECODER = """decoder (float[1,256,64,64] image_embedding, float[N,4] boxes)
+        => (float[N,256,256] logits, float[N] iou) {
+    axis = Constant <value_ints = [2]> ()
+    column = Unsqueeze (boxes, axis)
+    x0, y0, x1, y1 = Split <axis = 1, num_outputs = 4> (column)
+    zero = Constant <value_float = 0.0> ()
+    size = Constant <value_float = 256.0> ()
+    one = Constant <value_float = 1.0> ()
+    line = Range (zero, size, one)
+    wide = Constant <value_ints = [1, 1, 256]> ()
+    high = Constant <value_ints = [1, 256, 1]> ()
+    across = Reshape (line, wide)
+    down = Reshape (line, high)
+    left = Sub (across, x0)
+    right = Sub (x1, across)
+    above = Sub (down, y0)
+    below = Sub (y1, down)
+    distance = Min (left, right, above, below)
+    mean = ReduceMean <keepdims = 0> (image_embedding)
+    nothing = Mul (mean, zero)
+    logits = Add (distance, nothing)
+    sides = Constant <value_ints = [1, 2]> ()
+    iou = ReduceMax <keepdims = 0> (logits, sides)
+}"""
+
+
 @pytest.fixture(scope="session")
 def box_bundle(tmp_path_factory):
     """Return a bundle for tests of what is round the network, whose graphs take no time and are foreseeable.
@@ -189,60 +221,14 @@ def box_bundle(tmp_path_factory):
     is its box, and where boxes overlap the one whose edges are farther wins.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
 
     from litemed.runtime.bundle import PREPROCESSING
 
-    def constant(name: str, values: np.ndarray) -> onnx.TensorProto:
-        return numpy_helper.from_array(values, name)
-
-    def value(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    across = np.arange(256, dtype=np.float32).reshape(1, 1, 256)
-    embedding, logits = value("image_embedding", [1, 256, 64, 64]), value("logits", ["N", 256, 256])
-    graphs = {
-        "encoder": helper.make_graph(
-            [
-                helper.make_node("AveragePool", ["image"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
-                helper.make_node("Conv", ["small", "weight"], ["image_embedding"]),
-            ],
-            "encoder",
-            [value("image", [1, 3, 256, 256])],
-            [embedding],
-            [constant("weight", np.ones((256, 3, 1, 1), np.float32))],
-        ),
-        "decoder": helper.make_graph(
-            [
-                helper.make_node("Unsqueeze", ["boxes", "axis"], ["column"]),
-                helper.make_node("Split", ["column"], ["x0", "y0", "x1", "y1"], axis=1, num_outputs=4),
-                helper.make_node("Sub", ["across", "x0"], ["left"]),
-                helper.make_node("Sub", ["x1", "across"], ["right"]),
-                helper.make_node("Sub", ["down", "y0"], ["above"]),
-                helper.make_node("Sub", ["y1", "down"], ["below"]),
-                helper.make_node("Min", ["left", "right", "above", "below"], ["distance"]),
-                helper.make_node("ReduceMean", ["image_embedding"], ["mean"], keepdims=0),
-                helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
-                helper.make_node("Add", ["distance", "nothing"], ["logits"]),
-                helper.make_node("ReduceMax", ["logits", "sides"], ["iou"], keepdims=0),
-            ],
-            "decoder",
-            [embedding, value("boxes", ["N", 4])],
-            [logits, value("iou", ["N"])],
-            [
-                constant("axis", np.array([2])),
-                constant("sides", np.array([1, 2])),
-                constant("across", across),
-                constant("down", across.reshape(1, 256, 1)),
-                constant("zero", np.zeros((), np.float32)),
-            ],
-        ),
-    }
     folder = tmp_path_factory.mktemp("boxes") / "bundle"
     folder.mkdir()
     entries = {}
-    for name, graph in graphs.items():
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    for name, text in {"encoder": ENCODER, "decoder": DECODER}.items():
+        model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]>' + text)
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)

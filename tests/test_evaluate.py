@@ -13,9 +13,8 @@ from click.testing import CliRunner, Result
 
 from litemed.benchmarks.evaluate.cli import main
 from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
-from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_truth
-from litemed.benchmarks.evaluate.tables import markdown, summarise
+from litemed.benchmarks.evaluate.tables import summarise
 from litemed.benchmarks.phantoms import boxes_of
 
 
@@ -70,7 +69,7 @@ ONES = np.ones((6, 36, 40), np.uint8)
 
 
 class TestCommand:
-    def test_scores_are_those_of_the_metrics(self, data: pathlib.Path) -> None:
+    def test_scores_are_those_of_the_metrics(self, data):
         write(data / "good" / "2DBox_US_9999.npz", segs=np.zeros((4, 4), np.uint8))
         (data / "gts" / "notes.txt").write_text("not a case")
         done = score(data)
@@ -103,7 +102,7 @@ class TestCommand:
         ]
         assert float(table["Average"]["dsc"]) == pytest.approx(np.mean(of_modality), abs=2e-6)
 
-    def test_several_runs_and_trivial_predictors_side_by_side(self, data: pathlib.Path) -> None:
+    def test_several_runs_and_trivial_predictors_side_by_side(self, data):
         runs = (f"tuned={data / 'good'}", data / "gts", "--run", f"base={data / 'poor'}")
         trivial = ("--cases", data / "cases", "--trivial")
         done = run_cli(*runs, *trivial, "-o", data / "out")
@@ -127,7 +126,7 @@ class TestCommand:
         titles = "| Modality | Cases | base DSC | base NSD | tuned DSC | tuned NSD | filled box DSC"
         assert done.stdout.startswith(titles)
 
-    def test_bad_predictions_count_as_0_and_are_named(self, data: pathlib.Path) -> None:
+    def test_bad_predictions_count_as_0_and_are_named(self, data):
         marker, good = data / "executed", data / "good"
 
         class Payload:
@@ -186,18 +185,18 @@ class TestCommand:
         assert len(rows_of(data / "out" / "cases.csv")) == 4
         assert "1 of 5 cases could not be scored" in done.stdout
 
-    def test_nothing_that_can_be_scored(self, data: pathlib.Path) -> None:
+    def test_nothing_that_can_be_scored(self, data):
         for path in (data / "gts").iterdir():
             path.write_bytes(b"")
         assert "none of the 5 cases could be scored" in score(data, expect=1).stderr
 
-    def test_bad_case_file_leaves_the_case_out_for_all(self, data: pathlib.Path) -> None:
+    def test_bad_case_file_leaves_the_case_out_for_all(self, data):
         write(data / "cases" / "2DBox_US_0001.npz", imgs=np.zeros((9, 9), np.uint8), boxes=[[1, 1, 5, 5]])
         done = score(data, "--cases", data / "cases", "--trivial", expect=1)
         assert "image of (9, 9)" in done.stderr
         assert "2DBox_US_0001" not in {row["case"] for row in rows_of(data / "out" / "cases.csv")}
 
-    def test_wrong_use(self, data: pathlib.Path) -> None:
+    def test_wrong_use(self, data):
         (data / "empty").mkdir()
         write(data / "unknown" / "patient7.npz", gts=np.ones((4, 4), np.uint8))
         good, gts, out = data / "good", data / "gts", data / "out"
@@ -218,7 +217,7 @@ class TestCommand:
             assert word in done.stderr, arguments
         assert not out.exists()
 
-    def test_it_needs_nothing_but_its_extra(self, data: pathlib.Path) -> None:
+    def test_it_needs_nothing_but_its_extra(self, data):
         absent = ("torch", "onnx", "onnxruntime", "openvino", "psutil", "matplotlib", "nibabel")
         code = (
             f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
@@ -235,7 +234,7 @@ def result_of(case: str, modality: str, scores: Mapping[str, tuple[float, float]
 
 
 class TestSummary:
-    def test_intervals_are_those_of_theory_and_differences_are_paired(self) -> None:
+    def test_intervals_are_those_of_theory_and_differences_are_paired(self):
         # Run b is better than run a by 0.01 on every case.
         scores = np.random.default_rng(0).normal(0.7, 0.1, 400)
         results = [
@@ -249,22 +248,3 @@ class TestSummary:
         assert summary.scores[-1, 0, 0] == pytest.approx(expected, abs=0.1 * half)
         assert summary.differences[0, 0] == pytest.approx([-0.01] * 3)
         assert summary.differences[0, 1, 0] == pytest.approx(0)
-
-    def test_one_run_has_no_differences(self) -> None:
-        summary = summarise([result_of("x", "MR", {"a|b": (0.25, 0.75)})])
-        assert summary.scores[-1, 0].tolist() == [[0.25] * 3, [0.75] * 3]
-        text = markdown(summary, [])
-        assert "minus" not in text
-        assert "a\\|b DSC" in text  # a bar in a name does not break the table
-
-    def test_many_runs_stand_in_tables_of_four(self) -> None:
-        runs = ["ours", *"abcdefg", *Trivial]
-        scores = {run: (0.5 + index / 100, 0.1 + index / 100) for index, run in enumerate(runs)}
-        lines = markdown(summarise([result_of("x", "MR", scores)]), []).splitlines()
-        titles = [line.split(" | ")[2::2] for line in lines if line.startswith("| Modality")]
-        shown = [[title.removesuffix(" DSC") for title in table] for table in titles]
-        assert shown == [list("abcd"), ["e", "f", "g", "ours"], list(Trivial)]
-        # Every number stands below its run: the second table's last columns are those of `ours`.
-        assert lines[3 + lines.index("")].endswith(" | 0.500 | 0.100 |")
-        worse = next(line for line in lines if line.startswith("| g | "))
-        assert "| -0.070 [-0.070, -0.070] |" in worse

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from scipy.special import expit, log_expit
 from torch import Tensor
 
-from litemed.train.config import Loss
 from litemed.train.losses import (
     NEAR,
     PARTS,
     mask_losses,
     merged_cross_entropy,
-    summed_losses,
 )
 from litemed.train.prompts import Prompted
 
@@ -63,16 +61,6 @@ def random_masks(seed: int, scale: float, share: float, size: int) -> tuple[Tens
     logits = random.normal(0, scale, (3, size, size))
     target = (random.random((3, size, size)) < share).astype(np.uint8)
     return torch.from_numpy(logits), torch.from_numpy(target)
-
-
-def test_the_total_is_weighted():
-    logits, target = random_masks(0, 1, 0.3, 6)
-    prompts = prompted(target)
-    prompts.weights[:] = torch.tensor([1.0, 0.5, 0.5])
-    found = summed_losses(logits, torch.zeros(3), prompts, 3, Loss(iou=0.5, cross_entropy=4))
-    dice, focal, iou, merged = mask_losses(logits, torch.zeros(3), prompts, 3) * prompts.weights
-    expected = [dice + focal + 0.5 * iou + 4 * merged, dice, focal, iou, merged]
-    assert torch.allclose(found, torch.stack(expected).sum(1))
 
 
 def test_gradients_are_finite_however_sure_the_network_is():

@@ -123,31 +123,6 @@ def test_dice_is_twice_what_is_common_over_the_sum(data):
 SHAPES = ((32, 40), (12, 20, 24))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_scores_of_easy_cases(shape):
-    truth = two_objects(shape)
-    spacing = (3.0, 1.0, 1.0)
-    right, wrong = ClassScore(1, 1.0, 1.0), ClassScore(1, 0.0, 0.0)
-    assert score_classes(truth, truth, spacing) == (right, ClassScore(2, 1.0, 1.0))
-    assert score_classes(truth, np.zeros_like(truth), spacing) == (wrong, ClassScore(2, 0.0, 0.0))
-    # A label missing in the prediction costs its share.
-    assert score_classes(truth, np.where(truth == 2, 0, truth), spacing) == (right, ClassScore(2, 0.0, 0.0))
-    far = np.zeros_like(truth)
-    far[..., 17:19, 1:3] = 1
-    assert score_classes(np.where(truth == 1, truth, 0), far, spacing) == (wrong,)
-
-
-def test_label_only_in_the_prediction():
-    truth = two_objects((32, 40))
-    truth[truth == 2] = 3
-    prediction = truth.copy()
-    # Nobody has label 2: left out. Label 4 lies above the ground truth's largest: it does not count.
-    prediction[25:30, 25:30] = 4
-    assert [s.label for s in score_classes(truth, prediction, None)] == [1, 3]
-    prediction[25:30, 25:30] = 2
-    assert score_classes(truth, prediction, None)[1] == ClassScore(2, 0.0, 0.0)
-
-
 def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d():
     truth, prediction = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
     truth[4:16, 4:16, 4:14] = prediction[4:16, 4:16, 4:16] = 1

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -255,33 +255,6 @@ def test_a_volume_equals_the_definition_with_boxes_compared_as_a_whole(height, w
             expected[z] = naive.merge(planes, shape[1:], rule)
         found = Segmenter(bundle, Drawn()).segment(volume, boxes, merge=rule, crop_masks=crop)
         np.testing.assert_array_equal(found, expected)
-
-
-@settings(deadline=None, max_examples=60)
-@given(data=st.data(), at_once=st.integers(1, 7))
-def test_where_no_box_is_nested_nothing_changes(data, at_once):
-    boxes = data.draw(boxes_in(60, 80))
-    outermost = flat(boxes)[[not any(row) for row in Naive.of(boxes * [1, 1, 0, 1, 1, 0]).inside]]
-    frame = Frame.of(60, 80, SIZE)
-    logits = np.stack([plane_of(i, box) for i, box in enumerate(outermost)])
-    everyone = np.arange(len(outermost))
-    np.testing.assert_array_equal(Nesting.of(outermost).in_turn(everyone), everyone)  # so is what is decoded
-    by_rule = [merged(frame, logits, outermost, at_once, rule) for rule in ("nested", "argmax")]
-    np.testing.assert_array_equal(*by_rule)
-
-
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_boxes_in_another_order_give_the_same_objects(data):
-    boxes = flat(data.draw(boxes_in(60, 80)))
-    sizes = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
-    assume(len(np.unique(sizes)) == len(sizes))
-    frame = Frame.of(60, 80, SIZE)
-    logits = np.random.default_rng(data.draw(st.integers(0, 999))).normal(0, 2, (len(boxes), SIZE, SIZE))
-    logits = logits.astype(np.float32)
-    order = np.array(data.draw(st.permutations(range(len(boxes)))))
-    labels, permuted = merged(frame, logits, boxes, 6), merged(frame, logits[order], boxes[order], 6)
-    np.testing.assert_array_equal(np.concatenate([[0], order + 1])[permuted], labels)
 
 
 def everywhere(count: int, value: float = 1) -> Planes:

@@ -115,20 +115,6 @@ def test_a_volume_equals_the_published_loops(depth, side, count, seed, with_engi
     np.testing.assert_array_equal(labels, as_published(Blobs(), volume, boxes))
 
 
-def test_the_prompt_moves_with_the_object(with_engine):
-    volume = np.zeros((31, 64, 64), np.uint8)
-    for z in range(31):
-        volume[z, 20:32, 5 + z : 17 + z] = 255
-    box = [[20, 20, 0, 32, 32, 30]]
-
-    def found(propagate: bool) -> float:
-        labels = with_engine(Blobs()).segment(volume, box, propagate=propagate)
-        return float(((labels > 0) & (volume > 0)).sum() / (volume > 0).sum())
-
-    assert found(propagate=True) > 0.95
-    assert found(propagate=False) < 0.7
-
-
 @pytest.mark.parametrize("keep", [0, 1, 3, 32])
 def test_slices_are_encoded_once_as_far_as_embeddings_are_kept(keep, with_engine, monkeypatch):
     monkeypatch.setattr(propagate, "KEPT_EMBEDDINGS", keep)

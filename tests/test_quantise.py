@@ -15,7 +15,6 @@ from litemed.benchmarks.phantoms import Phantom, draw_image, draw_volume
 from litemed.export.agreement import find_measured_cases, mean_dice, measure_agreement, passing
 from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import describe, main
-from litemed.export.graphs import ExportError
 from litemed.export.quantise import (
     KEY,
     KEY_BF16,
@@ -127,27 +126,6 @@ def test_every_modality_gets_an_equal_share_and_volumes_give_covered_slices(tmp_
 
 
 # Quantisation
-
-
-def test_ranges_are_the_means_of_the_extremes():
-    """Of the second convolution's output: -3 to 2, and 0 to 0 for a constant image."""
-    model = onnx.parser.parse_model(
-        """<ir_version: 9, opset_import: ["": 20]>
-        small (float[1,3,64,64] image) => (float[1,2,64,64] out)
-        <float[1,3,1,1] first = {1, 0, 0}, float[2,1,1,1] weight = {2, -3}> {
-            [first] grey = Conv(image, first)
-            [second] out = Conv(grey, weight)
-        }"""
-    )
-    assert quantised_nodes(model) == ["second"]
-    images = [np.full((8, 8, 3), 7, np.uint8), np.array([[0, 255], [40, 80]], np.uint8)]
-    found = quantise(model, images, SIZE, KEY, print).graph
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.initializer}
-    assert stored["grey_scale"] == pytest.approx(0.5 / 255)
-    assert stored["out_scale"] == pytest.approx(2.5 / 255)
-    del model.graph.node[1:]
-    with pytest.raises(ExportError, match="no layer"):
-        quantised_nodes(model)
 
 
 @pytest.mark.slow

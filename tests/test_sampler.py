@@ -64,14 +64,6 @@ def test_frequencies_follow_the_table(table, sizes):
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
 
 
-def test_a_wrong_table_would_be_found_out():
-    """The power of the test above: draws at 30 % MR, as in the paper's code, do not pass for 10 %."""
-    wrong = Sampling({"CT": 40, "MR": 30}, others=30)
-    drawn = sampler_of(SIZES, wrong, 4000).epoch(0)
-    share = np.isin(drawn, slices_of(SIZES)["MR"]).mean()
-    assert stats.binomtest(round(share * 4000), 4000, 0.1).pvalue < 1e-12
-
-
 def test_within_a_modality_no_slice_comes_again_before_all_came():
     drawn = sampler_of(SIZES, Config().sampling, 4000).epoch(0)
     for indices in slices_of(SIZES).values():

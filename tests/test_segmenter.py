@@ -142,16 +142,6 @@ def test_a_volume_is_segmented_slice_by_slice(segmenter, engine, count):
     assert result.boxes_decoded == (boxes[:, 5] - boxes[:, 2] + 1).sum()
 
 
-def test_array_likes_are_taken(segmenter):
-    grey = image(64, 64)
-    expected = segmenter.segment(grey, np.array([[8, 8, 40, 40]]))
-    assert expected.any()
-    np.testing.assert_array_equal(segmenter.segment(grey, [[8, 8, 40, 40]]), expected)
-    np.testing.assert_array_equal(segmenter.segment(grey, [(8.0, 8, 40, 40)]), expected)
-    rows = np.repeat(grey, 2, axis=0)
-    np.testing.assert_array_equal(segmenter.segment(rows[::2], [[8, 8, 40, 40]]), expected)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [np.zeros((9, 9), np.float32), np.zeros((9, 9), np.int16), np.zeros((9, 9), bool), [[1, 2], [3, 4]], "x"],

@@ -27,7 +27,8 @@ from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
 from litemed.train.cli import main
 from litemed.train.loop import Trainer
-from litemed.train.network import TrainedNetwork, averaged
+from litemed.train.network import TrainedNetwork
+from litemed.train.optimise import averaged
 from litemed.train.run import Request, Stop, train
 from litemed.train.run_files import STATE, Reporter, TrainingError, read_state
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from litemed.train.config import Config, Schedule
-from litemed.train.network import LearningRate
+from litemed.train.optimise import LearningRate
 from litemed.train.run_files import (
     FORMAT,
     STATE,

@@ -15,15 +15,8 @@ from litemed.models.weight_files import weights_digest
 from litemed.train import losses, run_files
 from litemed.train.config import Config
 from litemed.train.dataset import Batch, Data, generator_of, make_examples, training_loader
-from litemed.train.network import (
-    LearningRate,
-    TrainedNetwork,
-    autocast,
-    averaged,
-    build_network,
-    build_optimizer,
-    compile_blocks,
-)
+from litemed.train.network import TrainedNetwork, autocast, build_network, compile_blocks
+from litemed.train.optimise import LearningRate, averaged, build_optimizer
 from litemed.train.prompts import MIN_OBJECT_PIXELS
 from litemed.train.run_files import BEST, LAST, Inputs, Progress, Reporter, State, TrainingError
 from litemed.train.sampler import Batches, training_sampler
