@@ -43,6 +43,7 @@ def test_layouts(tmp_path, state, layout, wrap):
     assert all(torch.allclose(v, state[k], atol=1e-2) for k, v in checkpoint.state.items())
 
 
+@pytest.mark.slow
 def test_loralib_is_found_described_and_folded(golden_checkpoint):
     plain = read_checkpoint(golden_checkpoint("plain"))
     lora = read_checkpoint(golden_checkpoint("loralib"))

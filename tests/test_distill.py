@@ -35,7 +35,7 @@ from litemed.train.prepare.store import Slices
 from litemed.train.run_files import LAST, Reporter, read_state
 from litemed.train.sampler import ModalitySampler
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 SIZE = 64
 TINY: dict[str, Any] = {

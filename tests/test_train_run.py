@@ -95,6 +95,7 @@ def test_a_run_leaves_what_it_promises(whole_run, base, data):
     assert said["inputs"]["data"]["folder"] == str(data)
 
 
+@pytest.mark.slow
 def test_stopped_after_every_step_and_resumed_for_more_epochs_equals_not_stopped(
     whole_run, data, base, tmp_path
 ):
@@ -143,6 +144,7 @@ def test_the_average_follows_the_weights_and_copies_indices():
         assert value.is_floating_point() or torch.equal(value, indices[name])
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(whole_run, data, base, tmp_path):
     # OpenCV's threads at work before the processes are forked once made these wait for ever.
     cv2.setNumThreads(4)
@@ -162,6 +164,7 @@ def test_a_short_run_of_all_weights_lowers_the_loss_and_raises_the_dsc(data, unt
     assert (found.layout, found.encoder) == ("plain", LIGHT)
 
 
+@pytest.mark.slow
 def test_slices_that_cannot_be_used_and_absent_modalities_are_named(prepare_drawn, base, tmp_path):
     folder = prepare_drawn(tmp_path / "data", ("CT", "US"), too_small=4)
     few = {"samples_per_epoch": 12, "epochs": 1, "batch_size": 12}
