@@ -151,7 +151,7 @@ class _Run:
             self._observer.case_started(job.name, self._started, total)
             begun = self._steps.begin(job, lock.abandoned)
             if begun.case is not None:
-                result = self._steps.segment(begun.case, self._observer.slices_done, last)
+                result = self._steps.segment(begun.case, self._slices_done, last)
                 lock.mark()
             self._settle()
         except BaseException as error:
@@ -171,6 +171,11 @@ class _Run:
             return self._steps.finish(begun, result)
         finally:
             lock.__exit__(None, None, None)
+
+    def _slices_done(self, done: int, total: int) -> None:
+        if self._writing is not None and self._writing[1].done():
+            self._settle()  # told now, not once a long volume has ended
+        self._observer.slices_done(done, total)
 
     def _settle(self) -> None:
         """Wait until the last result is written, and tell the observer."""
