@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from litemed.runtime.errors import InputError
 from litemed.runtime.preprocess import Frame
 
+PROFILE_FLOOR = 0.15
+"""Of the squared sides of an ellipsoid's cross-section: at its ends there is a box, too."""
+
 # Label 65535 is the last that a uint16 label map holds.
 MAX_BOXES = 65_535
 
@@ -79,14 +82,24 @@ class Boxes:
         return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
 
 
-def scale_boxes(xyxy: NDArray[np.int64], frame: Frame) -> NDArray[np.float32]:
+def scale_boxes(xyxy: NDArray[np.int64] | NDArray[np.float64], frame: Frame) -> NDArray[np.float32]:
     """Return boxes in the coordinates of the network's input, float32 (N, 4), x0 y0 x1 y1.
 
-    `xyxy` is int64 (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side
+    `xyxy` is (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side
     and truncated to an integer, as published.
     """
     ratio = frame.size / max(frame.height, frame.width)
     return np.trunc(xyxy * ratio).astype(np.float32)
+
+
+def shrink(xyxy: NDArray[np.int64] | NDArray[np.float64], offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shrink boxes (n, 4) about their centres to an ellipsoid's cross-sections.
+
+    `offset` (n,), from -1 to 1, is where the section lies along the axis across it, 0 being the middle.
+    """
+    factor = np.sqrt(np.maximum(PROFILE_FLOOR, 1 - offset**2))[:, np.newaxis]
+    centre, half = (xyxy[:, :2] + xyxy[:, 2:]) / 2, (xyxy[:, 2:] - xyxy[:, :2]) / 2
+    return np.concatenate([centre - factor * half, centre + factor * half], axis=1)
 
 
 def _extent(shape: tuple[int, ...], source: str) -> tuple[int | None, int, int]:

@@ -18,12 +18,14 @@ class Case:
 
     `name` is the file's without its suffix, by which its result is called. `image` is uint8, C-contiguous:
     (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
-    `Boxes.parse` checked the `boxes` against it. `source` is the file it was read from, or None.
+    `Boxes.parse` checked the `boxes` against it. `spacing` is that of a volume's slices, rows and columns in
+    mm, None if the file gives none. `source` is the file it was read from, or None.
     """
 
     name: str
     image: npt.NDArray[np.uint8]
     boxes: Boxes
+    spacing: tuple[float, ...] | None = None
     source: Path | None = None
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from litemed.runtime.command import run_command
+from litemed.runtime.method import MERGES, VOLUMES, ZOOMS, Method
 
 EPILOG = """\b
 Examples:
@@ -81,16 +82,37 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--merge",
-    type=click.Choice(["nested", "argmax"]),
+    type=click.Choice(MERGES),
     help="Who gets a pixel that several boxes claim. argmax: the highest logit, as in the paper. nested, the "
     "default: the same, but a box that lies within a larger one takes from it what its own logits say, so "
     "that a cup is not lost in its disc. Where no box lies within another they are the same.",
 )
 @click.option(
+    "--volume",
+    type=click.Choice(VOLUMES),
+    help="How a 3D box prompts its slices. box: as it is, as in the paper. ellipsoid: shrunk like the "
+    "cross-section of an ellipsoid. planes, the default: the same, and where the box has 16 slices or more a "
+    "few planes of the two other directions correct them, in at most twice the time.",
+)
+@click.option(
+    "--zoom",
+    type=click.Choice(ZOOMS),
+    help="auto, the default: boxes below 16 pixels at the network's scale, of which an image has more, "
+    "are segmented on tiles of it. off: on the whole image, as in the paper.",
+)
+@click.option(
+    "--max-zoom-tiles",
+    type=click.IntRange(min=0),
+    default=Method.max_zoom_tiles,
+    show_default=True,
+    metavar="N",
+    help="Tiles that an image or slice may have; each is encoded.",
+)
+@click.option(
     "--propagate",
     is_flag=True,
     help="In volumes go from each box's middle slice outwards, as the baseline does; a later box overwrites "
-    "an earlier one, so --merge does not go with it.",
+    "an earlier one. --merge, --volume and --zoom do not go with it.",
 )
 @click.option(
     "--crop-masks",
@@ -98,6 +120,7 @@ _PATH = click.Path(path_type=Path)
     help="End each box's mask at the box, which must have been drawn round the object.",
 )
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
+@click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.option("--verbose", is_flag=True, help="Say which engine and precision run, and why.")
@@ -125,18 +148,25 @@ def _run(
     debug: bool,
     verbose: bool,
     quiet: bool,
-    **how: Any,
+    dry_run: bool,
+    output: Path,
+    overlay: Path | None,
+    overwrite: bool,
+    **method: Any,
 ) -> bool:
     """Run the cases and return whether none failed."""
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
 
+    how = Method(**method)
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
     kept = None if cache is None else Cache(cache)
     bundle = Bundle.default() if model is None else Bundle.open(model)
     if model is None and not quiet:
         _note(f"model {bundle.name}, which ships with litemed")
+    if dry_run:
+        return _tell_costs(cases, how, bundle.manifest.input_size)
     loading = open_engine(
         engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
     )
@@ -159,13 +189,37 @@ def _run(
     if not segmenter.bundle.manifest.weights.trained:
         click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
     with Console(debug=debug, quiet=quiet) as observer:
-        reports = run_cases(cases, segmenter=segmenter, observer=observer, **how)
+        reports = run_cases(
+            cases, output, segmenter, method=how, overlay=overlay, overwrite=overwrite, observer=observer
+        )
     counts = [
         f"{sum(r.status == status for r in reports)} {status}" for status in ("done", "skipped", "failed")
     ]
     if not quiet:
-        click.echo(f"{', '.join(counts)}; see {how['output'] / REPORT}")
+        click.echo(f"{', '.join(counts)}; see {output / REPORT}")
     return all(report.status != "failed" for report in reports)
+
+
+def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> bool:
+    """Print what each case would take; return whether all can be read."""
+    from litemed.runtime.errors import InputError
+    from litemed.runtime.plan import Plan
+    from litemed.runtime.readers import list_cases, read_case
+
+    readable = True
+    for path in list_cases(cases):
+        try:
+            plan = Plan.of(read_case(path), method, input_size)
+        except InputError as error:
+            readable = False
+            click.echo(f"error: {error}", err=True)
+        else:
+            tiles, planes = sum(view.is_tile for view in plan.views), 2 * int(plan.plane_count.sum())
+            click.echo(
+                f"{path.stem}: {len(plan.xyxy)} boxes, {plan.encodings} encodings, {plan.decodings} masks "
+                f"({tiles} tiles, {planes} planes)"
+            )
+    return readable
 
 
 def _note(line: str) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from litemed.runtime.errors import OutputError
 from litemed.runtime.files import FolderLock, LockedError, make_folder
 from litemed.runtime.jobs import Job, plan_jobs
-from litemed.runtime.nesting import merge_rule
+from litemed.runtime.method import Method
 from litemed.runtime.readers import list_cases
 from litemed.runtime.report import CaseReport, Settings, describe_environment, litemed_version
 from litemed.runtime.report_files import ReportFile
@@ -53,9 +53,7 @@ def run_cases(
     output: str | os.PathLike[str],
     segmenter: Segmenter,
     *,
-    merge: str | None = None,
-    propagate: bool = False,
-    crop_masks: bool = False,
+    method: Method | None = None,
     overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
@@ -66,10 +64,7 @@ def run_cases(
         cases: files and folders, as `litemed.runtime.readers.list_cases` takes them.
         output: folder of the results; made if need be.
         segmenter: from `litemed.runtime.load`.
-        merge: "nested" or "argmax", see `litemed.runtime.nesting`; None: nested, or with ``propagate``
-            neither.
-        propagate: segment volumes from each box's middle slice outwards, as the published baseline does.
-        crop_masks: whether masks end at their boxes.
+        method: how to segment them; the default one if it is None.
         overlay: folder for a picture NAME.png of each result; made if need be.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
@@ -79,13 +74,11 @@ def run_cases(
         with its error and raises nothing.
 
     Raises:
-        UsageError: there are no such cases, a result would replace an input, or ``merge`` is unknown or given
-            beside ``propagate``.
+        UsageError: there are no such cases, or a result would replace an input.
         OutputError: the folder or its report cannot be written.
         EngineError: the engine does not accept the bundle's graphs.
         KeyboardInterrupt: after the report was brought up to date.
     """
-    rule = merge_rule(merge, propagate)
     output = Path(output)
     overlay = None if overlay is None else Path(overlay)
     jobs = plan_jobs(list_cases(cases), output, overlay)
@@ -98,9 +91,7 @@ def run_cases(
         bundle_sha256=segmenter.bundle.digest,
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
-        propagate=propagate,
-        crop_masks=crop_masks,
-        merge=rule,
+        method=method or Method(),
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
     run = _Run(output, CaseSteps(segmenter, settings, report, overwrite), observer or RunObserver())

@@ -18,33 +18,34 @@ class Inference:
 
     Attributes:
         engine: what computes.
-        slices_encoded: how often the encoder ran so far.
-        boxes_decoded: how many boxes were decoded so far; a box counts once for each of its slices.
+        size: longest side of the network's input, in pixels.
+        encodings: how often the encoder ran so far.
+        decodings: how many boxes were decoded so far; a box counts once for each of its slices.
         seconds: wall-clock seconds so far by stage, one of `STAGES`.
     """
 
     def __init__(self, engine: Engine, size: int) -> None:
         """Use `engine` on inputs of `size` x `size` pixels."""
         self.engine = engine
-        self.slices_encoded = 0
-        self.boxes_decoded = 0
+        self.encodings = 0
+        self.decodings = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._size = size
+        self.size = size
 
     def encode(self, image: NDArray[np.uint8]) -> Float:
         """Return the embedding of one image or slice, uint8 (H, W) or (H, W, 3)."""
         with self.timing("preprocess"):
-            network_input, _ = preprocess(image, self._size)
+            network_input, _ = preprocess(np.ascontiguousarray(image), self.size)
         with self.timing("encode"):
             embedding = self.engine.encode(network_input)
-        self.slices_encoded += 1
+        self.encodings += 1
         return embedding
 
     def decode(self, embedding: Float, boxes: Float) -> Float:
         """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input."""
         with self.timing("decode"):
             logits, _ = self.engine.decode(embedding, boxes)
-        self.boxes_decoded += len(boxes)
+        self.decodings += len(boxes)
         return logits
 
     @contextlib.contextmanager

@@ -19,28 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import EngineError
 from litemed.runtime.nesting import Nesting
-from litemed.runtime.preprocess import Frame
-
-BLOCK_ELEMENTS = 1 << 17
-"""Elements of a block: 512 KiB of float32. With less, numpy's calls cost more than the caches save
-(1920 x 2560, masks everywhere: 19 ms a box at 2**16, 15 at 2**17, 13 at 2**18, AMD EPYC 7003); with more, two
-buffers of a block no longer fit a laptop's L2 cache."""
-
-# An interpolated value is negative if the four samples around it are, unless products of tiny numbers round
-# to zero. No product of two weights is below 2**-52, so with samples below this none does.
-_SURELY_NEGATIVE = np.float32(-1e-20)
-
-
-Crop = tuple[slice, slice]
-"""Rows and columns of a label map."""
-
-
-def crop_of(box: NDArray[np.int64]) -> Crop:
-    """Return the rows and columns of a box (4,), x0 y0 x1 y1, both ends inclusive."""
-    x0, y0, x1, y1 = box.tolist()
-    return slice(y0, y1 + 1), slice(x0, x1 + 1)
+from litemed.runtime.resize import Crop, LogitResizer, crop_of
 
 
 def label_dtype(count: int) -> np.dtype[np.unsignedinteger]:
@@ -48,148 +28,15 @@ def label_dtype(count: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype(np.uint8 if count <= np.iinfo(np.uint8).max else np.uint16)
 
 
-@dataclass(frozen=True)
-class AxisTable:
-    """Between which two samples each output position of one axis lies, and how much each of them weighs.
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """A box to merge: its place in the turns of nested ones, its label and its logits (size, size)."""
 
-    All (n_out,): `lower` and `upper` are int64 indices into the samples, neither ever decreases;
-    `lower_weight` + `upper_weight` = 1, float32.
-    """
-
-    lower: NDArray[np.int64]
-    upper: NDArray[np.int64]
-    lower_weight: NDArray[np.float32]
-    upper_weight: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, n_in: int, n_out: int) -> AxisTable:
-        """Return the table from `n_in` samples to `n_out` positions, half-pixel centres, edges repeated.
-
-        The weights are those of PyTorch's `interpolate(align_corners=False)` in float32: the step is rounded
-        to float32, the position only once, as by the fused multiply-add that PyTorch is compiled to. (Rounded
-        otherwise, logits of +-10 differ by up to 4e-4.)
-        """
-        step = np.float64(np.float32(n_in) / np.float32(n_out))
-        position = (step * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32)
-        np.maximum(position, 0, out=position)
-        lower = np.minimum(position.astype(np.int64), n_in - 1)
-        upper_weight = np.minimum(position - lower.astype(np.float32), np.float32(1))
-        return cls(
-            lower=lower,
-            upper=np.minimum(lower + 1, n_in - 1),
-            lower_weight=np.float32(1) - upper_weight,
-            upper_weight=upper_weight,
-        )
-
-    def reach(self, samples: slice) -> slice:
-        """Return the output positions that read at least one of `samples`."""
-        start = np.searchsorted(self.upper, samples.start, side="left")
-        stop = np.searchsorted(self.lower, samples.stop - 1, side="right")
-        return slice(int(start), int(stop))
-
-    def read_by(self, positions: slice) -> slice:
-        """Return the samples that the output `positions` (at least one) read."""
-        return slice(int(self.lower[positions.start]), int(self.upper[positions.stop - 1]) + 1)
-
-
-class LogitResizer:
-    """Resizes logit planes of one frame to the original size.
-
-    The tables and buffers are made once for a frame. Every output element comes from the same float32
-    multiplications and additions, first along the row and then along the column, whichever block it is
-    computed in: a block is bitwise equal to its part of the full plane. (cv2.resize of a part is not.)
-    """
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-        self._rows = AxisTable.of(frame.scaled_height, frame.height)
-        self._columns = AxisTable.of(frame.scaled_width, frame.width)
-        # At least one row at a time, however long.
-        self._buffer_elements = max(BLOCK_ELEMENTS, frame.width)
-        self._values = np.empty(self._buffer_elements, np.float32)
-        self._upper = np.empty(self._buffer_elements, np.float32)
-
-    def resize(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return one plane (size, size) float32 without its padding at the original size, (H, W) float32."""
-        out = np.empty((self.frame.height, self.frame.width), np.float32)
-        everywhere = np.ones((self.frame.scaled_height, self.frame.scaled_width), bool)
-        for rows, columns, values in self._blocks(logits, everywhere):
-            out[rows, columns] = values
-        return out
-
-    def winnable_blocks(
-        self, logits: NDArray[np.float32], crop: Crop | None = None
-    ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-        """Yield rows, columns and values of blocks of the resized plane that hold all its values >= 0.
-
-        `logits` is one plane (size, size) float32; `crop`, rows and columns of the resized plane, leaves out
-        what lies elsewhere. The blocks do not overlap. `values` is a buffer: it is overwritten when the next
-        block is asked for. Raises EngineError if a logit is not finite.
-        """
-        if not np.isfinite(logits).all():
-            raise EngineError("the decoder returned logits that are not finite; export the bundle again")
-        unpadded = logits[: self.frame.scaled_height, : self.frame.scaled_width]
-        return self._blocks(logits, unpadded >= _SURELY_NEGATIVE, crop)
-
-    def _blocks(
-        self, logits: NDArray[np.float32], support: NDArray[np.bool_], crop: Crop | None = None
-    ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-        """Yield the blocks that read a sample where `support` (scaled size) is set, within `crop`."""
-        sample_rows = _extent(support.any(axis=1))
-        sample_columns = _extent(support.any(axis=0))
-        if sample_rows is None or sample_columns is None:
-            return
-        rows, columns = self._rows.reach(sample_rows), self._columns.reach(sample_columns)
-        if crop is not None:
-            rows, columns = _common(rows, crop[0]), _common(columns, crop[1])
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            return  # nothing of it in the crop; or an image smaller than the network's input skips samples
-        read = self._rows.read_by(rows)
-        stretched = self._stretch(logits[read], columns)
-        height = max(1, self._buffer_elements // (columns.stop - columns.start))
-        for start in range(rows.start, rows.stop, height):
-            strip = slice(start, min(start + height, rows.stop))
-            # A stray positive sample far off would make every strip as wide as the whole.
-            inside = _extent(support[self._rows.read_by(strip), sample_columns].any(axis=0))
-            if inside is None:
-                continue
-            shifted = slice(inside.start + sample_columns.start, inside.stop + sample_columns.start)
-            part = _common(self._columns.reach(shifted), columns)
-            if part.start >= part.stop:
-                continue
-            needed = self._rows.read_by(strip)
-            within = stretched[
-                needed.start - read.start : needed.stop - read.start,
-                part.start - columns.start : part.stop - columns.start,
-            ]
-            yield strip, part, self._combine(within, needed.start, strip)
-
-    def _stretch(self, samples: NDArray[np.float32], columns: slice) -> NDArray[np.float32]:
-        """Return rows of samples interpolated along the row to the output `columns`."""
-        table = self._columns
-        stretched = samples[:, table.lower[columns]]
-        stretched *= table.lower_weight[columns]
-        upper = samples[:, table.upper[columns]]
-        upper *= table.upper_weight[columns]
-        stretched += upper
-        return stretched
-
-    def _combine(
-        self, stretched: NDArray[np.float32], first_sample: int, strip: slice
-    ) -> NDArray[np.float32]:
-        """Return the output rows `strip` from stretched rows, of which the first is sample `first_sample`."""
-        table, width = self._rows, stretched.shape[1]
-        shape = (strip.stop - strip.start, width)
-        elements = shape[0] * width
-        values = self._values[:elements].reshape(shape)
-        upper = self._upper[:elements].reshape(shape)
-        # mode="clip" only because numpy then writes into `out` without a buffer of its own.
-        np.take(stretched, table.lower[strip] - first_sample, axis=0, out=values, mode="clip")
-        np.take(stretched, table.upper[strip] - first_sample, axis=0, out=upper, mode="clip")
-        values *= table.lower_weight[strip, np.newaxis]
-        upper *= table.upper_weight[strip, np.newaxis]
-        values += upper
-        return values
+    rank: int
+    label: int
+    resizer: LogitResizer
+    logits: NDArray[np.float32]
+    crop: Crop | None
 
 
 class RunningMerge:
@@ -197,15 +44,16 @@ class RunningMerge:
 
     `labels` is written in place: (H, W) of an unsigned dtype that holds every label, all zero at the start.
     It is the label map once `finish` was called: of argmax without a `nesting`, else of the rule of
-    `litemed.runtime.nesting` with that of the whole case.
+    `litemed.runtime.nesting` with that of the whole case. If boxes come from `several` views, nested ones of
+    one before those of another that they yield to, they are held back until then.
     """
 
     def __init__(
-        self, resizer: LogitResizer, labels: NDArray[np.unsignedinteger], nesting: Nesting | None = None
+        self, labels: NDArray[np.unsignedinteger], nesting: Nesting | None = None, several: bool = False
     ) -> None:
-        self._resizer = resizer
         self._labels = labels
         self._nesting = nesting
+        self._held: list[_Box] | None = [] if several else None
         # Not 0: the background loses to a box at exactly 0, which `finish` settles.
         self._best = np.full(labels.shape, -np.inf, np.float32)
         self._highest = 0
@@ -220,39 +68,44 @@ class RunningMerge:
 
     def add(
         self,
+        resizer: LogitResizer,
         logits: NDArray[np.float32],
         labels: NDArray[np.int64],
         crops: NDArray[np.int64] | None = None,
     ) -> None:
         """Merge some boxes: `logits` (n, size, size) float32, `labels` (n,) int64, each 1 or more.
 
-        A label is the box's number in the whole case, so a slice may have any subset of the boxes, in any
-        order but for nested ones, which come last and in their turns (see `chunks`). `crops`, int64 (n, 4) as
-        x0 y0 x1 y1 in pixels of the label map, both ends inclusive, are the boxes that the masks end at.
-        Raises EngineError if a logit is not finite, ValueError if a box comes after its turn.
+        `resizer` places the logits in the label map. A label is the box's number in the whole case, so a
+        slice may have any subset of the boxes, in any order but for nested ones, which come last and in their
+        turns (see `chunks`) if there is one view only. `crops`, int64 (n, 4) as x0 y0 x1 y1 in pixels of the
+        label map, both ends inclusive, are the boxes that the masks end at. Raises EngineError if a logit is
+        not finite, ValueError if a box comes after its turn.
         """
         kept = [None] * len(labels) if crops is None else [crop_of(box) for box in crops]
         for plane, label, crop in zip(logits, labels.tolist(), kept, strict=True):
             rank = 0 if self._nesting is None else int(self._nesting.ranks[label - 1])
-            if rank < self._rank:
-                raise ValueError(f"box {label} is merged after its turn")
-            self._rank = rank
-            containers = self._nesting.containers(label - 1) if self._nesting and rank else None
-            self._add_one(plane, label, crop, containers)
+            box = _Box(rank, label, resizer, plane, crop)
+            if rank and self._held is not None:
+                self._held.append(box)
+            else:
+                self._add_one(box)
 
-    def _add_one(
-        self, plane: NDArray[np.float32], label: int, crop: Crop | None, containers: NDArray[np.bool_] | None
-    ) -> None:
-        """Merge a box; one that is nested, in `containers` (N,), by both steps of the rule at once.
+    def _add_one(self, box: _Box) -> None:
+        """Merge a box; one that is nested by both steps of the rule at once.
 
         A pixel that a nested box wins by value is taken from whatever was there: by the rule nothing took it
         before, for the boxes whose turns were earlier are not smaller, so not nested in this one.
         """
-        own = self._labels.dtype.type(label)
-        in_order = label > self._highest
-        self._highest = max(self._highest, label)
-        yields = None if containers is None else np.concatenate([[False], containers])  # by label
-        for rows, columns, values in self._resizer.winnable_blocks(plane, crop):
+        if box.rank < self._rank:
+            raise ValueError(f"box {box.label} is merged after its turn")
+        self._rank = box.rank
+        own = self._labels.dtype.type(box.label)
+        in_order = box.label > self._highest
+        self._highest = max(self._highest, box.label)
+        yields = None
+        if self._nesting is not None and box.rank:
+            yields = np.concatenate([[False], self._nesting.containers(box.label - 1)])  # by label
+        for rows, columns, values in box.resizer.winnable_blocks(box.logits, box.crop):
             best, labels = self._best[rows, columns], self._labels[rows, columns]
             wins = values > best
             if yields is None and in_order:
@@ -264,16 +117,7 @@ class RunningMerge:
             np.maximum(best, values, out=best)
 
     def finish(self) -> None:
-        """Give to the background what no box reaches with a value of 0 or more."""
+        """Merge what was held back; what no box reaches with a value of 0 or more is background."""
+        for box in sorted(self._held or (), key=lambda box: box.rank):
+            self._add_one(box)
         self._labels[self._best < 0] = 0
-
-
-def _common(a: slice, b: slice) -> slice:
-    """Return what two slices share; it may be empty, and then start after it stops."""
-    return slice(max(a.start, b.start), min(a.stop, b.stop))
-
-
-def _extent(flags: NDArray[np.bool_] | np.bool_) -> slice | None:
-    """Return the slice from the first to the last flag that is set, None if there is none."""
-    set_at = np.flatnonzero(flags)
-    return slice(int(set_at[0]), int(set_at[-1]) + 1) if set_at.size else None

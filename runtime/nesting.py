@@ -35,26 +35,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import UsageError
-
-RULES = ("nested", "argmax")
-"""The rules of merging, the default first."""
-
-
-def merge_rule(asked: str | None, propagate: bool) -> str | None:
-    """Return the rule to merge by, None if boxes are not merged because they `propagate`.
-
-    Raises UsageError if `asked` is none of `RULES`, or was asked for together with `propagate`.
-    """
-    if asked is not None and asked not in RULES:
-        raise UsageError(f"merge: no rule {asked!r}; choose {' or '.join(RULES)}")
-    if asked is not None and propagate:
-        raise UsageError(
-            f"merge {asked} does not go with propagate, by which a later box overwrites an earlier one: "
-            "leave out one of them"
-        )
-    return None if propagate else asked or RULES[0]
-
 
 @dataclass(frozen=True, eq=False)
 class Nesting:

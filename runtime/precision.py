@@ -7,7 +7,7 @@ manifest, for each engine apart. Whether that is good enough is judged here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from litemed.runtime.nesting import RULES
+from litemed.runtime.method import MERGES
 from litemed.runtime.strict_json import Record
 
 REFERENCE = "float32"
@@ -57,7 +57,7 @@ class Agreement(Record):
 
     images: int
     engines: Mapping[str, EngineAgreement]
-    merge: str = RULES[0]
+    merge: str = MERGES[0]
 
 
 @dataclass(frozen=True)

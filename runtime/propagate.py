@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.engines.protocol import Float
 from litemed.runtime.inference import Inference
-from litemed.runtime.merge import Crop, LogitResizer, crop_of
+from litemed.runtime.plan import Plan, covered
 from litemed.runtime.preprocess import Frame
-from litemed.runtime.slices import Slices, covered
+from litemed.runtime.resize import Crop, LogitResizer, crop_of
 
 BOX_MARGIN = 3
 """By how much a mask's bounding box is enlarged on each side, in pixels of the network's input."""
@@ -27,19 +28,19 @@ KEPT_EMBEDDINGS = 32
 Labels = NDArray[np.unsignedinteger]
 
 
-def propagate(slices: Slices, inference: Inference) -> Iterator[tuple[int, int]]:
-    """Segment a case, writing prompt i as label i + 1; yield the slices done and all after each.
+def propagate(plan: Plan, labels: Labels, inference: Inference) -> Iterator[tuple[int, int]]:
+    """Segment a case, writing box i as label i + 1 into zeros (D, H, W); yield the slices done and all.
 
     The boxes do not depend on each other, so all of them go up together and then down together, and a slice
     is encoded once, not once a box. Only where more than `KEPT_EMBEDDINGS` slices lie on one box's way up and
     on another's way down, the rest of them is encoded twice.
     """
-    first, last = slices.z.T
+    first, last = plan.z.T
     middle = (last - first) // 2 + first
     way_up, way_down = covered(middle, last), covered(first, middle - 1)[::-1]
     total = len(way_up) + len(way_down)
-    resizer = LogitResizer(slices.frame)
-    going_up, going_down = slices.prompts.copy(), slices.prompts.copy()
+    resizer, given = LogitResizer(plan.frame), scale_boxes(plan.xyxy, plan.frame)
+    going_up, going_down = given.copy(), given.copy()
     kept: dict[int, Float] = {}
 
     def take(embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
@@ -47,13 +48,13 @@ def propagate(slices: Slices, inference: Inference) -> Iterator[tuple[int, int]]
         for i in np.flatnonzero(here).tolist():
             logits = inference.decode(embedding, prompts[[i]])[0]
             with inference.timing("merge"):
-                crop = None if slices.crops is None else crop_of(slices.crops[i])
-                mask = _write(resizer, logits, i + 1, slices.labels[position], crop)
+                crop = None if plan.crops is None else crop_of(plan.crops[i])
+                mask = _write(resizer, logits, i + 1, labels[position], crop)
                 if total > 1:
-                    prompts[i] = _next_prompt(mask, slices.frame, slices.prompts[i])
+                    prompts[i] = _next_prompt(mask, plan.frame, given[i])
 
     for done, position in enumerate(way_up, start=1):
-        embedding = inference.encode(slices.images[position])
+        embedding = inference.encode(plan.images[position])
         if position in way_down and len(kept) < KEPT_EMBEDDINGS:
             kept[position] = embedding
         take(embedding, position, (middle <= position) & (position <= last), going_up)
@@ -61,7 +62,7 @@ def propagate(slices: Slices, inference: Inference) -> Iterator[tuple[int, int]]
         going_down[starting] = going_up[starting]
         yield done, total
     for done, position in enumerate(way_down, start=len(way_up) + 1):
-        embedding = kept.pop(position) if position in kept else inference.encode(slices.images[position])
+        embedding = kept.pop(position) if position in kept else inference.encode(plan.images[position])
         take(embedding, position, (first <= position) & (position < middle), going_down)
         yield done, total
 

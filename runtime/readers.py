@@ -1,7 +1,8 @@
 """Find cases and read them: ``NAME.npz``, or an image with a sidecar ``NAME.json`` beside it.
 
 The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
-width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1. The sidecar holds
+width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1, and where known
+``spacing``, z y x in mm. The sidecar holds
 ``{"boxes": [[x0, y0, x1, y1], ...]}`` in pixels as stored, x to the right, y downwards; other keys
 are free for notes. Alpha is dropped, 16-bit values are stretched from minimum and maximum to 8 bit. An image
 with an orientation tag is refused, for programs disagree on whether boxes count pixels before or after the
@@ -77,7 +78,7 @@ def read_case(path: str | os.PathLike[str]) -> Case:
     if not sidecar.is_file():
         raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
     boxes = Boxes.parse(_read_sidecar(sidecar), image.shape, source=str(sidecar))
-    return Case(path.stem, image, boxes, path)
+    return Case(path.stem, image, boxes, source=path)
 
 
 def _read_npz(path: Path) -> Case:
@@ -89,7 +90,18 @@ def _read_npz(path: Path) -> Case:
             raise InputError(f"{path}: boxes have shape {of_boxes}; the most is {MAX_BOXES} boxes")
         # The boxes first: a case that fails for them is not worth decompressing its image.
         boxes = Boxes.parse(archive.read("boxes"), shape, source=str(path))
-        return Case(path.stem, archive.read("imgs"), boxes, path)
+        spacing = _read_spacing(archive) if "spacing" in archive.names and boxes.z is not None else None
+        return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
+
+
+def _read_spacing(archive: NpzReader) -> tuple[float, ...]:
+    dtype, shape = archive.header("spacing")
+    if shape != (3,) or dtype.kind not in "iuf":
+        raise InputError(f"{archive.path}: spacing is {dtype} of shape {shape}; give z, y, x in mm")
+    values = archive.read("spacing").astype(np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise InputError(f"{archive.path}: spacing {values.tolist()} is not positive and finite; correct it")
+    return tuple(values.tolist())
 
 
 def _read_sidecar(path: Path) -> list[list[int | float]]:

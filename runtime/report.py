@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 
 from litemed.runtime.errors import OutputError
+from litemed.runtime.method import Method
 
 if TYPE_CHECKING:
     from litemed.runtime.engines import Engine
 
-SCHEMA = 1
+SCHEMA = 2
 REPORT = "report.json"
 
 # Ten thousand cases take some 10 MB.
@@ -50,8 +51,8 @@ class CaseReport:
         warnings: one line each, such as boxes that were clipped.
         seconds: wall-clock, of read (with hashing the input), preprocess, encode, decode, merge, write (with
             the picture, if any) and total; None if it failed.
-        slices: slices encoded.
-        boxes: boxes decoded, each slice's counted.
+        encodings: how often the encoder ran: once for each slice, tile and plane.
+        decodings: boxes decoded, each slice's and plane's counted.
         inputs: the npz, or the image and its sidecar.
         settings_sha256: of the settings it was run with (see `Settings`).
         output: the result in the folder; if this run failed, that of an earlier one, if any.
@@ -63,8 +64,8 @@ class CaseReport:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] | None = None
-    slices: int = 0
-    boxes: int = 0
+    encodings: int = 0
+    decodings: int = 0
     inputs: tuple[FileRecord, ...] = ()
     settings_sha256: str = ""
     output: FileRecord | None = None
@@ -102,10 +103,7 @@ class Settings:
         bundle_sha256: of its manifest, which holds the hashes of all its graphs.
         engine: onnxruntime or openvino.
         precision: that the engine computed in, one of the bundle's.
-        propagate: whether volumes were segmented slice by slice from the middle.
-        crop_masks: whether masks ended at their boxes.
-        merge: the rule by which boxes were merged, nested or argmax (see `litemed.runtime.nesting`); null
-            with `propagate`.
+        method: how cases were segmented.
     """
 
     litemed: str
@@ -113,9 +111,7 @@ class Settings:
     bundle_sha256: str
     engine: str
     precision: str
-    propagate: bool
-    crop_masks: bool
-    merge: str | None
+    method: Method
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,13 @@ from litemed.runtime.case import Case
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference
-from litemed.runtime.merge import LogitResizer, RunningMerge
-from litemed.runtime.nesting import Nesting, merge_rule
-from litemed.runtime.propagate import propagate as propagate_boxes
-from litemed.runtime.slices import Slices, covered
+from litemed.runtime.merge import RunningMerge
+from litemed.runtime.method import Method
+from litemed.runtime.nesting import Nesting
+from litemed.runtime.plan import Plan, covered
+from litemed.runtime.planes import CrossPlanes
+from litemed.runtime.propagate import propagate
+from litemed.runtime.resize import LogitResizer
 
 Labels = npt.NDArray[np.unsignedinteger]
 Progress = Callable[[int, int], None]
@@ -29,14 +33,14 @@ class Result:
         labels: label map of the image's spatial shape, (H, W) or (D, H, W): i where box i is (1-based), 0 for
             the background; uint8 up to 255 boxes, uint16 above.
         seconds: wall-clock seconds by stage: preprocess, encode, decode, merge.
-        slices_encoded: how often the encoder ran.
-        boxes_decoded: how many boxes were decoded; a box counts once for each of its slices.
+        encodings: how often the encoder ran: once for each slice, tile and plane.
+        decodings: how many boxes were decoded; a box counts once for each of its slices and planes.
     """
 
     labels: Labels
     seconds: dict[str, float]
-    slices_encoded: int
-    boxes_decoded: int
+    encodings: int
+    decodings: int
 
 
 class Segmenter:
@@ -48,101 +52,105 @@ class Segmenter:
         self.engine = engine
 
     def segment(
-        self,
-        image: npt.ArrayLike,
-        boxes: npt.ArrayLike,
-        *,
-        merge: str | None = None,
-        propagate: bool = False,
-        crop_masks: bool = False,
-        progress: Progress | None = None,
+        self, image: npt.ArrayLike, boxes: npt.ArrayLike, *, progress: Progress | None = None, **method: Any
     ) -> Labels:
-        """Return the label map of an image or a volume; see `run` for the other arguments and the errors.
+        """Return the label map of an image or a volume.
 
         Args:
             image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
             boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a
                 volume, in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
+            progress: is called with the slices, tiles and planes done and all after each.
+            **method: the fields of `Method`, such as merge="argmax".
 
         Raises:
             InputError: the image is not of that kind, or a box is refused.
-            UsageError: as `run`.
+            UsageError: an unknown method.
+            EngineError: as `run`.
         """
-        array = np.asarray(image)
+        how, array = Method(**method), np.asarray(image)
         if array.dtype != np.uint8:
             raise InputError(
                 f"image: has dtype {array.dtype}, not uint8; scale it to 0..255 first (CT by a window, "
                 "MR and PET by percentiles)"
             )
         case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
-        return self.run(
-            case, merge=merge, propagate=propagate, crop_masks=crop_masks, progress=progress
-        ).labels
+        return self.run(case, how, progress=progress).labels
+
+    def plan(self, case: Case, method: Method) -> Plan:
+        """Return what will be encoded and decoded of a case."""
+        return Plan.of(case, method, self.bundle.manifest.input_size)
 
     def run(
         self,
         case: Case,
+        method: Method | None = None,
         *,
-        merge: str | None = None,
-        propagate: bool = False,
-        crop_masks: bool = False,
         progress: Progress | None = None,
         last: bool = False,
     ) -> Result:
         """Segment a case.
 
-        All boxes of a slice are decoded on one embedding and merged; in a volume every slice from a box's
-        first to its last is prompted with its x and y.
-
         Args:
             case: image or volume with boxes.
-            merge: "argmax": with a background of 0, the paper's method; "nested": the same, but a box that
-                lies within another may take from it, see `litemed.runtime.nesting`. None: nested, or with
-                `propagate` neither.
-            propagate: go the published baseline's way instead, see `litemed.runtime.propagate`.
-            crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y).
-                Source: `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
-            progress: is called with the slices done and all after each.
+            method: how; the default one if it is None.
+            progress: is called with the slices, tiles and planes done and all after each.
             last: nothing is to be segmented after it for a while, so that memory is given back early; with
                 `propagate` it is not.
 
         Raises:
             EngineError: the engine failed, or what it returned is not finite.
-            UsageError: an unknown rule of merging, or one beside `propagate`.
         """
-        rule = merge_rule(merge, propagate)
-        slices = Slices.of(case, self.bundle.manifest.input_size, crop_masks)
-        inference = Inference(self.engine, slices.frame.size)
-        if propagate:
-            steps = propagate_boxes(slices, inference)
+        method = method or Method()
+        plan = self.plan(case, method)
+        labels = plan.blank_labels()
+        inference = Inference(self.engine, plan.frame.size)
+        if method.propagate:
+            steps = propagate(plan, labels, inference)
         else:
             with inference.timing("merge"):
-                nesting = Nesting.of(case.boxes.xyxy, case.boxes.z) if rule == "nested" else None
-            steps = _merge_boxes(slices, inference, nesting, last)
+                nesting = Nesting.of(case.boxes.xyxy, case.boxes.z) if method.merge == "nested" else None
+            steps = _merge_boxes(plan, labels, inference, nesting, last)
         for done, total in steps:
             if progress:
                 progress(done, total)
-        labels = slices.labels.reshape(case.shape)
-        return Result(labels, inference.seconds, inference.slices_encoded, inference.boxes_decoded)
+        return Result(labels.reshape(case.shape), inference.seconds, inference.encodings, inference.decodings)
 
 
 def _merge_boxes(
-    slices: Slices, inference: Inference, nesting: Nesting | None, last_case: bool
+    plan: Plan, labels: Labels, inference: Inference, nesting: Nesting | None, last_case: bool
 ) -> Iterator[tuple[int, int]]:
-    """Segment every slice that a box covers; yield the slices done and all after each."""
-    first, last = slices.z.T
-    positions = covered(first, last)
-    resizer = LogitResizer(slices.frame)
-    for done, position in enumerate(positions, start=1):
-        embedding = inference.encode(slices.images[position])
-        if last_case and done == len(positions):
-            inference.engine.rest_encoder()
-        merge = RunningMerge(resizer, slices.labels[position], nesting)
-        here = np.flatnonzero((first <= position) & (position <= last))
-        for chunk in merge.chunks(here, BOXES_PER_CALL):
-            logits = inference.decode(embedding, slices.prompts[chunk])
-            with inference.timing("merge"):
-                merge.add(logits, chunk + 1, None if slices.crops is None else slices.crops[chunk])
+    """Segment every slice that a box covers; yield the encodings done and all as they advance."""
+    planes: dict[int, CrossPlanes] = {}
+    for box in np.flatnonzero(plan.plane_count).tolist():
+        planes[box] = CrossPlanes(
+            inference,
+            plan.images,
+            plan.xyxy[box],
+            plan.z[box],
+            plan.spacing,
+            plan.frame,
+            plan.plane_count[box],
+        )
+        yield inference.encodings, plan.encodings
+    first, last = plan.z.T
+    resizers = [LogitResizer(view.frame, view.rows.start, view.columns.start) for view in plan.views]
+    for position in covered(first, last):
+        merge = RunningMerge(labels[position], nesting, several=len(plan.views) > 1)
+        for view, resizer in zip(plan.views, resizers, strict=True):
+            here = view.boxes[(first[view.boxes] <= position) & (position <= last[view.boxes])]
+            if not len(here):
+                continue
+            embedding = inference.encode(plan.images[position, view.rows, view.columns])
+            if last_case and inference.encodings == plan.encodings:
+                inference.engine.rest_encoder()
+            for chunk in merge.chunks(here, BOXES_PER_CALL):
+                logits = inference.decode(embedding, plan.prompts(view, chunk, position))
+                with inference.timing("merge"):
+                    for plane, box in zip(logits, chunk.tolist(), strict=True):
+                        if box in planes:
+                            planes[box].correct(plane, position)
+                    merge.add(resizer, logits, chunk + 1, None if plan.crops is None else plan.crops[chunk])
+            yield inference.encodings, plan.encodings
         with inference.timing("merge"):
             merge.finish()
-        yield done, len(positions)

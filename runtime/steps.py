@@ -97,14 +97,7 @@ class CaseSteps:
         """
         self._segmenter.engine.ready()
         try:
-            return self._segmenter.run(
-                case,
-                merge=self._settings.merge,
-                propagate=self._settings.propagate,
-                crop_masks=self._settings.crop_masks,
-                progress=progress,
-                last=last,
-            )
+            return self._segmenter.run(case, self._settings.method, progress=progress, last=last)
         except Exception as error:
             return error
 
@@ -153,8 +146,8 @@ class CaseSteps:
             status="done",
             warnings=begun.warnings,
             seconds=seconds | {"total": sum(seconds.values())},
-            slices=result.slices_encoded,
-            boxes=result.boxes_decoded,
+            encodings=result.encodings,
+            decodings=result.decodings,
             inputs=begun.inputs,
             settings_sha256=self._settings.sha256,
             output=output,

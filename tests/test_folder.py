@@ -24,6 +24,7 @@ from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.files import FolderLock, atomic_write, sha256_of_file
 from litemed.runtime.folder import RunObserver, run_cases
+from litemed.runtime.method import Method
 from litemed.runtime.npz import write_npz
 from litemed.runtime.report import REPORT, CaseReport, Settings, load_report
 from litemed.runtime.report_files import EFFICIENCY, LOG
@@ -106,7 +107,7 @@ def out(tmp_path):
 
 
 def test_every_kind_of_case_gives_the_label_map_of_its_boxes(cases, out, segmenter):
-    reports = run_cases([cases], out, segmenter)
+    reports = run_cases([cases], out, segmenter, method=Method(volume="box"))
     assert statuses(reports) == dict.fromkeys(["colour", "picture", "volume"], "done")
     colour, picture, volume = (labels(out / f"{name}.npz") for name in ("colour", "picture", "volume"))
     assert (colour.shape, picture.shape, volume.shape) == ((60, 80), (60, 80), (8, 60, 80))
@@ -123,12 +124,13 @@ def test_the_report_says_what_was_done_and_with_what(cases, out, segmenter, box_
     reports = run_cases([cases], out, segmenter)
     entries = load_report(out / REPORT)
     assert entries == tuple(sorted(reports, key=lambda entry: entry.case))
-    settings = Settings(**json.loads((out / REPORT).read_text())["settings"])
+    found = json.loads((out / REPORT).read_text())["settings"]
+    settings = Settings(**found | {"method": Method(**found["method"])})
     digest = sha256_of_file(box_bundle / "manifest.json")
     assert (settings.bundle, settings.bundle_sha256) == ("boxes", digest)
-    assert (settings.engine, settings.merge) == ("onnxruntime", "nested")
+    assert (settings.engine, settings.method) == ("onnxruntime", Method())
     colour, picture, volume = entries
-    assert (colour.slices, colour.boxes, volume.slices, volume.boxes) == (1, 2, 5, 7)
+    assert (colour.encodings, colour.decodings, volume.encodings, volume.decodings) == (1, 2, 5, 7)
     assert colour.settings_sha256 == settings.sha256
     assert [file.sha256 for file in picture.inputs] == [
         sha256_of_file(cases / "picture.png"),
@@ -287,9 +289,9 @@ class Watched:
             before,
         )
 
-    def run(self, case: Case, **options: Any) -> Result:
+    def run(self, case: Case, method: Method, **options: Any) -> Result:
         self._before(case.name)
-        return self._segmenter.run(case, **options)
+        return self._segmenter.run(case, method, **options)
 
 
 class Slow:
@@ -409,16 +411,19 @@ def test_a_case_of_which_anything_changed_is_run_again_and_no_other(change, case
 
 
 def test_other_settings_run_every_case_again(cases, out, segmenter, box_bundle, tmp_path):
-    run_cases([cases], out, segmenter)
-    assert set(statuses(run_cases([cases], out, segmenter, merge="nested")).values()) == {"skipped"}
-    assert set(statuses(run_cases([cases], out, segmenter, merge="argmax")).values()) == {"done"}
-    assert set(statuses(run_cases([cases], out, segmenter, propagate=True)).values()) == {"done"}
+    def found(segmenter: Segmenter, **method: Any) -> set[str]:
+        return set(statuses(run_cases([cases], out, segmenter, method=Method(**method))).values())
+
+    assert found(segmenter) == {"done"}
+    assert found(segmenter, merge="nested") == {"skipped"}
+    for method in ({"merge": "argmax"}, {"volume": "box"}, {"zoom": "off"}, {"propagate": True}):
+        assert found(segmenter, **method) == {"done"}
     shutil.copytree(box_bundle, tmp_path / "other")
     manifest = json.loads((tmp_path / "other/manifest.json").read_text())
     (tmp_path / "other/manifest.json").write_text(json.dumps(manifest | {"name": "other"}))
     other = litemed.runtime.load(tmp_path / "other", engine="onnxruntime", threads=1)
-    assert set(statuses(run_cases([cases], out, other, propagate=True)).values()) == {"done"}
-    assert set(statuses(run_cases([cases], out, other, propagate=True)).values()) == {"skipped"}
+    assert found(other, propagate=True) == {"done"}
+    assert found(other, propagate=True) == {"skipped"}
 
 
 # What must not be touched

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from litemed.runtime import merge
+from litemed.runtime import resize
 from litemed.runtime.errors import EngineError
-from litemed.runtime.merge import AxisTable, LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.merge import RunningMerge, label_dtype
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.resize import AxisTable, LogitResizer
 
 SIZE = 256
 SIDES = st.one_of(st.integers(1, 40), st.integers(200, 600))
@@ -32,9 +33,11 @@ def running(
 ) -> NDArray[np.uint8]:
     """The label map of boxes given in chunks of indices into `logits`, label = index + 1."""
     labels = np.zeros((frame.height, frame.width), np.uint8)
-    merged = RunningMerge(LogitResizer(frame), labels)
+    merged, resizer = RunningMerge(labels), LogitResizer(frame)
     for chunk in chunks:
-        merged.add(logits[chunk], np.array(chunk, np.int64) + 1, None if crops is None else crops[chunk])
+        merged.add(
+            resizer, logits[chunk], np.array(chunk, np.int64) + 1, None if crops is None else crops[chunk]
+        )
     merged.finish()
     return labels
 
@@ -142,8 +145,8 @@ def test_labels_are_those_given_for_a_subset_of_the_boxes():
     logits[0, :128] = 1
     logits[1, 128:] = 1
     labels = np.zeros((64, 64), np.uint16)
-    merged = RunningMerge(LogitResizer(frame), labels)
-    merged.add(logits, np.array([300, 41]))
+    merged = RunningMerge(labels)
+    merged.add(LogitResizer(frame), logits, np.array([300, 41]))
     merged.finish()
     assert (labels[:32] == 300).all()
     assert (labels[32:] == 41).all()
@@ -153,9 +156,9 @@ def test_labels_are_those_given_for_a_subset_of_the_boxes():
 def test_logits_that_are_not_finite_are_an_engine_error(poison):
     logits = np.zeros((2, SIZE, SIZE), np.float32)
     logits[1, 250, 3] = poison
-    merged = RunningMerge(LogitResizer(Frame.of(20, 30)), np.zeros((20, 30), np.uint8))
+    merged = RunningMerge(np.zeros((20, 30), np.uint8))
     with pytest.raises(EngineError, match="not finite"):
-        merged.add(logits, np.array([7, 8]))
+        merged.add(LogitResizer(Frame.of(20, 30)), logits, np.array([7, 8]))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_reach_is_what_reads_a_sample(n_in, n_out, data):
 
 
 def test_an_image_wider_than_a_block_is_merged(monkeypatch):
-    monkeypatch.setattr(merge, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(resize, "BLOCK_ELEMENTS", 64)
     logits = np.random.default_rng(0).standard_normal((3, SIZE, SIZE)).astype(np.float32)
     frame = Frame.of(150, 400)
     resizer = LogitResizer(frame)

@@ -13,9 +13,11 @@ import litemed.runtime
 from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import UsageError
-from litemed.runtime.merge import LogitResizer, RunningMerge
-from litemed.runtime.nesting import Nesting, merge_rule
+from litemed.runtime.merge import RunningMerge
+from litemed.runtime.method import Method
+from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.resize import LogitResizer
 from litemed.runtime.segmenter import Segmenter
 
 SIZE = 64  # of the network's input
@@ -180,13 +182,13 @@ def test_turns_go_from_the_largest_to_the_smallest_and_by_number_among_equals():
     ],
 )
 def test_nested_is_the_default_and_propagate_merges_by_no_rule(asked, propagate, rule):
-    assert merge_rule(asked, propagate) == rule
+    assert Method(merge=asked, propagate=propagate).merge == rule
 
 
 def test_unknown_rules_and_a_rule_beside_propagate_are_refused(bundle):
     segmenter = Segmenter(bundle, Drawn())
     image, box = np.zeros((30, 30), np.uint8), [[2, 2, 9, 9]]
-    with pytest.raises(UsageError, match="no rule 'vote'; choose nested or argmax"):
+    with pytest.raises(UsageError, match="merge: no 'vote'; choose nested or argmax"):
         segmenter.segment(image, box, merge="vote")
     with pytest.raises(UsageError, match="merge argmax does not go with propagate"):
         segmenter.segment(image, box, merge="argmax", propagate=True)
@@ -205,9 +207,9 @@ def merged(
 ) -> NDArray[np.uint8]:
     """The label map of boxes (N, 4) that are added in chunks."""
     labels = np.zeros((frame.height, frame.width), np.uint8)
-    merge = RunningMerge(LogitResizer(frame), labels, Nesting.of(boxes) if rule == "nested" else None)
+    merge = RunningMerge(labels, Nesting.of(boxes) if rule == "nested" else None)
     for chunk in merge.chunks(np.arange(len(boxes)), at_once):
-        merge.add(logits[chunk], chunk + 1, None if crops is None else crops[chunk])
+        merge.add(LogitResizer(frame), logits[chunk], chunk + 1, None if crops is None else crops[chunk])
     merge.finish()
     return labels
 
@@ -253,7 +255,9 @@ def test_a_volume_equals_the_definition_with_boxes_compared_as_a_whole(height, w
             if crop:
                 planes = {i: cropped(plane, flat(boxes)[i]) for i, plane in planes.items()}
             expected[z] = naive.merge(planes, shape[1:], rule)
-        found = Segmenter(bundle, Drawn()).segment(volume, boxes, merge=rule, crop_masks=crop)
+        found = Segmenter(bundle, Drawn()).segment(
+            volume, boxes, merge=rule, volume="box", zoom="off", crop_masks=crop
+        )
         np.testing.assert_array_equal(found, expected)
 
 
@@ -287,9 +291,9 @@ def test_a_chain_of_three_keeps_all_three(order):
 def test_a_nested_box_out_of_turn_is_refused():
     boxes = np.array([[20, 20, 29, 29], [0, 0, 63, 63], [10, 10, 40, 40]])
     for order in ([0, 1], [0, 2]):
-        merge = RunningMerge(LogitResizer(SQUARE), np.zeros((SIZE, SIZE), np.uint8), Nesting.of(boxes))
+        merge = RunningMerge(np.zeros((SIZE, SIZE), np.uint8), Nesting.of(boxes))
         with pytest.raises(ValueError, match=f"box {order[1] + 1} is merged after its turn"):
-            merge.add(everywhere(2), np.array(order) + 1)
+            merge.add(LogitResizer(SQUARE), everywhere(2), np.array(order) + 1)
 
 
 def test_on_a_real_engine_the_inner_object_is_found_by_default(box_bundle):
@@ -303,9 +307,9 @@ def test_on_a_real_engine_the_inner_object_is_found_by_default(box_bundle):
     assert set(np.unique(segmenter.segment(image, boxes, merge="argmax"))) == {0, 2}
     # In a volume the inner one is nested only if it is so as a whole.
     flat_one, deep = [[60, 50, 1, 100, 90, 1], [20, 20, 0, 180, 180, 2]], np.zeros((3, 200, 200), np.uint8)
-    np.testing.assert_array_equal(segmenter.segment(deep, flat_one)[1], labels)
+    np.testing.assert_array_equal(segmenter.segment(deep, flat_one, volume="box")[1], labels)
     reaching = [[60, 50, 0, 100, 90, 2], [20, 20, 1, 180, 180, 2]]
-    assert set(np.unique(segmenter.segment(deep, reaching)[1:])) == {0, 2}
+    assert set(np.unique(segmenter.segment(deep, reaching, volume="box")[1:])) == {0, 2}
 
 
 def test_a_box_that_reaches_the_edge_counts_as_it_is_kept():

@@ -11,8 +11,9 @@ import litemed.runtime
 from litemed.runtime import propagate
 from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.case import Case
-from litemed.runtime.merge import LogitResizer
+from litemed.runtime.method import Method
 from litemed.runtime.preprocess import Frame, preprocess
+from litemed.runtime.resize import LogitResizer
 from litemed.runtime.segmenter import Segmenter
 
 Image = NDArray[np.uint8]
@@ -125,13 +126,13 @@ def test_slices_are_encoded_once_as_far_as_embeddings_are_kept(keep, with_engine
     calls: list[tuple[int, int]] = []
     result = with_engine(engine).run(
         Case("v", volume, Boxes.parse(boxes, shape)),
-        propagate=True,
+        Method(propagate=True),
         progress=lambda *call: calls.append(call),
     )
     up, down = set(range(3, 12)), {0, 1, 2, 4, 5, 6}
     again = max(0, len(up & down) - keep)
-    assert engine.encoded == result.slices_encoded == len(up | down) + again
-    assert result.boxes_decoded == 8 + 8 + 1
+    assert engine.encoded == result.encodings == len(up | down) + again
+    assert result.decodings == 8 + 8 + 1
     assert calls == [(done, 15) for done in range(1, 16)]
     np.testing.assert_array_equal(result.labels, as_published(Blobs(), volume, boxes))
 

@@ -21,6 +21,7 @@ from litemed.runtime.readers import MAX_SIDECAR_BYTES, case_files, decode_image,
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 40), np.uint8)
+VOLUME = RNG.integers(0, 256, (5, 30, 40), np.uint8)
 RGB = RNG.integers(0, 256, (30, 40, 3), np.uint8)
 
 
@@ -61,7 +62,7 @@ def jpeg_with(exif_block: bytes) -> bytes:
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
 
 
-BOX2 = [[0, 0, 5, 5]]
+BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ BOX2 = [[0, 0, 5, 5]]
         ({"imgs": GREY, "boxes": np.zeros((MAX_BOXES + 1, 4), int)}, "65536 boxes"),
         ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); the most"),
         ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
+        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 1.0]}, "give z, y, x in mm"),
+        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 0.0, 1.0]}, "not positive"),
+        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 1.0, np.nan]}, "not positive and finite"),
     ],
 )
 def test_an_npz_that_is_no_case_is_refused_by_name(arrays, message, tmp_path):

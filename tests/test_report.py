@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import OutputError
+from litemed.runtime.method import Method
 from litemed.runtime.report import (
     REPORT,
     CaseReport,
@@ -34,9 +35,7 @@ SETTINGS = Settings(
     bundle_sha256="0" * 64,
     engine="openvino",
     precision="int8",
-    propagate=False,
-    crop_masks=False,
-    merge="argmax",
+    method=Method(merge="argmax"),
 )
 ENVIRONMENT = {"engine_version": "1", "threads": 1}
 STAGES = ("read", "preprocess", "encode", "decode", "merge", "write", "total")
@@ -45,13 +44,14 @@ DONE = CaseReport(
     status="done",
     warnings=("one", "two"),
     seconds=dict(zip(STAGES, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2.125), strict=True)),
-    slices=3,
-    boxes=7,
+    encodings=3,
+    decodings=7,
     inputs=(FileRecord("in/a.png", "1" * 64), FileRecord("in/a.json", "2" * 64)),
     settings_sha256=SETTINGS.sha256,
     output=FileRecord("a.npz", "3" * 64),
     overlay=FileRecord("a.png", "4" * 64),
 )
+METHODS = [Method(), Method(merge="argmax"), Method(volume="box"), Method(zoom="off"), Method(propagate=True)]
 FAILED = CaseReport(case="b", status="failed", error='b.npz: no "boxes" \u00e9')
 
 
@@ -67,7 +67,7 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path):
     write(tmp_path, FAILED, DONE)
     assert load_report(tmp_path / REPORT) == (DONE, FAILED)
     report = json.loads((tmp_path / REPORT).read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert (report["settings"], report["environment"]) == (dataclasses.asdict(SETTINGS), ENVIRONMENT)
     assert report["updated"].endswith("+00:00")
     assert 1 < report["peak_memory_mib"] < 100_000
@@ -153,8 +153,7 @@ def test_processes_that_write_at_once_lose_no_entry(tmp_path):
 @pytest.mark.parametrize("field", ["litemed", "bundle_sha256", "engine"])
 def test_every_setting_that_decides_labels_is_in_the_hash(field):
     assert dataclasses.replace(SETTINGS, **{field: "other"}).sha256 != SETTINGS.sha256
-    assert dataclasses.replace(SETTINGS, propagate=True).sha256 != SETTINGS.sha256
-    assert len({dataclasses.replace(SETTINGS, merge=rule).sha256 for rule in ("nested", "argmax", None)}) == 3
+    assert len({dataclasses.replace(SETTINGS, method=one).sha256 for one in METHODS}) == len(METHODS)
     assert dataclasses.replace(SETTINGS).sha256 == SETTINGS.sha256
 
 
@@ -184,7 +183,7 @@ def test_a_log_of_other_origin_is_refused_and_kept(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "null", "nonsense", '{"schema": 2}', '{"schema": 1}', "[" * 100_000, "\xff"]
+    "text", ["", "{}", "[]", "null", "nonsense", '{"schema": 1}', '{"schema": 2}', "[" * 100_000, "\xff"]
 )
 def test_a_file_that_is_no_report_is_refused_and_kept(text, tmp_path):
     (tmp_path / REPORT).write_text(text, encoding="latin1")

@@ -86,8 +86,8 @@ def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases, out, run):
     done = run(cases)
     assert (done.exit_code, done.stderr) == (0, "")
     first, second, summary = done.stdout.splitlines()
-    assert first.startswith("[1/2] good2d: 1 boxes on 1 slices in ")
-    assert second.startswith("[2/2] good3d: 3 boxes on 3 slices in ")
+    assert first.startswith("[1/2] good2d: 1 masks, 1 encodings in ")
+    assert second.startswith("[2/2] good3d: 3 masks, 3 encodings in ")
     assert summary == f"2 done, 0 skipped, 0 failed; see {out / REPORT}"
     assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
 
@@ -436,9 +436,10 @@ def test_a_volume_of_287_slices_stays_far_below_the_memory_limit(cases, out, fix
     boxes = np.array([[20 * i, 30, 0, 20 * i + 300, 480, 286] for i in range(2)])
     with (cases / "volume.npz").open("wb") as file:
         write_npz(file, {"imgs": volume, "boxes": boxes, "spacing": np.ones(3)})
-    done = subprocess.run(command(cases / "volume.npz", *fixed, "--overlay", out / "p"), capture_output=True)
+    arguments = (cases / "volume.npz", *fixed, "--volume=box", "--overlay", out / "p")
+    done = subprocess.run(command(*arguments), capture_output=True)
     assert done.returncode == 0
     (entry,) = load_report(out / REPORT)
-    assert (entry.slices, entry.boxes) == (287, 2 * 287)
+    assert (entry.encodings, entry.decodings) == (287, 2 * 287)
     # Image and labels are 75 MiB each; the engine with its graphs of no size takes about 150.
     assert json.loads((out / REPORT).read_text())["peak_memory_mib"] < 500

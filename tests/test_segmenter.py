@@ -15,9 +15,13 @@ from litemed.runtime.case import Case
 from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Engine, open_engine
 from litemed.runtime.engines.protocol import Float
 from litemed.runtime.errors import EngineError, InputError
-from litemed.runtime.merge import LogitResizer
+from litemed.runtime.method import Method
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.resize import LogitResizer
 from litemed.runtime.segmenter import Segmenter
+
+PAPER = Method(merge="argmax", volume="box", zoom="off")
+BOX = Method(volume="box")
 
 
 class Watched:
@@ -89,12 +93,12 @@ def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(segmente
     volume = image(4, 60, 80)
     boxes = Boxes.parse([[5, 5, 0, 40, 40, 2], [30, 10, 1, 70, 50, 2]], volume.shape)
     case = Case("c", volume, boxes)
-    expected = segmenter.run(case).labels
+    expected = segmenter.run(case, BOX).labels
     assert engine.rested_after == []
     encoded, decoded = len(engine.encoded), len(engine.decoded)
-    np.testing.assert_array_equal(segmenter.run(case, last=True).labels, expected)
+    np.testing.assert_array_equal(segmenter.run(case, BOX, last=True).labels, expected)
     assert engine.rested_after == [(encoded + 3, decoded + 2)]  # all slices encoded, the last not yet decoded
-    np.testing.assert_array_equal(segmenter.run(case).labels, expected)
+    np.testing.assert_array_equal(segmenter.run(case, BOX).labels, expected)
 
 
 @pytest.mark.parametrize("shape", [(90, 140), (300, 420, 3), (700, 20), (256, 256, 3)])
@@ -102,13 +106,13 @@ def test_the_last_case_gives_the_encoders_memory_back_and_loses_nothing(segmente
 def test_an_image_is_encoded_once_and_its_boxes_merged(segmenter, engine, shape, count):
     height, width = shape[:2]
     boxes = boxes_in(np.random.default_rng(count), count, height, width)
-    result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)), merge="argmax")
+    result = segmenter.run(Case("c", image(*shape), Boxes.parse(boxes, shape)), PAPER)
     np.testing.assert_array_equal(
         result.labels, expected_slice(boxes, list(range(1, count + 1)), height, width)
     )
     assert result.labels.dtype == np.uint8
-    assert len(engine.encoded) == result.slices_encoded == 1
-    assert sum(map(len, engine.decoded)) == result.boxes_decoded == count
+    assert len(engine.encoded) == result.encodings == 1
+    assert sum(map(len, engine.decoded)) == result.decodings == count
     assert max(map(len, engine.decoded)) <= BOXES_PER_CALL
     assert all(seconds > 0 for seconds in result.seconds.values())
 
@@ -127,7 +131,7 @@ def test_a_volume_is_segmented_slice_by_slice(segmenter, engine, count):
     calls: list[tuple[int, int]] = []
     result = segmenter.run(
         Case("v", volume, Boxes.parse(boxes, shape)),
-        merge="argmax",
+        PAPER,
         progress=lambda *call: calls.append(call),
     )
     covered = 0
@@ -137,9 +141,9 @@ def test_a_volume_is_segmented_slice_by_slice(segmenter, engine, count):
         numbers = [i + 1 for i in here]
         plane = expected_slice(boxes[here][:, [0, 1, 3, 4]], numbers, *shape[1:])
         np.testing.assert_array_equal(result.labels[position], plane)
-    assert len(engine.encoded) == result.slices_encoded == covered
+    assert len(engine.encoded) == result.encodings == covered
     assert calls == [(done, covered) for done in range(1, covered + 1)]
-    assert result.boxes_decoded == (boxes[:, 5] - boxes[:, 2] + 1).sum()
+    assert result.decodings == (boxes[:, 5] - boxes[:, 2] + 1).sum()
 
 
 @pytest.mark.parametrize(

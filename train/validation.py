@@ -11,9 +11,10 @@ from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError
-from litemed.runtime.merge import LogitResizer, RunningMerge, label_dtype
+from litemed.runtime.merge import RunningMerge, label_dtype
 from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import preprocess
+from litemed.runtime.resize import LogitResizer
 from litemed.train.config import Validation
 from litemed.train.dataset import SliceSource
 from litemed.train.prepare.objects import boxes_of, number
@@ -44,10 +45,10 @@ def label_map(
     embedding = model.encode(torch.from_numpy(network_input).to(device))
     prompts, resizer = torch.from_numpy(scale_boxes(boxes, frame)).to(device), LogitResizer(frame)
     labels = np.zeros(image.shape[:2], label_dtype(len(boxes)))
-    merge = RunningMerge(resizer, labels, Nesting.of(boxes))
+    merge = RunningMerge(labels, Nesting.of(boxes))
     for chunk in merge.chunks(np.arange(len(boxes)), BOXES_AT_ONCE):
         logits, _ = model.decode(embedding, prompts[chunk])
-        merge.add(logits[:, 0].cpu().numpy(), chunk + 1)
+        merge.add(resizer, logits[:, 0].cpu().numpy(), chunk + 1)
     merge.finish()
     return labels
 

@@ -1,0 +1,53 @@
+"""How cases are segmented: every choice that decides the labels, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litemed.runtime.errors import UsageError
+
+MERGES = ("nested", "argmax")
+VOLUMES = ("planes", "ellipsoid", "box")
+ZOOMS = ("auto", "off")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How cases are segmented. What is None takes its default, the first of its values.
+
+    Attributes:
+        merge: who gets a pixel that several boxes claim, see `litemed.runtime.nesting`: "nested" or "argmax",
+            the paper's.
+        volume: how a 3D box prompts its slices. "ellipsoid": with the box shrunk like the cross-section of an
+            ellipsoid; "planes": the same, and where it helps planes of the two other directions, see
+            `litemed.runtime.planes`; "box": with the box itself on all slices, the paper's.
+        zoom: "auto": small boxes of large images are segmented on tiles, see `litemed.runtime.zoom`; "off".
+        max_zoom_tiles: how many tiles an image or slice may have.
+        propagate: go the published baseline's way instead, see `litemed.runtime.propagate`; `merge`, `volume`
+            and `zoom` do not go with it and are None then.
+        crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y). Source:
+            `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
+
+    Raises:
+        UsageError: a value is unknown, or was given beside `propagate`.
+    """
+
+    merge: str | None = None
+    volume: str | None = None
+    zoom: str | None = None
+    max_zoom_tiles: int = 64
+    propagate: bool = False
+    crop_masks: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values and fill in the defaults."""
+        for name, values in (("merge", MERGES), ("volume", VOLUMES), ("zoom", ZOOMS)):
+            asked = getattr(self, name)
+            if asked is not None and asked not in values:
+                raise UsageError(f"{name}: no {asked!r}; choose {', '.join(values[:-1])} or {values[-1]}")
+            if asked is not None and self.propagate:
+                raise UsageError(f"{name} {asked} does not go with propagate: leave out one of them")
+            if asked is None and not self.propagate:
+                object.__setattr__(self, name, values[0])
+        if self.max_zoom_tiles < 0:
+            raise UsageError(f"max_zoom_tiles: {self.max_zoom_tiles}; give 0 or more")

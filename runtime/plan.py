@@ -1,0 +1,125 @@
+"""What is encoded and decoded of a case: known before the network begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litemed.runtime.boxes import scale_boxes, shrink
+from litemed.runtime.case import Case
+from litemed.runtime.merge import label_dtype
+from litemed.runtime.method import Method
+from litemed.runtime.planes import planes_per_box
+from litemed.runtime.preprocess import Frame
+from litemed.runtime.zoom import plan_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A part of every slice that is encoded as an image of its own: all of it, or a tile.
+
+    Attributes:
+        rows: of the slice.
+        columns: of the slice.
+        frame: how it lies in the network's input.
+        boxes: int64 (n,), indices of the boxes that are segmented on it.
+        is_tile: whether it is a tile, see `litemed.runtime.zoom`.
+    """
+
+    rows: slice
+    columns: slice
+    frame: Frame
+    boxes: NDArray[np.int64]
+    is_tile: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A case slice by slice; an image is its own and only slice.
+
+    Attributes:
+        images: uint8 (D, H, W) or (D, H, W, 3).
+        spacing: of slices, rows and columns in mm; None if not known.
+        xyxy: int64 (N, 4), the boxes in pixels of a slice.
+        z: int64 (N, 2), first and last slice of each box.
+        frame: of a whole slice.
+        views: each box is in one of them; the whole slice comes first, if it has any.
+        plane_count: how many planes each box gets of either other direction, (N,).
+        crops: int64 (N, 4), the boxes if masks end at them, else None.
+        profile: whether prompts follow an ellipsoid's cross-section.
+    """
+
+    images: NDArray[np.uint8]
+    spacing: tuple[float, ...] | None
+    xyxy: NDArray[np.int64]
+    z: NDArray[np.int64]
+    frame: Frame
+    views: tuple[View, ...]
+    plane_count: NDArray[np.int64]
+    crops: NDArray[np.int64] | None
+    profile: bool
+
+    @classmethod
+    def of(cls, case: Case, method: Method, input_size: int) -> Plan:
+        """Take a case apart for a network whose input has `input_size` pixels on its longest side."""
+        images = case.image if case.is_volume else case.image[np.newaxis]
+        xyxy = case.boxes.xyxy
+        z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
+        height, width = images.shape[1:3]
+        frame = Frame.of(height, width, input_size)
+        views = []
+        if method.zoom == "auto":
+            for rows, columns, boxes in plan_tiles(xyxy, height, width, input_size, method.max_zoom_tiles):
+                tile = Frame.of(rows.stop - rows.start, columns.stop - columns.start, input_size)
+                views.append(View(rows, columns, tile, boxes, True))
+        zoomed = np.concatenate([np.empty(0, np.int64), *(view.boxes for view in views)])
+        rest = np.setdiff1d(np.arange(len(xyxy)), zoomed)
+        if len(rest):
+            views.insert(0, View(slice(0, height), slice(0, width), frame, rest, False))
+        plane_count = np.zeros(len(xyxy), np.int64)
+        if method.volume == "planes" and case.is_volume:
+            plane_count[rest] = planes_per_box(xyxy[rest], z[rest], len(covered(*z.T)))
+        return cls(
+            images=images,
+            spacing=case.spacing,
+            xyxy=xyxy,
+            z=z,
+            frame=frame,
+            views=tuple(views),
+            plane_count=plane_count,
+            crops=xyxy if method.crop_masks else None,
+            profile=method.volume in ("planes", "ellipsoid"),
+        )
+
+    @property
+    def encodings(self) -> int:
+        """How often the encoder will run."""
+        in_slices = sum(len(covered(*self.z[view.boxes].T)) for view in self.views)
+        return in_slices + 2 * int(self.plane_count.sum())
+
+    @property
+    def decodings(self) -> int:
+        """How many boxes will be decoded; a box counts once for each of its slices and planes."""
+        return int((self.z[:, 1] - self.z[:, 0] + 1).sum() + 2 * self.plane_count.sum())
+
+    def blank_labels(self) -> NDArray[np.unsignedinteger]:
+        """Return a label map (D, H, W) of zeros that can hold all labels."""
+        return np.zeros(self.images.shape[:3], label_dtype(len(self.xyxy)))
+
+    def prompts(self, view: View, boxes: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Return some boxes, indices, on a slice in pixels of the network's input, float32 (n, 4)."""
+        xyxy: NDArray[np.int64] | NDArray[np.float64] = self.xyxy[boxes]
+        if self.profile:
+            first, last = self.z[boxes].T
+            xyxy = shrink(xyxy, (2 * position - first - last) / (last - first + 1))
+        return scale_boxes(xyxy - [view.columns.start, view.rows.start] * 2, view.frame)
+
+
+def covered(first: Iterable[int], last: Iterable[int]) -> list[int]:
+    """Return, ascending, the slices within at least one range; both ends are inclusive."""
+    return sorted(
+        {position for low, high in zip(first, last, strict=True) for position in range(low, high + 1)}
+    )

@@ -1,0 +1,95 @@
+"""Small boxes in large images: which crops of the image (tiles) to encode for them.
+
+The network's input has 256 pixels on its longest side, so that an object of 40 pixels in an image of 1,000 is
+left with 10. Such boxes are segmented on tiles instead: squares of the image that become an input of their
+own, in which a box takes 32 to 64 pixels (or up to half, so that fewer tiles do) with half a side or more of
+context round it, except at the image's edge. Boxes near each other share a tile; every box lies in one tile
+or in the whole image.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALL = 16
+"""Boxes whose longest side is below this, in pixels of the network's input, are segmented on tiles."""
+
+_SIDES = 4
+"""A tile has at least so many sides of its boxes."""
+
+_LEAST_TILE = 16
+
+
+def plan_tiles(
+    xyxy: NDArray[np.int64], height: int, width: int, input_size: int, most: int
+) -> list[tuple[slice, slice, NDArray[np.int64]]]:
+    """Return tiles as rows and columns of the image, each with the indices of its boxes.
+
+    Boxes that are in no tile belong on the whole image: they are large enough there, the image has no more
+    pixels than the network's input, or there are tiles enough without them.
+
+    Args:
+        xyxy: (N, 4), x0 y0 x1 y1 in pixels of the image.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        input_size: longest side of the network's input.
+        most: how many tiles there may be. If that is not enough, the tiles are twice as wide; if that does
+            not help either, those with the most boxes are taken.
+    """
+    sides = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
+    small = np.flatnonzero(sides * input_size < SMALL * max(height, width))
+    if max(height, width) <= input_size or not len(small) or most < 1:
+        return []
+    # A power of two, so that boxes of about one size share a grid of tiles.
+    tile_sides = np.maximum(2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64), _LEAST_TILE)
+    for wider in (1, 2):
+        tiles = _cover(xyxy, small, tile_sides * wider, height, width, most + 1)
+        if len(tiles) <= most:
+            return tiles
+    return tiles[:most]
+
+
+def _cover(
+    xyxy: NDArray[np.int64],
+    small: NDArray[np.int64],
+    tile_sides: NDArray[np.int64],
+    height: int,
+    width: int,
+    most: int,
+) -> list[tuple[slice, slice, NDArray[np.int64]]]:
+    """Choose tiles, the one with the most boxes first, until every box has one or there are `most`."""
+    boxes_in: dict[tuple[int, int, int], set[int]] = collections.defaultdict(set)
+    tiles_of: dict[int, list[tuple[int, int, int]]] = {}
+    for box, side in zip(small.tolist(), tile_sides.tolist(), strict=True):
+        x0, y0, x1, y1 = xyxy[box].tolist()
+        corners = itertools.product(_origins(y0, y1, side, height), _origins(x0, x1, side, width))
+        tiles_of[box] = [(side, top, left) for top, left in corners]
+        for tile in tiles_of[box]:
+            boxes_in[tile].add(box)
+    chosen: list[tuple[slice, slice, NDArray[np.int64]]] = []
+    while len(chosen) < most:
+        tile = max(boxes_in, key=lambda tile: (len(boxes_in[tile]), tile))
+        boxes = sorted(boxes_in[tile])
+        if not boxes:
+            break
+        for box in boxes:
+            for other in tiles_of[box]:
+                boxes_in[other].discard(box)
+        side, top, left = tile
+        rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
+        chosen.append((rows, columns, np.array(boxes, np.int64)))
+    return chosen
+
+
+def _origins(low: int, high: int, side: int, length: int) -> list[int]:
+    """Return where a tile of a box may begin on an axis: at every half tile, and at the end."""
+    if side >= length:
+        return [0]
+    context, step = (high - low + 1) // 2, side // 2
+    first, last = max(low - context, 0), min(high + context, length)
+    origins = {min(step * i, length - side) for i in range(max(0, (last - side) // step), first // step + 1)}
+    return sorted(origin for origin in origins if origin <= first and last <= origin + side)
