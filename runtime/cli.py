@@ -214,7 +214,7 @@ def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> boo
             readable = False
             click.echo(f"error: {error}", err=True)
         else:
-            tiles, planes = sum(view.is_tile for view in plan.views), 2 * int(plan.plane_count.sum())
+            tiles, planes = len(plan.tiles), 2 * int(plan.plane_count.sum())
             click.echo(
                 f"{path.stem}: {len(plan.xyxy)} boxes, {plan.encodings} encodings, {plan.decodings} masks "
                 f"({tiles} tiles, {planes} planes)"

@@ -14,6 +14,7 @@ from litemed.runtime.merge import label_dtype
 from litemed.runtime.method import Method
 from litemed.runtime.planes import planes_per_box
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.resize import interpolate
 from litemed.runtime.zoom import plan_tiles
 
 
@@ -26,14 +27,12 @@ class View:
         columns: of the slice.
         frame: how it lies in the network's input.
         boxes: int64 (n,), indices of the boxes that are segmented on it.
-        is_tile: whether it is a tile, see `litemed.runtime.zoom`.
     """
 
     rows: slice
     columns: slice
     frame: Frame
     boxes: NDArray[np.int64]
-    is_tile: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,8 @@ class Plan:
         xyxy: int64 (N, 4), the boxes in pixels of a slice.
         z: int64 (N, 2), first and last slice of each box.
         frame: of a whole slice.
-        views: each box is in one of them; the whole slice comes first, if it has any.
+        whole: the whole slice, with the boxes that are segmented on it alone.
+        tiles: of the others.
         plane_count: how many planes each box gets of either other direction, (N,).
         crops: int64 (N, 4), the boxes if masks end at them, else None.
         profile: whether prompts follow an ellipsoid's cross-section.
@@ -57,7 +57,8 @@ class Plan:
     xyxy: NDArray[np.int64]
     z: NDArray[np.int64]
     frame: Frame
-    views: tuple[View, ...]
+    whole: View
+    tiles: tuple[View, ...]
     plane_count: NDArray[np.int64]
     crops: NDArray[np.int64] | None
     profile: bool
@@ -70,15 +71,13 @@ class Plan:
         z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
         height, width = images.shape[1:3]
         frame = Frame.of(height, width, input_size)
-        views = []
+        tiles = []
         if method.zoom == "auto":
             for rows, columns, boxes in plan_tiles(xyxy, height, width, input_size, method.max_zoom_tiles):
                 tile = Frame.of(rows.stop - rows.start, columns.stop - columns.start, input_size)
-                views.append(View(rows, columns, tile, boxes, True))
-        zoomed = np.concatenate([np.empty(0, np.int64), *(view.boxes for view in views)])
+                tiles.append(View(rows, columns, tile, boxes))
+        zoomed = np.concatenate([np.empty(0, np.int64), *(view.boxes for view in tiles)])
         rest = np.setdiff1d(np.arange(len(xyxy)), zoomed)
-        if len(rest):
-            views.insert(0, View(slice(0, height), slice(0, width), frame, rest, False))
         plane_count = np.zeros(len(xyxy), np.int64)
         if method.volume == "planes" and case.is_volume:
             plane_count[rest] = planes_per_box(xyxy[rest], z[rest], len(covered(*z.T)))
@@ -88,7 +87,8 @@ class Plan:
             xyxy=xyxy,
             z=z,
             frame=frame,
-            views=tuple(views),
+            whole=View(slice(0, height), slice(0, width), frame, rest),
+            tiles=tuple(tiles),
             plane_count=plane_count,
             crops=xyxy if method.crop_masks else None,
             profile=method.volume in ("planes", "ellipsoid"),
@@ -97,17 +97,32 @@ class Plan:
     @property
     def encodings(self) -> int:
         """How often the encoder will run."""
-        in_slices = sum(len(covered(*self.z[view.boxes].T)) for view in self.views)
-        return in_slices + 2 * int(self.plane_count.sum())
+        in_tiles = sum(len(covered(*self.z[tile.boxes].T)) for tile in self.tiles)
+        return len(covered(*self.z.T)) + in_tiles + 2 * int(self.plane_count.sum())
 
     @property
     def decodings(self) -> int:
-        """How many boxes will be decoded; a box counts once for each of its slices and planes."""
-        return int((self.z[:, 1] - self.z[:, 0] + 1).sum() + 2 * self.plane_count.sum())
+        """How many boxes will be decoded; a box counts once for each of its slices, tiles and planes."""
+        slices = self.z[:, 1] - self.z[:, 0] + 1
+        in_tiles = sum(int(slices[tile.boxes].sum()) for tile in self.tiles)
+        return int(slices.sum() + 2 * self.plane_count.sum()) + in_tiles
 
     def blank_labels(self) -> NDArray[np.unsignedinteger]:
         """Return a label map (D, H, W) of zeros that can hold all labels."""
         return np.zeros(self.images.shape[:3], label_dtype(len(self.xyxy)))
+
+    def average(self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32]) -> None:
+        """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice."""
+        height, width = tile.frame.scaled_height, tile.frame.scaled_width
+        at = []
+        for start, side, scaled, of, of_scaled in (
+            (tile.rows.start, tile.frame.height, height, self.frame.height, self.frame.scaled_height),
+            (tile.columns.start, tile.frame.width, width, self.frame.width, self.frame.scaled_width),
+        ):
+            at.append((start + (np.arange(scaled) + 0.5) * side / scaled) * of_scaled / of - 0.5)
+        whole = whole[:, : self.frame.scaled_height, : self.frame.scaled_width]
+        logits[:, :height, :width] += interpolate(interpolate(whole, at[0], axis=1), at[1], axis=2)
+        logits[:, :height, :width] /= 2
 
     def prompts(self, view: View, boxes: NDArray[np.int64], position: int) -> NDArray[np.float32]:
         """Return some boxes, indices, on a slice in pixels of the network's input, float32 (n, 4)."""

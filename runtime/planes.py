@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from litemed.runtime.boxes import scale_boxes, shrink
 from litemed.runtime.inference import Inference
 from litemed.runtime.preprocess import Frame
+from litemed.runtime.resize import interpolate
 
 MOST_PLANES = 4
 """Planes of each direction; eight were no better."""
@@ -95,8 +96,8 @@ class CrossPlanes:
     def correct(self, logits: Float, position: int) -> None:
         """Put the mean of the three directions into a slice's logits (S, S), within the box."""
         index = position - self._z[0]
-        coronal = _interpolate(self._coronal.values[:, index], self._coronal.between, axis=0)
-        sagittal = _interpolate(self._sagittal.values[:, index], self._sagittal.between, axis=0)
+        coronal = interpolate(self._coronal.values[:, index], self._coronal.between, axis=0)
+        sagittal = interpolate(self._sagittal.values[:, index], self._sagittal.between, axis=0)
         logits[self._within] = (logits[self._within] + coronal + sagittal.T) / 3
 
     def _decode(
@@ -136,16 +137,6 @@ class CrossPlanes:
             rows = (np.arange(first, last + 1) + 0.5) * scale * (frame.scaled_height / frame.height) - 0.5
             columns = pixels_along * (frame.scaled_width / frame.width) - 0.5
             logits = logits[: frame.scaled_height, : frame.scaled_width]
-            values.append(_interpolate(_interpolate(logits, rows, axis=0), columns, axis=1))
+            values.append(interpolate(interpolate(logits, rows, axis=0), columns, axis=1))
         between = np.interp(pixels_across, places + 0.5, np.arange(self._count))
         return _Direction(np.stack(values), between)
-
-
-def _interpolate(values: Float, at: NDArray[np.floating], axis: int) -> Float:
-    """Return values linearly interpolated at fractional indices of an axis, the ends repeated beyond them."""
-    at = np.clip(at, 0, values.shape[axis] - 1)
-    low = np.floor(at).astype(np.int64)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    weight = (at - low).astype(np.float32)
-    weight = weight if axis == values.ndim - 1 else weight[:, np.newaxis]
-    return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight

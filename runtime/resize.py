@@ -180,6 +180,16 @@ class LogitResizer:
         return values
 
 
+def interpolate(values: NDArray[np.float32], at: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
+    """Return values linearly interpolated at fractional indices of an axis, the ends repeated beyond them."""
+    at = np.clip(at, 0, values.shape[axis] - 1)
+    low = np.floor(at).astype(np.int64)
+    high = np.minimum(low + 1, values.shape[axis] - 1)
+    weight = (at - low).astype(np.float32)
+    weight = weight.reshape(-1, *[1] * (values.ndim - 1 - axis))
+    return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight
+
+
 def _moved(part: slice, by: int) -> slice:
     return slice(max(0, part.start + by), max(0, part.stop + by))
 

@@ -134,19 +134,29 @@ def _merge_boxes(
         )
         yield inference.encodings, plan.encodings
     first, last = plan.z.T
-    resizers = [LogitResizer(view.frame, view.rows.start, view.columns.start) for view in plan.views]
+    resizers = [
+        LogitResizer(view.frame, view.rows.start, view.columns.start) for view in (plan.whole, *plan.tiles)
+    ]
     for position in covered(first, last):
-        merge = RunningMerge(labels[position], nesting, several=len(plan.views) > 1)
-        for view, resizer in zip(plan.views, resizers, strict=True):
+        merge = RunningMerge(labels[position], nesting, several=len(plan.tiles) > 0)
+        slice_embedding = inference.encode(plan.images[position])
+        for view, resizer in zip((plan.whole, *plan.tiles), resizers, strict=True):
             here = view.boxes[(first[view.boxes] <= position) & (position <= last[view.boxes])]
-            if not len(here):
+            is_tile = view is not plan.whole
+            if is_tile and not len(here):
                 continue
-            embedding = inference.encode(plan.images[position, view.rows, view.columns])
+            embedding = slice_embedding
+            if is_tile:
+                embedding = inference.encode(plan.images[position, view.rows, view.columns])
             if last_case and inference.encodings == plan.encodings:
                 inference.engine.rest_encoder()
             for chunk in merge.chunks(here, BOXES_PER_CALL):
                 logits = inference.decode(embedding, plan.prompts(view, chunk, position))
+                if is_tile:
+                    on_slice = inference.decode(slice_embedding, plan.prompts(plan.whole, chunk, position))
                 with inference.timing("merge"):
+                    if is_tile:
+                        plan.average(view, logits, on_slice)
                     for plane, box in zip(logits, chunk.tolist(), strict=True):
                         if box in planes:
                             planes[box].correct(plane, position)
