@@ -129,7 +129,11 @@ class Plan:
         xyxy: NDArray[np.int64] | NDArray[np.float64] = self.xyxy[boxes]
         if self.profile:
             first, last = self.z[boxes].T
-            xyxy = shrink(xyxy, (2 * position - first - last) / (last - first + 1))
+            offset = (2 * position - first - last) / (last - first + 1)
+            # Where a box ends with the volume, its object probably does not end there.
+            offset = np.where(first == 0, np.maximum(offset, 0), offset)
+            offset = np.where(last == len(self.images) - 1, np.minimum(offset, 0), offset)
+            xyxy = shrink(xyxy, offset)
         return scale_boxes(xyxy - [view.columns.start, view.rows.start] * 2, view.frame)
 
 

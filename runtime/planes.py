@@ -132,6 +132,9 @@ class CrossPlanes:
             frame = Frame.of(image.shape[0], image.shape[1], self._inference.size)
             box = np.array([[along[0], first * scale, along[1], (last + 1) * scale]])
             prompt = shrink(box, np.array([(2 * place + 1 - low - high) / (high - low)]))
+            # Where the box ends with the volume, its object probably does not end there.
+            prompt[:, 1] = box[:, 1] if first == 0 else prompt[:, 1]
+            prompt[:, 3] = box[:, 3] if last == depth - 1 else prompt[:, 3]
             embedding = self._inference.encode(image)
             logits = self._inference.decode(embedding, scale_boxes(prompt, frame))[0]
             rows = (np.arange(first, last + 1) + 0.5) * scale * (frame.scaled_height / frame.height) - 0.5

@@ -18,8 +18,8 @@ BELOW = {
     "benchmarks": {"export", "models", "runtime", "train"},
 }
 MODULE_LINES = 300
-SOURCE_LINES = 12_500
-TEST_LINES = 10_000
+SOURCE_LINES = 14_000
+TEST_LINES = 11_000
 
 
 def source_of(package: str) -> list[pathlib.Path]:

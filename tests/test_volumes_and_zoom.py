@@ -29,7 +29,10 @@ SIZE = 256
 
 
 class Bright:
-    """An engine whose masks are the bright pixels within a side of the prompt; keeps what it was asked."""
+    """An engine whose masks are the bright pixels within a side of the prompt; keeps what it was asked.
+
+    It is the surer the larger the prompt, as the network is.
+    """
 
     name, version, threads = "bright", "0", 1
 
@@ -44,11 +47,12 @@ class Bright:
     def decode(self, embedding: NDArray[np.float32], boxes: NDArray[np.float32]) -> tuple:
         self.prompts.extend(boxes)
         y, x = np.mgrid[:SIZE, :SIZE]
-        logits = np.where(embedding[0, 0] > 0.5, 5, -5) * np.ones((len(boxes), 1, 1), np.float32)
+        logits = np.where(embedding[0, 0] > 0.5, 1, -1) * np.ones((len(boxes), 1, 1), np.float32)
         for plane, (x0, y0, x1, y1) in zip(logits, boxes, strict=True):
             reach = max(x1 - x0, y1 - y0, 4)
             near = (x >= x0 - reach) & (x < x1 + reach) & (y >= y0 - reach) & (y < y1 + reach)
-            plane[~near] = -5
+            plane[~near] = -1
+            plane *= reach
         return logits, np.zeros(len(boxes), np.float32)
 
 
@@ -196,8 +200,10 @@ def test_every_box_is_in_one_view_and_small_ones_are_seen_larger(
     image = np.zeros((height, width), np.uint8)
     case_ = Case("i", image, Boxes.parse(boxes, image.shape))
     plan = Plan.of(case_, Method(max_zoom_tiles=most), SIZE)
-    assert sorted(np.concatenate([view.boxes for view in plan.views]).tolist()) == list(range(len(boxes)))
-    assert sum(view.is_tile for view in plan.views) == len(tiles)
+    views = [plan.whole, *plan.tiles]
+    assert sorted(np.concatenate([view.boxes for view in views]).tolist()) == list(range(len(boxes)))
+    assert (len(plan.tiles), plan.encodings) == (len(tiles), len(tiles) + 1)
+    assert plan.decodings == len(boxes) + sum(len(inside) for _, _, inside in tiles)
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     small = (sides * SIZE < SMALL * max(height, width)).sum() if max(height, width) > SIZE else 0
     if most == 64:
@@ -232,7 +238,7 @@ def test_dots_are_found_to_the_pixel(
     for label, (x0, y0, x1, y1) in enumerate(boxes, start=1):
         expected[y0:y1, x0:x1] = label
     np.testing.assert_array_equal(labels, expected)
-    assert bright.engine.encoded <= count
+    assert bright.engine.encoded <= count + 1
     assert (bright.segment(image, boxes, zoom="off") != labels).any()
 
 
@@ -259,7 +265,8 @@ def test_in_volumes_tiles_are_of_their_slices_and_planes_for_the_others(bright: 
     assert result.encodings == 6 + 17 + 2 * MOST_PLANES
     assert (result.labels[4:10, 100:112, 100:112] == 1).all()
     assert (result.labels == 1).sum() == 6 * 12 * 12
-    assert (result.labels[2:19, 300:420, 300:420] == 2).mean() > 0.99
+    # Planes show two slices in one pixel here, so that they decide its ends coarsely.
+    assert (result.labels[2:19, 300:420, 300:420] == 2).mean() > 0.9
 
 
 @pytest.mark.parametrize(
