@@ -146,7 +146,8 @@ def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path):
     [
         ("foreign", "out", "", "no pair of image and labels found"),
         ("source", "out", "--window=liver", "window 'liver'"),
-        ("source", "out", "--jitter=0.1", "--jitter need --cases"),
+        ("source", "out", "--loose=0.1", "--loose need --cases"),
+        ("source", "out", "--cases --jitter=0.1 --loose=0.4", "choose one"),
         ("source", "foreign", "", "take another folder"),
         ("source", "foreign/thesis.txt", "", "a folder"),
     ],

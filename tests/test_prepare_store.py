@@ -21,8 +21,8 @@ from litemed.train.prepare.pipeline import prepare
 from litemed.train.prepare.slices import (
     Settings,
     case_name,
-    jitter_boxes,
     make_slices,
+    move_edges,
     resize_image,
     resize_labels,
     write_case,
@@ -342,22 +342,38 @@ def test_boxes_are_tight_have_an_area_and_are_what_the_runtime_takes(labels):
     st.booleans(),
     st.floats(0, 0.99),
     st.text(max_size=5),
+    st.booleans(),
 )
-def test_jittered_boxes_stay_valid_and_near(labels, volume, fraction, seed):
+def test_moved_edges_stay_valid_and_near(labels, volume, fraction, seed, outwards):
     objects = number(labels if volume else labels[0])
     if not len(objects):
         return
     boxes = boxes_of(objects)
-    moved = jitter_boxes(boxes, objects.labels.shape, fraction, seed)
+    moved = move_edges(boxes, objects.labels.shape, fraction, seed, outwards)
     assert Boxes.parse(moved, objects.labels.shape).clipped == ()
-    assert (moved == jitter_boxes(boxes, objects.labels.shape, fraction, seed)).all()
+    assert (moved == move_edges(boxes, objects.labels.shape, fraction, seed, outwards)).all()
     shift, half = np.abs(moved - boxes), boxes.shape[1] // 2
     sides = boxes[:, half : half + 2] - boxes[:, :2]
-    assert (shift[:, [0, 1, half, half + 1]] <= np.maximum(fraction * np.tile(sides, 2), 1)).all()
+    most = np.maximum(fraction * np.tile(sides, 2), 1) + outwards / 2
+    assert (shift[:, [0, 1, half, half + 1]] <= most).all()
     assert not volume or not shift[:, [2, 5]].any()
+    assert not outwards or ((moved - boxes) * np.repeat([-1, 1], half) >= 0).all()
     many = np.array([[100, 100, 300, 300]] * 20)
-    one, two = (jitter_boxes(many, (400, 400), 0.1, text) for text in (seed, f"{seed}+"))
+    one, two = (move_edges(many, (400, 400), 0.1, text, outwards) for text in (seed, f"{seed}+"))
     assert (one != many).mean() > 0.8 < (one != two).mean()
+
+
+def test_loose_edges_move_by_shares_of_their_own():
+    boxes = np.array([[400, 450, 600, 550]] * 3000)
+    moved = (move_edges(boxes, (1000, 1000), 0.4, "name", outwards=True) - boxes) / [-200, -100, 200, 100]
+    assert np.abs(np.quantile(moved, [0, 0.25, 0.5, 1], axis=0).T - [0, 0.1, 0.2, 0.4]).max() < 0.03
+    assert np.abs(np.corrcoef(moved.T) - np.eye(4)).max() < 0.2
+
+
+def test_the_boxes_of_a_name_are_the_same_everywhere():
+    boxes, expected = np.array([[40, 50, 60, 70]]), {False: [37, 54, 62, 77], True: [35, 44, 67, 75]}
+    for outwards, box in expected.items():
+        assert move_edges(boxes, (100, 100), 0.4, "0/name", outwards).tolist() == [box]
 
 
 # Intensities

@@ -18,7 +18,7 @@ Examples:
   litemed-prepare scans -o data
   litemed-prepare scans/index.csv -o data --licence-status stated,known
   litemed-prepare lung_ct -o data --modality CT --window lung --workers 8
-  litemed-prepare scans -o test --cases --split val --limit 20 --jitter 0.05
+  litemed-prepare scans -o test --cases --split val --limit 20 --loose 0.4
 
 \b
 A SOURCE is an index CSV or a folder with an index.csv (columns modality, image,
@@ -34,7 +34,7 @@ _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _SHARE = click.FloatRange(0, 1)
 _WINDOW = f"For CT: {', '.join(WINDOWS)}, or LEVEL,WIDTH in HU."
-_ONLY_CASES = ("max_slices", "max_boxes", "jitter")
+_ONLY_CASES = ("max_slices", "max_boxes", "jitter", "loose")
 
 
 @click.command(epilog=EPILOG, context_settings={"show_default": True})
@@ -55,6 +55,7 @@ _ONLY_CASES = ("max_slices", "max_boxes", "jitter")
 @click.option("--max-slices", type=_COUNT, help="With --cases: crop volumes to the slices that show most.")
 @click.option("--max-boxes", type=_COUNT, help="With --cases: keep only the largest objects.")
 @click.option("--jitter", type=_SHARE, help="With --cases: move box edges by up to this share of their side.")
+@click.option("--loose", type=_SHARE, help="With --cases: move them outwards only, as people draw boxes.")
 @click.option("--workers", type=_COUNT, help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -81,7 +82,9 @@ def _run(options: dict[str, Any]) -> bool:
     if "licence_status" in given:
         given["licence_status"] = given["licence_status"].split(",")
     if not given["cases"] and any(name in given for name in _ONLY_CASES):
-        raise UsageError("--max-slices, --max-boxes and --jitter need --cases")
+        raise UsageError("--max-slices, --max-boxes, --jitter and --loose need --cases")
+    if "jitter" in given and "loose" in given:
+        raise UsageError("--jitter moves box edges either way, --loose outwards only: choose one")
     # The options are called as the fields that they set.
     settings, source_options = (
         {name: given[name] for name in given.keys() & kind.__dataclass_fields__}

@@ -28,8 +28,8 @@ class Settings:
     out whole tumours in PET and cropped volumes. min_area_pixels: the same of a slice, counted at longest
     side 256; MedSAM's published 100 is 25 so for 512 x 512, and thin lesions in OCT have 13.
     cases: make test cases. Only then: max_slices, to which volumes are cropped, those that hold most labelled
-    voxels; max_boxes, of the largest objects; jitter, the largest share of a box's width or height by which
-    its edges move at random, in z not at all, and the same for the same name.
+    voxels; max_boxes, of the largest objects; jitter or loose, the largest share of a box's width or height
+    by which its edges move at random, either way or outwards, in z not at all; the same for the same name.
     """
 
     window: Window = WINDOWS["abdomen"]
@@ -39,6 +39,7 @@ class Settings:
     max_slices: int | None = None
     max_boxes: int | None = None
     jitter: float = 0.0
+    loose: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def write_case(pair: Pair, out: Path, settings: Settings) -> tuple[str, dict[str
     counts = {"boxes": len(objects), "cases_without_object": int(not len(objects))}
     if not len(objects):
         return f"{name}.npz", counts
-    boxes = jitter_boxes(boxes_of(objects), objects.labels.shape, settings.jitter, f"0/{name}")
+    share, outwards = settings.loose or settings.jitter, settings.loose > 0
+    boxes = move_edges(boxes_of(objects), objects.labels.shape, share, f"0/{name}", outwards)
     # What the runtime would refuse must not be written.
     Boxes.parse(boxes, image.shape, str(pair.image))
     content: dict[str, dict[str, NDArray[Any]]] = {}
@@ -150,22 +152,30 @@ def write_case(pair: Pair, out: Path, settings: Settings) -> tuple[str, dict[str
     return f"{name}.npz", counts
 
 
-def jitter_boxes(
-    boxes: NDArray[np.int64], shape: tuple[int, ...], fraction: float, seed: str
+def move_edges(
+    boxes: NDArray[np.int64], shape: tuple[int, ...], share: float, seed: str, outwards: bool = False
 ) -> NDArray[np.int64]:
-    """Return `boxes`, (N, 4) or (N, 6), with every x and y moved by at most `fraction` of its side.
+    """Return `boxes`, (N, 4) or (N, 6), with every edge in x and y moved by at most `share` of its side.
 
-    shape: (H, W) or (D, H, W). The result lies within [0, W] x [0, H] and keeps x1 > x0 and y1 > y0.
+    shape: (H, W) or (D, H, W). outwards: by a uniform share each, rounded to pixels, as people draw boxes;
+    otherwise either way. The result lies within [0, W] x [0, H] and keeps x1 > x0 and y1 > y0.
     """
-    if fraction == 0:
+    if share == 0:
         return boxes
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+
+    def moves(reach: NDArray[Any], out: int) -> NDArray[Any]:
+        if outwards:
+            return out * np.rint(draw.uniform(0, reach)).astype(np.int64)
+        whole = np.floor(reach).astype(np.int64)
+        return draw.integers(-whole, whole, endpoint=True)
+
     result = boxes.copy()
     half = boxes.shape[1] // 2
     for axis, side in ((0, shape[-1]), (1, shape[-2])):
-        reach = np.floor(fraction * (boxes[:, axis + half] - boxes[:, axis])).astype(np.int64)
-        low = np.clip(boxes[:, axis] + draw.integers(-reach, reach, endpoint=True), 0, side - 1)
-        high = np.clip(boxes[:, axis + half] + draw.integers(-reach, reach, endpoint=True), 1, side)
+        reach = share * (boxes[:, axis + half] - boxes[:, axis])
+        low = np.clip(boxes[:, axis] + moves(reach, -1), 0, side - 1)
+        high = np.clip(boxes[:, axis + half] + moves(reach, 1), 1, side)
         low, high = np.minimum(low, high), np.maximum(low, high)
         result[:, axis], result[:, axis + half] = low, np.maximum(high, low + 1)
     return result
