@@ -18,7 +18,7 @@ from pathlib import Path
 
 from litemed.runtime.errors import BundleError
 from litemed.runtime.files import open_plain
-from litemed.runtime.precision import REFERENCE, ROLES, Precision
+from litemed.runtime.precision import REFERENCE, Precision
 from litemed.runtime.strict_json import Record, parse_json, read, shown
 
 MANIFEST = "manifest.json"
@@ -81,7 +81,10 @@ class Graph(Record):
 
 @dataclass(frozen=True)
 class Weights(Record):
-    """Where the weights came from; `trained` is False for random ones, whose masks mean nothing."""
+    """Where the weights came from; `trained` is False for random ones, whose masks mean nothing.
+
+    `loose_decoder` says it of the decoder for loose boxes, None where there is none.
+    """
 
     file: str
     sha256: str
@@ -89,6 +92,7 @@ class Weights(Record):
     encoder: str
     trained: bool
     lora: object
+    loose_decoder: object = None
     further_keys = True
 
 
@@ -122,7 +126,7 @@ class Manifest(Record):
             raise ValueError(f"precisions: there is no {REFERENCE}; export the bundle again")
         for name, precision in self.precisions.items():
             precision.check_as(name)
-            for key in (getattr(precision, role) for role in ROLES):
+            for key in precision.graphs:
                 if key not in self.graphs:
                     raise ValueError(f"precision {name!r} needs graph {shown(key)}, which is not there")
 

@@ -65,12 +65,14 @@ class Precision(Record):
     """The graphs, by key, that make up one precision; `agreement` is None for float32 alone.
 
     `bf16` has the roles, "encoder" and "decoder", whose float32 operators are to be computed in bf16.
+    `loose_decoder`, which not every bundle has, is a second graph of the role "decoder", for loose boxes.
     """
 
     encoder: str
     decoder: str
     agreement: Agreement | None = None
     bf16: tuple[str, ...] = ()
+    loose_decoder: str | None = None
 
     def check_as(self, name: str) -> None:
         """Raise ValueError if this cannot be the precision of that name."""
@@ -80,6 +82,12 @@ class Precision(Record):
             raise ValueError(f"{name} has 'agreement' if, and only if, it is not {REFERENCE}")
         if self.bf16 not in ((ROLES, ROLES[:1], ROLES[1:]) if name.endswith("bf16") else ((),)):
             raise ValueError(f"{name}: 'bf16' is {self.bf16}; in bf16 it names encoder, decoder or both")
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The keys of all its graphs."""
+        keys = (self.encoder, self.decoder, self.loose_decoder)
+        return tuple(key for key in keys if key is not None)
 
     @property
     def runs_on(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from bundle_edits import edit, replace_graph
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = pathlib.Path(os.environ.get("LITEMED_SHARED", ROOT.parent / "shared"))
@@ -254,4 +256,22 @@ def box_bundle(tmp_path_factory):
         "tools": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loose_bundle(box_bundle, tmp_path_factory):
+    """Return the same with a decoder for loose boxes, to which an object is its box less 8 pixels a side."""
+    import onnx
+
+    folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path_factory.mktemp("loose") / "bundle"))
+    text = DECODER.replace("(distance, nothing)", "(distance, margin)").replace(
+        "nothing = Mul (mean, zero)",
+        "nothing = Mul (mean, zero) less = Constant <value_float = -8.0> () margin = Add (nothing, less)",
+    )
+    entry = {"file": "decoder_loose.onnx", "opset": 20}
+    edit(folder, lambda manifest: manifest["graphs"].update(decoder_loose=entry))
+    edit(folder, lambda manifest: manifest["precisions"]["float32"].update(loose_decoder="decoder_loose"))
+    model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]>' + text)
+    replace_graph(folder, "decoder_loose", model)
     return folder

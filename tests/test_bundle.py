@@ -153,6 +153,7 @@ def with_int8(manifest: Json, name: str = "int8", **fields: Any) -> Json:
         (lambda m: m["precisions"].update(fp16=m["precisions"]["float32"]), "'fp16' is not one of float32"),
         (lambda m: with_int8(m, "float32"), "'agreement'"),
         (lambda m: with_int8(m, encoder="encoder8"), "'encoder8'"),
+        (lambda m: with_int8(m, loose_decoder="loose"), "'loose'"),
         (lambda m: with_int8(m, hint="f16"), "'hint'"),
         (lambda m: with_int8(m, bf16=["encoder"]), "'bf16'"),
         (lambda m: with_int8(m, agreement=None), "'agreement'"),

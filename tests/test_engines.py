@@ -14,7 +14,7 @@ from bundle_edits import edit, replace_graph
 from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Cache, available_threads, open_engine
+from litemed.runtime.engines import BOXES_PER_CALL, ENGINES, Cache, Engine, available_threads, open_engine
 from litemed.runtime.engines.cpu import cpu_quota, own_cores
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 
@@ -78,6 +78,46 @@ def test_a_decoder_that_returns_other_shapes(engine, monkeypatch):
     for _ in shapes:
         with pytest.raises(EngineError, match="export the bundle again"):
             engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(2))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_decoder_for_loose_boxes_is_loaded_when_it_is_first_needed(
+    name, loose_bundle, tmp_path, monkeypatch
+):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    bundle, loaded, load = Bundle.open(loose_bundle), [], Engine._load
+
+    def recording(self: Engine, some: Bundle, role: str, key: str) -> object:
+        loaded.append((role, key))
+        return load(self, some, role, key)
+
+    monkeypatch.setattr(Engine, "_load", recording)
+    engine = open_engine(name, bundle, 1, cache=Cache(tmp_path / "cache"))
+    boxes, embedding = some_boxes(BOXES_PER_CALL + 1), np.zeros((1, 256, 64, 64), np.float32)
+    np.testing.assert_array_equal(engine.decode(embedding, boxes)[0], distances(boxes))
+    assert engine.has_loose_decoder
+    assert sorted(loaded) == [("decoder", "decoder"), ("encoder", "encoder")]
+    for _ in range(2):
+        logits, iou = engine.decode(embedding, boxes, loose=True)
+        np.testing.assert_array_equal(logits, distances(boxes) - 8)
+        np.testing.assert_array_equal(iou, logits.max(axis=(1, 2)))
+        np.testing.assert_array_equal(engine.decode(embedding, boxes)[0], distances(boxes))
+    assert loaded[2:] == [("decoder", "decoder_loose")]
+    assert len(list((tmp_path / "cache").iterdir())) == (3 if name == "openvino" else 0)
+
+
+def test_a_decoder_for_loose_boxes_that_is_none_or_not_there(loose_bundle, box_bundle, tmp_path):
+    folder = pathlib.Path(shutil.copytree(loose_bundle, tmp_path / "bundle"))
+    replace_graph(folder, "decoder_loose", onnx.load(folder / "encoder.onnx"))
+    engine = open_engine("onnxruntime", Bundle.open(folder), threads=1)  # needs it not yet
+    engine.load_loose_decoder()
+    with pytest.raises(EngineError, match=r"decoder_loose\.onnx: is no decoder"):
+        engine.ready()
+    engine = open_engine("onnxruntime", Bundle.open(box_bundle), threads=1)
+    assert not engine.has_loose_decoder
+    with pytest.raises(EngineError, match="no decoder for loose boxes"):
+        engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(1), loose=True)
 
 
 def edit_graph(folder: pathlib.Path, role: str, change: Callable[[Any], object]) -> None:

@@ -2,8 +2,9 @@
 
 import concurrent.futures
 import ctypes
+import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,23 +28,27 @@ Interface = tuple[Mapping[str, tuple[int | None, ...]], set[str]]
 
 
 class Engine:
-    """A bundle's two graphs, loaded; subclasses say how one is loaded and run.
+    """A bundle's encoder and decoder, loaded; subclasses say how a graph is loaded and run.
+
+    A decoder for loose boxes, where the bundle has one, is loaded when it is first needed.
 
     Attributes:
         name: the engine's name, as `open_engine` takes it; `title` the one for messages, `package` for pip.
         version: of the engine's package.
         choice: why it was chosen, and why in this precision, in one line; empty if it was asked for so.
         bf16: the roles whose graphs are to be computed in bf16.
+        has_loose_decoder: whether the bundle has a decoder for loose boxes.
     """
 
     name: str
     title: str
     package: str
+    has_loose_decoder = False
 
     def __init__(
         self, bundle: Bundle, threads: int, precision: str, choice: str, cache: Cache | None
     ) -> None:
-        """Begin to load both graphs of a precision, each in a thread of its own.
+        """Begin to load encoder and decoder of a precision, each in a thread of its own.
 
         Raises EngineError if the engine is missing, or does not compute in that precision.
         """
@@ -51,11 +56,11 @@ class Engine:
         graphs = bundle.manifest.precisions[precision]
         self.bf16 = graphs.bf16
         self.version: str = self._guarded(self.prepare)
-        pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
-        self._encoder = pool.submit(self._guarded, self._load, bundle, "encoder", graphs.encoder)
-        self._decoder = pool.submit(self._guarded, self._load, bundle, "decoder", graphs.decoder)
-        pool.submit(self._tidy)
-        pool.shutdown(wait=False)
+        self._encoder, decoder = self._begin(bundle, encoder=graphs.encoder, decoder=graphs.decoder)
+        self._decoders = {False: decoder}  # and for loose boxes under True
+        if (key := graphs.loose_decoder) is not None:
+            self.has_loose_decoder, self._loose_key = True, key
+            self._bundle = dataclasses.replace(bundle, graphs={key: bundle.graphs[key]})  # no more is kept
 
     def prepare(self) -> str:
         """Import the engine and return its version; refuse a precision that it does not compute in."""
@@ -70,12 +75,23 @@ class Engine:
         raise NotImplementedError
 
     def ready(self) -> None:
-        """Return once the graphs are loaded, for which `encode` and `decode` wait by themselves.
+        """Return once all graphs that were begun are loaded, for which `encode` and `decode` wait themselves.
 
         Raises EngineError if the engine does not accept them, or they are not what their role asks for.
         """
-        self._encoder.result()
-        self._decoder.result()
+        for graph in (self._encoder, *self._decoders.values()):
+            graph.result()
+
+    def load_loose_decoder(self) -> None:
+        """Begin to load the decoder for loose boxes, unless that was begun before; `ready` waits for it.
+
+        Raises EngineError if the bundle has none.
+        """
+        if not self.has_loose_decoder:
+            raise EngineError("the bundle has no decoder for loose boxes; export it with --loose-decoder")
+        if True not in self._decoders:
+            (self._decoders[True],) = self._begin(self._bundle, decoder=self._loose_key)
+            self._bundle = self._bundle.released()
 
     def encode(self, image: Float) -> Float:
         """Return the embedding (1, 256, S/4, S/4) float32 of a network input (1, 3, S, S) float32 in [0, 1].
@@ -88,18 +104,22 @@ class Engine:
     def rest_encoder(self) -> None:
         """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew."""
 
-    def decode(self, embedding: Float, boxes: Float) -> tuple[Float, Float]:
+    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
 
         `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; the graph is given
-        `BOXES_PER_CALL` at a time. Raises EngineError if the engine fails, or returns other shapes.
+        `BOXES_PER_CALL` at a time. With `loose` it is that for loose boxes, which is loaded first if need be.
+        Raises EngineError if the engine fails, or returns other shapes, or there is no such graph.
         """
+        if loose:
+            self.load_loose_decoder()
+        graph = self._decoders[loose].result()
         count, size = len(boxes), 4 * embedding.shape[-1]
         parts = []
         for start in range(0, count, BOXES_PER_CALL):
             some = boxes[start : start + BOXES_PER_CALL]
             inputs = {"image_embedding": embedding, "boxes": some}
-            found = self._guarded(self.run, self._decoder.result(), ["logits", "iou"], inputs)
+            found = self._guarded(self.run, graph, ["logits", "iou"], inputs)
             if (shapes := [one.shape for one in found]) != [(len(some), size, size), (len(some),)]:
                 raise EngineError(f"the decoder returned arrays of {shapes}; export the bundle again")
             parts.append(found)
@@ -107,6 +127,14 @@ class Engine:
             return parts[0][0], parts[0][1]
         logits, iou = map(np.concatenate, zip(*parts, strict=True))
         return logits, iou
+
+    def _begin(self, bundle: Bundle, **keys: str) -> list[Future[Any]]:
+        """Begin to load graphs, whose keys are given by role."""
+        pool = ThreadPoolExecutor(2, thread_name_prefix="litemed-load")
+        graphs = [pool.submit(self._guarded, self._load, bundle, role, key) for role, key in keys.items()]
+        pool.submit(_tidy, graphs)
+        pool.shutdown(wait=False)
+        return graphs
 
     def _load(self, bundle: Bundle, role: str, key: str) -> Any:
         """Return a graph that has the interface of its role."""
@@ -132,10 +160,11 @@ class Engine:
         except Exception as error:
             raise EngineError(f"{self.title} failed: {one_line(error)[:300]}") from error
 
-    def _tidy(self) -> None:
-        """Once both graphs are loaded, let glibc return what loading has used, some 40 MiB, to the system."""
-        concurrent.futures.wait((self._encoder, self._decoder))
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError, TypeError):
-            return  # another C library; the last as on Windows
+
+def _tidy(graphs: list[Future[Any]]) -> None:
+    """Once graphs are loaded, let glibc return what loading has used, some 40 MiB, to the system."""
+    concurrent.futures.wait(graphs)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return  # another C library; the last as on Windows
