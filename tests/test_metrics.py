@@ -131,6 +131,24 @@ def test_tolerance_is_in_millimetres_in_3d_and_pixels_in_2d():
     assert score_classes(truth[8], prediction[8], (9.0, 9.0, 9.0))[0].nsd == 1
 
 
+@pytest.mark.parametrize("column", [0, 100], ids=["found", "missed"])
+def test_the_size_is_the_longest_side_across_the_slice_as_the_network_sees_it(column):
+    truth = np.zeros((256, 200), np.uint8)
+    truth[0:7, 0:3] = 1
+    truth[20:24, 0:15] = 2
+    truth[100:140, 0:9] = truth[145, 0:2] = 4  # in two parts
+    prediction = np.roll(truth, column, axis=1)
+    prediction[200:210, 150:199] = 3
+    scores = score_classes(truth, prediction, None)
+    assert [(s.label, s.size) for s in scores] == [(1, 7), (2, 15), (3, None), (4, 46)]
+    assert [s.dsc for s in scores] == ([0, 0, 0, 0] if column else [1, 1, 0, 1])
+    # Long in z, and twice as large at 256 as in 128.
+    volume = np.zeros((90, 64, 128), np.uint16)
+    volume[5:85, 10:15, 20:23] = 300
+    for prediction in (volume, np.roll(volume, column, axis=2)):
+        assert [(s.label, s.size) for s in score_classes(volume, prediction, SPACING)] == [(300, 10)]
+
+
 @pytest.mark.parametrize(("case", "prediction", "dice", "distance"), CHALLENGE_SCORES)
 def test_scores_are_those_of_the_challenge(shared, case, prediction, dice, distance):
     maps = np.load(shared("golden/expected.npz"), allow_pickle=False)

@@ -28,7 +28,11 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 @click.option("-o", "--output", required=True, type=_OUTPUT, help="Folder for the tables.")
 @click.option("--run", "more", multiple=True, metavar="NAME=SEGS", help="Another run; may be repeated.")
 @click.option("--cases", type=_FOLDER, help="Folder of the cases (imgs, boxes), for --trivial.")
-@click.option("--trivial", is_flag=True, help="Also score filled box, ellipse, Otsu threshold and GrabCut.")
+@click.option(
+    "--trivial",
+    is_flag=True,
+    help="Also score filled box, ellipse or ellipsoid in it, Otsu threshold and GrabCut.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -43,6 +47,12 @@ def main(debug: bool, **options: Any) -> None:
     A modality is taken from the name (2DBox_US_0525, 3DBox_CT_0566, CT_Abd_01).
     A case's score is the mean over the labels of its ground truth, a modality's
     the mean over its cases, the average the mean over modalities.
+
+    Volumes are scored in 3D, over all their slices, and averaged apart from
+    slices and images where there are both. A table by size has the mean over
+    objects (labels of the ground truth) with a longest side of under 8, 8 to 16,
+    16 to 32, 32 to 64, and 64 and more pixels, as the network sees them: with
+    the longest side of the image, or of the volume's slice, reduced to 256.
 
     A prediction that is missing or cannot be read counts as 0 and is named; a
     ground truth that cannot be used leaves its case out for all runs.
@@ -69,6 +79,7 @@ def _run(
 
     from litemed.benchmarks.evaluate import tables
     from litemed.benchmarks.evaluate.scores import find_cases, score_case
+    from litemed.benchmarks.evaluate.summary import summarise
     from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
     from litemed.train.prepare.pool import map_in_order
@@ -90,7 +101,7 @@ def _run(
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "folders": {"gts": str(gts), "runs": {name: str(folder) for name, folder in runs.items()}},
     }
-    files = tables.files(tables.summarise(results), results, about)
+    files = tables.files(summarise(results), results, about)
     for name, content in files.items():
         with atomic_write(output / name) as stream:
             stream.write(content.encode())

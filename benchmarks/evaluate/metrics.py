@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from litemed.runtime.dice import dice_by_label
+from litemed.runtime.preprocess import INPUT_SIZE
 
 LabelMap = NDArray[np.integer]
 Mask = NDArray[np.bool_]
@@ -38,11 +39,16 @@ _NSD_NEEDS_DSC = 0.2
 
 @dataclass(frozen=True)
 class ClassScore:
-    """DSC and NSD, both in [0, 1], of one class of one case."""
+    """DSC and NSD, both in [0, 1], of one class of one case, and the size of its object.
+
+    `size` is what the network sees of it: the longest side of the object's box in the ground truth, first to
+    last pixel, across the slice, in pixels of an input of 256; None if the ground truth has no such label.
+    """
 
     label: int
     dsc: float
     nsd: float
+    size: float | None
 
 
 def score_classes(truth: LabelMap, prediction: LabelMap, spacing: Spacing | None) -> tuple[ClassScore, ...]:
@@ -54,17 +60,22 @@ def score_classes(truth: LabelMap, prediction: LabelMap, spacing: Spacing | None
         spacing: mm along each axis of a volume, z y x; not used in 2D.
     """
     dice = dice_by_label(truth, prediction, int(truth.max()))
-    present = np.flatnonzero(~np.isnan(dice))
+    places = ndimage.find_objects(truth)
+    longest = max(truth.shape[-2:])
+    sizes = [place and max(s.stop - s.start for s in place[-2:]) * INPUT_SIZE / longest for place in places]
+    present = np.flatnonzero(~np.isnan(dice)).tolist()
     if np.nanmean(dice) <= _NSD_NEEDS_DSC:
-        return tuple(ClassScore(int(index) + 1, float(dice[index]), 0.0) for index in present)
+        return tuple(ClassScore(index + 1, float(dice[index]), 0.0, sizes[index]) for index in present)
+    found = ndimage.find_objects(prediction, max_label=len(places))
     if truth.ndim == 2 or spacing is None:
         truth, prediction, spacing = truth[..., np.newaxis], prediction[..., np.newaxis], (1.0, 1.0, 1.0)
-    both = np.stack([truth, prediction], dtype=np.uint16, casting="unsafe")
-    places = ndimage.find_objects(both, max_label=len(dice))
     scores = []
-    for index in present.tolist():
-        one, other = both[:, *places[index][1:]] == index + 1
-        scores.append(ClassScore(index + 1, float(dice[index]), nsd(one, other, spacing, TOLERANCE)))
+    for index in present:
+        # Where either has the label.
+        sides = zip(*filter(None, (places[index], found[index])), strict=True)
+        region = tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
+        surfaces = nsd(truth[region] == index + 1, prediction[region] == index + 1, spacing, TOLERANCE)
+        scores.append(ClassScore(index + 1, float(dice[index]), surfaces, sizes[index]))
     return tuple(scores)
 
 

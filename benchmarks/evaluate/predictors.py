@@ -28,7 +28,7 @@ class Trivial(enum.StrEnum):
     """The trivial predictors; the values name them in tables."""
 
     BOX = "filled box"
-    ELLIPSE = "ellipse"
+    ELLIPSE = "ellipse/ellipsoid"
     OTSU = "Otsu in box"
     GRABCUT = "GrabCut"
 

@@ -33,20 +33,24 @@ class CaseScore:
     @property
     def dsc(self) -> float:
         """Mean over the classes."""
-        return statistics.fmean(score.dsc for score in self.classes) if self.classes else 0.0
+        return statistics.fmean(score.dsc for score in self.classes)
 
     @property
     def nsd(self) -> float:
         """Mean over the classes."""
-        return statistics.fmean(score.nsd for score in self.classes) if self.classes else 0.0
+        return statistics.fmean(score.nsd for score in self.classes)
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """All scores of one case, in the order of the runs; or none, and one line that says why."""
+    """All scores of one case, in the order of the runs; or none, and one line that says why.
+
+    dimensions: 2 of a slice or image, 3 of a volume, 0 if that is not known.
+    """
 
     case: str
     modality: str
+    dimensions: int
     scores: tuple[CaseScore, ...]
     problem: str = ""
 
@@ -89,7 +93,7 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
                 f"{sources}/{file.name}: image of {source.shape}, but the ground truth has {truth.shape}"
             )
     except InputError as error:
-        return CaseResult(file.stem, modality, (), str(error))
+        return CaseResult(file.stem, modality, 0, (), str(error))
 
     def score_run(run: str, path: Path) -> CaseScore:
         try:
@@ -100,7 +104,8 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
             if labels.shape != truth.shape:
                 raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
         except InputError as error:
-            return CaseScore(run, (), f"{error}; the case counts as 0")
+            nothing = score_classes(truth, np.zeros_like(truth), spacing)
+            return CaseScore(run, nothing, f"{error}; the case counts as 0")
         return CaseScore(run, score_classes(truth, labels, spacing))
 
     scores = [score_run(run, folder / file.name) for run, folder in runs.items()]
@@ -109,7 +114,7 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
         cv2.setNumThreads(1)
         for predictor in Trivial:
             scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
-    return CaseResult(file.stem, modality, tuple(scores))
+    return CaseResult(file.stem, modality, truth.ndim, tuple(scores))
 
 
 def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:

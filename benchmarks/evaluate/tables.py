@@ -1,91 +1,31 @@
-"""The numbers of the paper's Table 3, as Markdown, CSV and JSON; those of cases and classes, too.
-
-A modality's score is the mean over its cases, the overall score the mean over the modalities (macro average).
-The bootstrap draws cases with replacement within each modality, so that a modality keeps its number of cases,
-as the macro average needs. All runs share the draws: differences between runs are paired by case.
-"""
+"""The numbers of the paper's Table 3, as Markdown, CSV and JSON; those of cases and classes, too."""
 
 import csv
 import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import asdict
 
 from litemed.benchmarks.evaluate.metrics import TOLERANCE
 from litemed.benchmarks.evaluate.predictors import Trivial
 from litemed.benchmarks.evaluate.scores import CaseResult
+from litemed.benchmarks.evaluate.summary import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Group,
+    Summary,
+    Values,
+    by_kind,
+    by_size,
+)
 from litemed.benchmarks.report import table
-from litemed.runtime.errors import InputError
-from litemed.runtime.modalities import MODALITIES
+from litemed.runtime.preprocess import INPUT_SIZE
 
 # Runs that fit into one table, and how many stand in each of several: as many as in the paper's.
 _WIDEST = 6
 _COLUMNS = 4
-RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
-AVERAGE = "Average"
-
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Everything that the tables show.
-
-    Attributes:
-        runs: names of the columns; trivial predictors come last.
-        rows: the modalities that have cases, in the challenge's order, and the macro average over them.
-        cases: how many there are in each row.
-        scores: (rows, runs, DSC and NSD, 3): the value and the bounds of its confidence interval.
-        differences: (runs - 1, 2, 3): macro average of the first run minus that of each other.
-    """
-
-    runs: tuple[str, ...]
-    rows: tuple[str, ...]
-    cases: tuple[int, ...]
-    scores: Values
-    differences: Values
-
-
-def summarise(results: Sequence[CaseResult]) -> Summary:
-    """Average over cases and modalities, of the cases that could be scored.
-
-    Raises:
-        InputError: not a single case could be scored.
-    """
-    scored = [result for result in results if result.scores]
-    if not scored:
-        raise InputError(f"none of the {len(results)} cases could be scored; see the errors above")
-    groups: dict[str, Values] = {}  # modality -> (cases, runs, DSC and NSD)
-    for modality in MODALITIES:
-        if of_modality := [result for result in scored if result.modality == modality]:
-            groups[modality] = np.array([[(s.dsc, s.nsd) for s in result.scores] for result in of_modality])
-    random = np.random.default_rng(SEED)
-    drawn = []
-    for scores in groups.values():
-        cases = len(scores)
-        often = random.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
-        drawn.append(np.tensordot(often, scores, axes=1) / cases)
-    samples = np.stack(drawn, axis=1)  # (resamples, modalities, runs, 2)
-    means = np.stack([scores.mean(axis=0) for scores in groups.values()])
-    # With the macro average as a last row.
-    samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
-    means = np.concatenate([means, means.mean(axis=0, keepdims=True)])
-    return Summary(
-        runs=tuple(score.run for score in scored[0].scores),
-        rows=(*groups, AVERAGE),
-        cases=(*map(len, groups.values()), len(scored)),
-        scores=_with_bounds(means, samples),
-        differences=_with_bounds(means[-1, :1] - means[-1, 1:], samples[:, -1, :1] - samples[:, -1, 1:]),
-    )
-
-
-def _with_bounds(values: Values, draws: Values) -> Values:
-    tail = 50 * (1 - CONFIDENCE)
-    return np.stack([values, *np.percentile(draws, [tail, 100 - tail], axis=0)], axis=-1)
 
 
 def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, object]) -> dict[str, str]:
@@ -100,11 +40,19 @@ def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, o
         {"modality": name, "cases": cases, "scores": [*map(_named, summary.runs, scores)]}
         for name, cases, scores in lines
     ]
+
+    def named(group: Group) -> dict[str, object]:
+        scores = zip(summary.runs, group.scores.tolist(), strict=True)
+        means = [{"run": run, "dsc": dsc, "nsd": nsd} for run, (dsc, nsd) in scores]
+        return {"name": group.name, "count": group.count, "scores": means}
+
     report = {
         **about,
         "runs": summary.runs,
         "rows": rows[:-1],
         "overall": rows[-1],
+        "kinds": [*map(named, by_kind(results))],
+        "sizes": [*map(named, by_size(results))],
         "differences": [*map(_named, summary.runs[1:], summary.differences.tolist())],
         **extra,
     }
@@ -119,12 +67,12 @@ def files(summary: Summary, results: Sequence[CaseResult], about: Mapping[str, o
             ),
         ),
         "cases.csv": _csv(
-            ["case", "modality", "run", "dsc", "nsd", "problem"],
-            ([one.case, one.modality, s.run, s.dsc, s.nsd, s.problem] for one, s in runs),
+            ["case", "modality", "dimensions", "run", "dsc", "nsd", "problem"],
+            ([one.case, one.modality, one.dimensions, s.run, s.dsc, s.nsd, s.problem] for one, s in runs),
         ),
         "classes.csv": _csv(
-            ["case", "run", "label", "dsc", "nsd"],
-            ([one.case, s.run, *asdict(label).values()] for one, s in runs for label in s.classes),
+            ["case", "modality", "run", "label", "dsc", "nsd", "size"],
+            ([one.case, one.modality, s.run, *asdict(it).values()] for one, s in runs for it in s.classes),
         ),
         "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
@@ -146,6 +94,11 @@ def markdown(summary: Summary, results: Sequence[CaseResult]) -> str:
         f"Average: macro average over the modalities. NSD at a tolerance of {TOLERANCE:g} "
         "(mm in 3D, pixels in 2D), challenge rule.",
         "",
+        *_groups("DSC / NSD", "Cases", by_kind(results), summary.runs, order),
+        "DSC / NSD by size, mean over objects: the longest side of the object's box, in volumes across the "
+        f"slice, in pixels at the network's scale ({INPUT_SIZE} for the longest side of image or slice).",
+        "",
+        *_groups("Longest side", "Objects", by_size(results), summary.runs, order),
         f"Average with {100 * CONFIDENCE:.0f} % intervals: percentile bootstrap over cases, "
         f"{RESAMPLES} samples, seed {SEED}; differences are paired by case.",
         "",
@@ -166,6 +119,15 @@ def _scores(summary: Summary, order: Sequence[int]) -> list[str]:
         for name, cases, line in zip(summary.rows, summary.cases, values, strict=True)
     ]
     return table(["Modality", "Cases", *columns], [*rows, [f"**{cell}**" for cell in average]])
+
+
+def _groups(
+    title: str, count: str, groups: Sequence[Group], runs: Sequence[str], order: Sequence[int]
+) -> list[str]:
+    """Return a table of groups, DSC and NSD in one cell for each run; nothing if there are none."""
+    scores = [[f"{dsc:.3f} / {nsd:.3f}" for dsc, nsd in group.scores[order].tolist()] for group in groups]
+    rows = [[group.name, str(group.count), *cells] for group, cells in zip(groups, scores, strict=True)]
+    return [*table([title, count, *(runs[index] for index in order)], rows), ""] if rows else []
 
 
 def _intervals(summary: Summary, order: Sequence[int]) -> list[str]:
