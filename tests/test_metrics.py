@@ -142,8 +142,8 @@ def test_the_size_is_the_longest_side_across_the_slice_as_the_network_sees_it(co
     scores = score_classes(truth, prediction, None)
     assert [(s.label, s.size) for s in scores] == [(1, 7), (2, 15), (3, None), (4, 46)]
     assert [s.dsc for s in scores] == ([0, 0, 0, 0] if column else [1, 1, 0, 1])
-    # Long in z, and twice as large at 256 as in 128.
-    volume = np.zeros((90, 64, 128), np.uint16)
+    # Its length in z does not count, nor does that of the volume.
+    volume = np.zeros((150, 64, 128), np.uint16)
     volume[5:85, 10:15, 20:23] = 300
     for prediction in (volume, np.roll(volume, column, axis=2)):
         assert [(s.label, s.size) for s in score_classes(volume, prediction, SPACING)] == [(300, 10)]
