@@ -15,15 +15,17 @@ from litemed.train.augment import (
     Chances,
     augment,
     blur,
+    chances_of,
     content_of,
     move,
     recolour,
 )
+from litemed.train.config import Augmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
-MOVES = ("flip_horizontal", "flip_vertical", "zoom", "turn", "stretch", "aspect", "elastic")
+MOVES = ("flip_horizontal", "flip_vertical", "zoom", "turn", "stretch", "aspect", "elastic", "tiles")
 COLOURS = ("grey", "gains", "gamma", "window", "invert", "blur", "bias", "noise")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -156,6 +158,21 @@ def test_zoom_keeps_the_middle_of_an_object_in_its_place_and_scales_it():
     assert zoom.log().mean() == pytest.approx(np.log(0.64 * 2.2) / 2, abs=0.1)
 
 
+@pytest.mark.parametrize(("side", "small"), [(3, True), (7, True), (8, False)])  # below 16 pixels of 256
+def test_tiles_show_small_objects_in_views_of_4_to_16_of_their_sides_and_no_others(side, small):
+    labels = torch.zeros(200, 128, 128, dtype=torch.int32)
+    labels[:, 40 : 40 + side, 90:92] = 5
+    chances = chances_of(Augmentation(kind="none", tiles=0.5))
+    _, moved, _ = move(labels[:, None].float(), labels, torch.full((200, 2), 128), chances, generator(0))
+    still = (moved == labels).flatten(1).all(1)
+    assert still.float().mean() == pytest.approx(0.5 if small else 1, abs=0.1 * small)
+    seen = 128 / (moved[~still] > 0).any(2).sum(1)  # in sides of the object
+    if small:
+        assert 3.5 < seen.min() < 5
+        assert 13 < seen.max() < 19
+        assert seen.log().mean() == pytest.approx(np.log(8), abs=0.15)
+
+
 @given(
     seed=st.integers(0, 10**6),
     extent=st.lists(extents, min_size=1, max_size=3),
@@ -186,7 +203,7 @@ def test_grey_images_stay_grey(name):
     assert torch.equal(coloured.amax(1), coloured.amin(1)) == (name == "grey")
 
 
-@pytest.mark.parametrize("name", [*MOVES, *COLOURS])
+@pytest.mark.parametrize("name", [*MOVES[:-1], *COLOURS])
 def test_each_happens_as_often_as_its_probability_says(name):
     size, images = (256, 60) if name == "blur" else (SIZE, 240)  # below, a blur is narrower than a pixel
     image, labels, sides = scenes(3, [(size, 48)] * images, size=size)

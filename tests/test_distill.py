@@ -229,6 +229,7 @@ def views(start: int, count: int) -> Views:
         (40_000 + numbers).int()[:, None, None].expand(-1, SIZE, SIZE),
         torch.stack([numbers, numbers + 1], dim=1),
         numbers.float()[:, None, None, None].expand(-1, 256, SIZE // 4, SIZE // 4),
+        numbers % 3 == 0,
     )
 
 
@@ -248,6 +249,7 @@ def test_a_ring_keeps_the_latest_views_whole(capacity, counts):
     assert (drawn.image == numbers[:, None, None, None]).all()
     assert (drawn.embedding == numbers[:, None, None, None]).all()
     assert torch.equal(drawn.extent[:, 1], numbers + 1)
+    assert torch.equal(drawn.of_volume, numbers % 3 == 0)
 
 
 def test_a_ring_that_is_too_large_for_the_memory_is_refused_in_a_line():

@@ -41,7 +41,9 @@ def batch():
     phantoms = [draw_image(64, 64, 2, seed=seed) for seed in range(2)]
     images, labels = (np.stack([getattr(one, name) for one in phantoms]) for name in ("image", "labels"))
     content = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    slices = Batch(content, torch.from_numpy(labels.astype(np.int32)), torch.full((2, 2), SIZE), ())
+    slices = Batch(
+        content, torch.from_numpy(labels.astype(np.int32)), torch.full((2, 2), SIZE), torch.zeros(2) > 0, ()
+    )
     return make_examples(slices, Config(), generator_of(0, 0, 0, torch.device("cpu")))
 
 

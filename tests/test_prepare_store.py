@@ -122,6 +122,7 @@ def test_what_is_stored_comes_back_whole_or_in_part(prepared):
     volume = [("volume", "train", z, 2) for z in range(5)]
     others = [("colour", "val", 0, 2), ("many", "train", 0, 512)]
     assert [(info.case, info.split, info.z, info.objects) for info in infos] == volume + others
+    assert [info.of_volume for info in infos] == [True] * 5 + [False] * 2
     for i, image, labels in (
         (4, noise(5, 60, 50)[4], blocks(60, 50)),
         (5, noise(80, 300, 3), blocks(80, 300)),

@@ -95,16 +95,22 @@ def test_without_objects_there_is_one_box_of_no_weight():
     width=st.integers(1, 256),
     tight=st.floats(0, 0.5),
     jittered=st.floats(0, 0.5),
+    volume=st.floats(0, 1),
     pixels=st.integers(0, 128),
 )
 @settings(max_examples=100, deadline=None)
-def test_boxes_keep_to_the_content_have_an_area_and_are_whole(seed, height, width, tight, jittered, pixels):
+def test_boxes_keep_to_the_content_have_an_area_and_are_whole(
+    seed, height, width, tight, jittered, volume, pixels
+):
     random = np.random.default_rng(seed)
     low = random.integers(0, (width, height), (20, 2))
     high = np.maximum(random.integers(low, (width, height)), low + 1)
     boxes = torch.from_numpy(np.concatenate([low, high], axis=1))
-    loose = Prompts(tight=tight, jittered=jittered, jitter_pixels=pixels)
-    out = loosen(boxes, torch.tensor([[height, width]] * 20), 256, loose, generator(seed))
+    rest = 0.999 - tight - jittered if tight + jittered < 0.999 else 0.0
+    loose = Prompts(tight, jittered, loose=rest * (1 - volume), volume=rest * volume, jitter_pixels=pixels)
+    out = loosen(
+        boxes, torch.tensor([[height, width]] * 20), 256, loose, generator(seed), torch.arange(20) % 2 == 0
+    )
     assert out.dtype == torch.float32
     assert torch.equal(out, out.round())
     assert (out >= 0).all()
@@ -112,11 +118,13 @@ def test_boxes_keep_to_the_content_have_an_area_and_are_whole(seed, height, widt
     assert (out[:, 2:] > out[:, :2]).all()
 
 
-def moves(prompts: Prompts, size: int = 256, box: tuple[int, ...] = (100, 100, 150, 140)) -> torch.Tensor:
+def moves(
+    prompts: Prompts, size: int = 256, box: tuple[int, ...] = (100, 100, 150, 140), of_volume: bool = True
+) -> torch.Tensor:
     """Return by how much the edges of 4,000 boxes move outwards, (4000, 4)."""
-    tight = torch.tensor([box] * 4000)
-    extent = torch.full((4000, 2), size)
-    return (loosen(tight, extent, size, prompts, generator(0)) - tight) * torch.tensor([-1, -1, 1, 1])
+    tight, extent = torch.tensor([box] * 4000), torch.full((4000, 2), size)
+    moved = loosen(tight, extent, size, prompts, generator(0), torch.full((4000,), of_volume))
+    return (moved - tight) * torch.tensor([-1, -1, 1, 1])
 
 
 def test_the_papers_boxes_grow_by_0_to_5_pixels_alike():
@@ -147,3 +155,38 @@ def test_the_shares_of_the_kinds_are_those_of_the_settings():
     assert (grown.amax(1) <= 1).float().mean() == pytest.approx(0.3, abs=0.03)
     mixed = moves(Prompts(tight=0.3, jittered=0.5, jitter_pixels=0))
     assert (mixed.amin(1) < 0).float().mean() == pytest.approx(0.5 * (1 - 0.5**4), abs=0.05)
+
+
+def test_loose_edges_move_outwards_by_shares_of_a_strength_of_the_boxs_own():
+    shares = moves(Prompts(loose=1.0), size=4096, box=(1000, 1000, 2000, 1500)) / torch.tensor(
+        [1000, 500, 1000, 500]
+    )
+    assert (shares.min(), shares.max()) == (0, pytest.approx(0.4, abs=0.02))
+    assert shares.mean() == pytest.approx(0.1, abs=0.005)
+    assert np.corrcoef(shares.T.numpy())[0, 1:].min() > 0.3  # of one box: its strength
+
+
+def test_boxes_of_volumes_are_as_far_off_as_measured_and_in_2d_tight():
+    """The quartiles of real slices that `litemed.train.prompts` names, each within a twentieth of a side."""
+    box = (1500, 1500, 2000, 1900)
+    moved = moves(Prompts(volume=1.0), size=4096, box=box) / torch.tensor([500, 400, 500, 400])
+    longer = (1 + moved[:, :2] + moved[:, 2:]).log()
+    quarters = torch.tensor([0.25, 0.5, 0.75])
+    assert longer.flatten().quantile(quarters).tolist() == pytest.approx([0.04, 0.18, 0.43], abs=0.05)
+    assert moved.flatten().quantile(quarters).tolist() == pytest.approx([0.0, 0.05, 0.25], abs=0.05)
+    assert (moved < -0.1).float().mean() == pytest.approx(0.1, abs=0.03)
+    flat = moves(Prompts(volume=1.0), of_volume=False)
+    assert torch.equal(flat.unique(), torch.tensor([0.0, 1.0]))
+
+
+def test_each_image_has_boxes_of_its_own_kind():
+    labels = torch.zeros(2, SIZE, SIZE, dtype=torch.int32)
+    labels[:, 20:40, 20:40] = 1
+    drawn = [
+        draw_prompts(labels, whole(labels), Prompts(volume=1.0), generator(seed), of_volume=of_volume)
+        for seed in range(20)
+        for of_volume in [torch.tensor([False, True])]
+    ]
+    near = torch.stack([(one.boxes - torch.tensor([20, 20, 39, 39])).abs().amax(1) <= 1 for one in drawn])
+    assert near[:, 0].all()
+    assert not near[:, 1].all()

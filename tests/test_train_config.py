@@ -52,7 +52,7 @@ def test_settings_go_through_plain_tables_unchanged_and_hardware_makes_no_other_
         ("[sampling.weights]\nCT = -1", ["sampling.weights.CT", "-1"]),
         ("[sampling]\nothers = 0\nweights = {CT = 0}", ["every weight is 0"]),
         ("[prompts]\ntight = 1.5", ["prompts.tight", "1.5", "between 0 and 1"]),
-        ("[prompts]\ntight = 0.6\njittered = 0.6", ["tight and jittered are above 1"]),
+        ("[prompts]\ntight = 0.6\nvolume = 0.6", ["tight, jittered, loose and volume are above 1"]),
         ("[augmentation]\nkind = 'all'", ["augmentation.kind", "'all'", "none, flips, strong"]),
         ("[sampling]\nweights = 3", ["sampling.weights", "table of numbers"]),
         ("[lora]\nrank = 0", ["lora.rank", "between 1 and 256"]),

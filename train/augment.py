@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litemed.runtime.zoom import SMALL
+from litemed.train.config import Augmentation
 from litemed.train.prompts import REFERENCE_SIZE
 
 _ZOOM = (0.64, 2.2)
+_TILE_SIDES = (4.0, 16.0)  # of the object that it is for, as `litemed.runtime.zoom` makes tiles
 _TURN_DEGREES = 30.0
 _STRETCH = 1.3
 _ASPECT = 2.0
@@ -50,6 +53,7 @@ class Chances:
     blur: float = 0.15  # Gaussian of 0.3 to 1.5 pixels of a 256-pixel input
     bias: float = 0.2  # times a smooth random field of about 0.6 to 1.6
     noise: float = 0.25  # normal, standard deviation of 0.01 to 0.08 of the range
+    tiles: float = 0.0  # if the object is small, zoom to a view of 4 to 16 of its sides instead
 
 
 NONE: Final = Chances(*[0.0] * len(dataclasses.fields(Chances)))
@@ -59,6 +63,11 @@ CHANCES: Final = {
     "strong": Chances(),
 }
 """By `litemed.train.config.Augmentation.kind`; the paper's is "flips"."""
+
+
+def chances_of(settings: Augmentation) -> Chances:
+    """Return the chances that the settings ask for."""
+    return dataclasses.replace(CHANCES[settings.kind], tiles=settings.tiles)
 
 
 def augment(
@@ -122,11 +131,16 @@ def move(
     """
     size = image.shape[-1]
     lots = _Lots(len(image), 3, generator)
-    focus = _focus(labels, extent, lots) if chances.zoom or chances.turn else extent / 2
+    focus = extent / 2
+    if chances.zoom or chances.turn or chances.tiles:
+        focus, side = _focus(labels, extent, lots)
     frame = _other_aspect(extent, size, chances.aspect, lots)
 
     # From the new image to the old one; (B, 1, 1) each. Zoom, turn and stretch leave the focus in its place.
     zoom = lots.factor(*_ZOOM, chances.zoom)
+    if chances.tiles:
+        small = (side > 0) & (side < SMALL * size / REFERENCE_SIZE) & lots.happens(chances.tiles)
+        zoom = torch.where(small, size / (side.clamp(min=1) * lots.factor(*_TILE_SIDES, 1.0)), zoom)
     stretch = lots.factor(1 / _STRETCH, _STRETCH, chances.stretch).sqrt()
     angle = lots.happens(chances.turn) * lots.uniform(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()
     flip_x, flip_y = (
@@ -164,8 +178,11 @@ def move(
     return torch.where(inside, moved, 0), torch.where(inside, nearest, 0)[:, 0].to(labels.dtype), frame
 
 
-def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
-    """Return the middle of one object of each image, all alike, else a place anywhere: (B, 2), y and x."""
+def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> tuple[Tensor, Tensor]:
+    """Return one object of each image, all alike: its middle (B, 2), y and x, and longest side (B, 1, 1).
+
+    Without an object it is a place anywhere, and 0.
+    """
     images, size = len(labels), labels.shape[-1]
     lot = lots.uniform(0, 1, _LOTS).gather(1, labels.flatten(1).long() % _LOTS)
     first = torch.where(labels.flatten(1) > 0, lot, -1).argmax(1, keepdim=True)
@@ -173,7 +190,9 @@ def _focus(labels: Tensor, extent: Tensor, lots: _Lots) -> Tensor:
     held = (labels == number[:, :, None]).to(torch.float32)
     middles = torch.arange(size, device=labels.device) + 0.5
     place = torch.stack([held.sum(2) @ middles, held.sum(1) @ middles], dim=1) / held.sum((1, 2))[:, None]
-    return torch.where(number > 0, place, lots.uniform(0, 1, 2) * extent).view(images, 2)
+    side = torch.maximum(held.amax(1).sum(1), held.amax(2).sum(1)) * (number[:, 0] > 0)
+    place = torch.where(number > 0, place, lots.uniform(0, 1, 2) * extent).view(images, 2)
+    return place, side[:, None, None]
 
 
 def _other_aspect(extent: Tensor, size: int, probability: float, lots: _Lots) -> Tensor:

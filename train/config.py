@@ -85,23 +85,31 @@ class Sampling(Table):
 
 @dataclass(frozen=True)
 class Prompts(Table):
-    """How loose the boxes are that are drawn from the labels."""
+    """How loose the boxes are that are drawn from the labels, see `litemed.train.prompts.loosen`."""
 
     tight: float = setting(0.0, high=1)
     jittered: float = setting(0.0, high=1)
+    loose: float = setting(0.0, high=1)
+    volume: float = setting(0.0, high=1)
     jitter_pixels: int = setting(5, high=128)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tight + self.jittered > 1:
-            raise UsageError("prompts: tight and jittered are above 1 together")
+        if math.fsum(self.shares) > 1:
+            raise UsageError("prompts: tight, jittered, loose and volume are above 1 together")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of the kinds of boxes; all others are the paper's."""
+        return self.tight, self.jittered, self.loose, self.volume
 
 
 @dataclass(frozen=True)
 class Augmentation(Table):
-    """What is done to an image before it is shown; see `litemed.train.augment.CHANCES`."""
+    """What is done to an image before it is shown; see `litemed.train.augment.Chances`."""
 
     kind: str = setting("flips", choices=("none", "flips", "strong"))
+    tiles: float = setting(0.0, high=1)
 
 
 @dataclass(frozen=True)

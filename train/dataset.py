@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from litemed.runtime.errors import InputError
-from litemed.train.augment import CHANCES, augment
+from litemed.train.augment import augment, chances_of
 from litemed.train.config import Config
 from litemed.train.prepare.slices import resize_image, resize_labels
 from litemed.train.prepare.store import SliceInfo
@@ -61,18 +61,20 @@ class Batch(NamedTuple):
     Of a slice that could not be used all is 0, without an object.
 
     image: uint8 (B, 3, S, S). labels: int32 (B, S, S). extent: int64 (B, 2), height and width of the slice in
-    the square. skipped: a line for each slice that could not be used.
+    the square. of_volume: bool (B,), which are slices of volumes. skipped: a line for each slice that could
+    not be used.
     """
 
     image: Tensor
     labels: Tensor
     extent: Tensor
+    of_volume: Tensor
     skipped: Sequence[str]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; on a GPU without waiting."""
-        image, labels, extent = (tensor.to(device, non_blocking=True) for tensor in self[:3])
-        return Batch(image, labels, extent, self.skipped)
+        image, labels, extent, of_volume = (tensor.to(device, non_blocking=True) for tensor in self[:4])
+        return Batch(image, labels, extent, of_volume, self.skipped)
 
 
 def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixels: int = 1) -> Batch:
@@ -96,7 +98,10 @@ def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixel
         height, width = extent[i] = objects.shape
         image[i, :, :height, :width] = found if found.ndim == 2 else found.transpose(2, 0, 1)
         labels[i, :height, :width] = objects
-    return Batch(torch.from_numpy(image), torch.from_numpy(labels), torch.from_numpy(extent), skipped)
+    of_volume = torch.tensor([source.info(slice_number).of_volume for slice_number in numbers])
+    return Batch(
+        torch.from_numpy(image), torch.from_numpy(labels), torch.from_numpy(extent), of_volume, skipped
+    )
 
 
 def training_loader(
@@ -144,6 +149,6 @@ def make_examples(batch: Batch, config: Config, generator: torch.Generator) -> t
 
     Returns the images, float32 (B, 3, S, S) in [0, 1], and boxes.
     """
-    image, labels, extent = augment(*batch[:3], CHANCES[config.augmentation.kind], generator)
-    prompts = draw_prompts(labels, extent, config.prompts, generator)
+    image, labels, extent = augment(*batch[:3], chances_of(config.augmentation), generator)
+    prompts = draw_prompts(labels, extent, config.prompts, generator, of_volume=batch.of_volume)
     return image.contiguous(memory_format=torch.channels_last) if image.is_cuda else image, prompts

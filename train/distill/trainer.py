@@ -14,7 +14,7 @@ from litemed.models.encoders import LIGHT, PREFIX
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.errors import UsageError
 from litemed.train import losses
-from litemed.train.augment import CHANCES, augment
+from litemed.train.augment import augment, chances_of
 from litemed.train.config import Config, Table, setting
 from litemed.train.dataset import Batch, Data, generator_of, training_loader
 from litemed.train.distill.views import MixedSampler, MixedSource, Ring, Views
@@ -133,7 +133,9 @@ class Distiller(Trainer):
             error = embedding_error(embedding, views.embedding)
         means = torch.stack([error, error])
         if config.distillation.masks:
-            prompts = draw_prompts(views.labels, views.extent, config.prompts, generator)
+            prompts = draw_prompts(
+                views.labels, views.extent, config.prompts, generator, of_volume=views.of_volume
+            )
             with autocast(config.hardware, device):
                 logits, iou = decode_boxes(self.network.model, embedding, prompts.boxes, prompts.image_of_box)
             summed = losses.summed_losses(logits, iou, prompts, images, config.loss)
@@ -144,12 +146,11 @@ class Distiller(Trainer):
     @torch.no_grad()
     def views(self, batch: Batch, generator: torch.Generator) -> Views:
         """Augment a batch and have the teacher encode it."""
-        chances = CHANCES[self.config.augmentation.kind]
-        image, labels, extent = augment(*batch[:3], chances, generator)
+        image, labels, extent = augment(*batch[:3], chances_of(self.config.augmentation), generator)
         kept = (image * 255).round().to(torch.uint8)
         with autocast(self.config.hardware, image.device):
             embedding = self._teacher(_as_image(kept.contiguous(memory_format=torch.channels_last)))
-        return Views(kept, labels, extent, embedding)
+        return Views(kept, labels, extent, embedding, batch.of_volume)
 
 
 def _as_image(kept: Tensor) -> Tensor:

@@ -110,12 +110,14 @@ class Views(NamedTuple):
 
     image: uint8 (V, 3, S, S), the runtime's [0, 1] times 255. labels: int32 (V, S, S), at most 65535. extent:
     int64 (V, 2). embedding: bfloat16 (V, 256, S/4, S/4), the teacher's. On the device channels come last.
+    of_volume: bool (V,), which are slices of volumes.
     """
 
     image: Tensor
     labels: Tensor
     extent: Tensor
     embedding: Tensor
+    of_volume: Tensor
 
 
 class Ring:
@@ -129,8 +131,8 @@ class Ring:
         self.added = 0  # so many views in all; to be set where views are made anew
         side = size // STRIDE
         self.gigabytes = capacity * (size * size * (3 + 2) + side * side * CHANNELS * 2 + 16) / 1e9
-        shapes = ((size, size, 3), (size, size), (2,), (side, side, CHANNELS))
-        dtypes = (torch.uint8, torch.int16, torch.int64, torch.bfloat16)
+        shapes = ((size, size, 3), (size, size), (2,), (side, side, CHANNELS), ())
+        dtypes = (torch.uint8, torch.int16, torch.int64, torch.bfloat16, torch.bool)
         try:
             self._kept = [
                 torch.empty(capacity, *shape, dtype=dtype, device=device)
@@ -151,13 +153,14 @@ class Ring:
         places = torch.arange(self.added, self.added + count, device=views.image.device) % self._capacity
         image, embedding = views.image.permute(0, 2, 3, 1), views.embedding.permute(0, 2, 3, 1)
         labels = views.labels.to(torch.int16)  # wraps; unwrapped by `draw`
-        for kept, part in zip(self._kept, (image, labels, views.extent, embedding), strict=True):
+        parts = (image, labels, views.extent, embedding, views.of_volume)
+        for kept, part in zip(self._kept, parts, strict=True):
             kept.index_copy_(0, places, part.to(kept.dtype))
         self.added += count
 
     def draw(self, count: int, generator: torch.Generator) -> Views:
         """Return `count` of the views, drawn at random with repetition."""
         chosen = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        image, labels, extent, embedding = (kept.index_select(0, chosen) for kept in self._kept)
+        image, labels, extent, embedding, volume = (kept.index_select(0, chosen) for kept in self._kept)
         labels = labels.to(torch.int32) & 0xFFFF
-        return Views(image.permute(0, 3, 1, 2), labels, extent, embedding.permute(0, 3, 1, 2))
+        return Views(image.permute(0, 3, 1, 2), labels, extent, embedding.permute(0, 3, 1, 2), volume)

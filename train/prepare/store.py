@@ -33,7 +33,7 @@ INDEX_DTYPE: Final = np.dtype(
 
 @dataclass(frozen=True)
 class SliceInfo:
-    """Where a slice comes from. z: its number in the volume, 0 in 2D."""
+    """Where a slice comes from. z: its number in the volume, 0 in 2D. of_volume: whether there are others."""
 
     modality: str
     source: str
@@ -41,6 +41,7 @@ class SliceInfo:
     case: str
     z: int
     objects: int
+    of_volume: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +107,12 @@ class Slices:
 
     def info(self, i: int) -> SliceInfo:
         """Return where slice `i` comes from."""
+        i = range(len(self))[i]
         _, case, z, *_, objects = self.index[i].tolist()
         shard = self.shards[self.shard_of[i]]
-        return SliceInfo(shard.modality, shard.source, shard.split, shard.cases[case], z, objects)
+        following = self.index[i + 1 : i + 2][self.shard_of[i + 1 : i + 2] == self.shard_of[i]]
+        of_volume = z > 0 or case in following["case"]
+        return SliceInfo(shard.modality, shard.source, shard.split, shard.cases[case], z, objects, of_volume)
 
     def indices_by_modality(self) -> dict[str, NDArray[np.int64]]:
         """Return the numbers of the slices of each modality that has any, ascending."""
