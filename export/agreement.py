@@ -36,7 +36,6 @@ from litemed.runtime.precision import (
 from litemed.runtime.readers import list_cases, read_case
 from litemed.runtime.segmenter import Segmenter
 
-FLOAT32 = {REFERENCE: Precision(*ROLES)}
 MIN_CASES = 10  # fewer say nothing about the images of others
 MAX_LABEL = 65_535
 
@@ -187,8 +186,8 @@ def _read_truth(path: pathlib.Path, shape: tuple[int, ...]) -> Labels:
 def passing(
     tried: Mapping[str, Precision], measured: Mapping[str, Agreement], progress: Progress
 ) -> dict[str, Precision]:
-    """Return float32 and the precisions that pass on one engine at least; the runtime judges each."""
-    kept = dict(FLOAT32)
+    """Return the precisions that pass on one engine at least; the runtime judges each."""
+    kept = {}
     for name, agreement in measured.items():
         for engine, found in agreement.engines.items():
             lowest, modality = min((one.dice, modality) for modality, one in found.modalities.items())

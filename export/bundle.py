@@ -16,15 +16,25 @@ from dataclasses import asdict, dataclass, field, replace
 import onnx
 import torch
 
-from litemed.export.agreement import FLOAT32, Plan, Progress, measure_agreement, passing, plan
-from litemed.export.graphs import OPSET, GraphSpec, check, graph_specs, simplify, to_onnx, with_half_weights
+from litemed.export.agreement import Plan, Progress, measure_agreement, passing, plan
+from litemed.export.graphs import (
+    LOOSE_DECODER,
+    OPSET,
+    GraphSpec,
+    check,
+    graph_specs,
+    simplify,
+    to_onnx,
+    with_half_weights,
+)
 from litemed.export.quantise import KEY, KEY_BF16, quantise
 from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, references
 from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.bundle import MANIFEST, PREPROCESSING, SCHEMA
 from litemed.runtime.errors import OutputError
-from litemed.runtime.precision import Precision
+from litemed.runtime.precision import REFERENCE, ROLES, Precision
 
+FLOAT32 = Precision(*ROLES)
 TOOLS = ("onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 
 
@@ -63,7 +73,7 @@ class Contents:
     specs: Sequence[GraphSpec]
     graphs: Mapping[str, onnx.ModelProto]
     parity: Sequence[Parity] = ()
-    precisions: Mapping[str, Precision] = field(default_factory=lambda: FLOAT32)
+    precisions: Mapping[str, Precision] = field(default_factory=lambda: {REFERENCE: FLOAT32})
     compact: bool = False
 
     def write(self, folder: pathlib.Path) -> None:
@@ -79,7 +89,7 @@ class Contents:
                 end: [{"name": k, "dtype": "float32", "shape": list(v)} for k, v in shapes.items()]
                 for end, shapes in (("inputs", spec.inputs), ("outputs", spec.outputs))
             }
-        weights = self.checkpoint
+        weights, loose = self.checkpoint, self.checkpoint.loose_decoder
         manifest = {
             "schema": SCHEMA,
             "name": self.name,
@@ -92,7 +102,8 @@ class Contents:
                 for key, precision in self.precisions.items()
             },
             "weights": {k: getattr(weights, k) for k in ("file", "sha256", "layout", "encoder", "trained")}
-            | {"lora": None if weights.lora is None else asdict(weights.lora)},
+            | {"lora": None if weights.lora is None else asdict(weights.lora)}
+            | ({"loose_decoder": {"file": loose.file, "sha256": loose.sha256}} if loose else {}),
             "parity": [asdict(p) for p in self.parity],
             "tools": {"torch": torch.__version__} | {k: importlib.metadata.version(k) for k in TOOLS},
         }
@@ -123,8 +134,8 @@ def write_bundle(
     options = options or ExportOptions()
     _check_target(out, options.overwrite)
     planned = plan(options.int8, options.calibration, options.agreement, options.ground_truth)
-    model = checkpoint.model(options.size)
-    specs = graph_specs(model)
+    model, loose = checkpoint.model(options.size), checkpoint.loose_model(options.size)
+    specs = graph_specs(model, loose)
     with _staging(out) as staging:
         progress("writing the graphs")
         exported = {spec.name: to_onnx(spec) for spec in specs}
@@ -134,9 +145,14 @@ def write_bundle(
             check(exported[spec.name], spec)
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
-        expected = list(references(model, max(options.box_counts)))
+        expected = list(references(model, max(options.box_counts), loose))
         name = options.name or out.resolve().name
-        contents = Contents(name, checkpoint, options.size, specs, simplified, compact=options.compact)
+        float32 = replace(FLOAT32, loose_decoder=LOOSE_DECODER if loose else None)
+        contents = Contents(
+            *(name, checkpoint, options.size, specs, simplified),
+            precisions={REFERENCE: float32},
+            compact=options.compact,
+        )
         parity: list[Parity] = []
         for stage in ("exported", "simplified", *[COMPACT] * options.compact):
             graphs = exported if stage == "exported" else simplified
@@ -159,17 +175,19 @@ def _with_precisions(
     contents: Contents, planned: Plan, candidate: pathlib.Path, progress: Progress
 ) -> Contents:
     """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
-    tried = planned.precisions
-    encoder, decoder = contents.specs
-    graphs, specs = dict(contents.graphs), [encoder, decoder]
+    loose = contents.precisions[REFERENCE].loose_decoder
+    tried = {name: replace(one, loose_decoder=loose) for name, one in planned.precisions.items()}
+    encoder, *_ = specs = list(contents.specs)
+    graphs, float32 = dict(contents.graphs), contents.precisions
     for key in {p.encoder: None for p in tried.values() if p.encoder in (KEY, KEY_BF16)}:
         specs.append(replace(encoder, name=key))
         graphs[key] = quantise(graphs[encoder.name], planned.images, contents.size, key, progress)
         check(graphs[key], specs[-1])
-    contents = replace(contents, graphs=graphs, specs=specs, precisions=FLOAT32 | tried)
+    contents = replace(contents, graphs=graphs, specs=specs, precisions={**float32, **tried})
     contents.write(candidate)
-    kept = passing(tried, measure_agreement(candidate, list(tried), planned.cases, progress), progress)
-    used = [spec for spec in specs if any(spec.name in (p.encoder, p.decoder) for p in kept.values())]
+    measured = measure_agreement(candidate, list(tried), planned.cases, progress)
+    kept = {**float32, **passing(tried, measured, progress)}
+    used = [spec for spec in specs if any(spec.name in precision.graphs for precision in kept.values())]
     return replace(contents, specs=used, precisions=kept)
 
 

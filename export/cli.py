@@ -15,6 +15,8 @@ EPILOG = """\b
 Examples:
   litemed-export lite_medsam.pth -o bundle
   litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
+  litemed-export weights/light.safetensors -o bundle \\
+      --loose-decoder weights/light-loose-decoder.safetensors
   litemed-export lite_medsam.pth -o bundle --int8 --calibration train/cases \\
       --agreement val/cases --ground-truth val/gts
   litemed-export lite_medsam.pth -o bundle --compact      half the bytes
@@ -33,6 +35,11 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 @click.argument("checkpoint", required=False, type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Bundle folder to create.")
 @click.option("--adapter", type=_PATH, help="LoRA adapter to fold in (safetensors).")
+@click.option(
+    "--loose-decoder",
+    type=_PATH,
+    help="Second mask decoder to add, for loose boxes (safetensors); tuned on CHECKPOINT's encoder.",
+)
 @click.option("--inspect", type=_PATH, help="Verify and describe a bundle instead.")
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
 @click.option("--name", help="Name of the bundle; the folder's name by default.")
@@ -68,7 +75,7 @@ def main(debug: bool, **options: Any) -> None:
 
     Reads the published layout (.pth or .safetensors), training checkpoints and
     the LoRA layout of the paper's code; folds a litemed adapter given with
-    --adapter. Both graphs are compared with PyTorch on ONNX Runtime and
+    --adapter. All graphs are compared with PyTorch on ONNX Runtime and
     OpenVINO; a bundle that differs is not left behind.
 
     A precision other than float32 is offered only if its masks agree with
@@ -83,6 +90,7 @@ def _run(
     checkpoint: pathlib.Path | None,
     output: pathlib.Path | None,
     adapter: pathlib.Path | None,
+    loose_decoder: pathlib.Path | None,
     inspect: pathlib.Path | None,
     untrained: bool,
     size: int,
@@ -91,14 +99,16 @@ def _run(
     **options: Any,
 ) -> None:
     if inspect is not None:
-        if checkpoint or output or adapter or untrained:
+        if checkpoint or output or adapter or loose_decoder or untrained:
             raise UsageError("--inspect stands alone")
         click.echo(describe(inspect))
         return
     if output is None:
         raise UsageError("name the bundle folder to create with -o")
-    if (checkpoint is None) != untrained or (untrained and adapter):
-        raise UsageError("name one checkpoint (with or without --adapter), or pass --untrained")
+    if (checkpoint is None) != untrained or (untrained and (adapter or loose_decoder)):
+        raise UsageError(
+            "name one checkpoint (with or without --adapter and --loose-decoder), or pass --untrained"
+        )
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
 
@@ -107,7 +117,7 @@ def _run(
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
-    from litemed.models.checkpoint import read_checkpoint, untrained_checkpoint
+    from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
     from litemed.models.lora_folding import fold_adapter
 
     weights = (
@@ -117,11 +127,15 @@ def _run(
     )
     if adapter is not None:
         weights = fold_adapter(weights, adapter)
+    if loose_decoder is not None:
+        weights = add_loose_decoder(weights, loose_decoder)
     if untrained:
         click.echo("warning: untrained weights; the masks mean nothing", err=True)
     click.echo(f"{weights.file}: layout {weights.layout}, encoder {weights.encoder}")
     if lora := weights.lora:
         click.echo(f"folded LoRA of rank {lora.rank}, alpha {lora.alpha:g}, in {', '.join(lora.targets)}")
+    if loose := weights.loose_decoder:
+        click.echo(f"{loose.file}: mask decoder for loose boxes")
     counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS
     settings = ExportOptions(size=size, box_counts=counts, **options)
     parity = write_bundle(weights, output, settings, progress=click.echo)
@@ -143,12 +157,13 @@ def describe(folder: pathlib.Path) -> str:
         f"  weights  {weights.file}, layout {weights.layout}, encoder {weights.encoder}{untrained}",
         f"  sha256   {weights.sha256 or '-'}",
         f"  LoRA     {json.dumps(weights.lora)}",
+        *[f"  loose    {json.dumps(weights.loose_decoder)}"] * (weights.loose_decoder is not None),
     ]
     for graph in manifest.graphs.values():
         lines.append(f"  graph    {graph.file}, {graph.bytes / 1e6:.1f} MB, opset {graph.opset}")
     for name, precision in manifest.precisions.items():
         rounded = f", bf16 in {' and '.join(precision.bf16)}" if precision.bf16 else ""
-        lines.append(f"  {name:<9}{precision.encoder} + {precision.decoder}{rounded}")
+        lines.append(f"  {name:<9}{' + '.join(precision.graphs)}{rounded}")
         for engine, found in precision.agreement.engines.items() if precision.agreement else ():
             lines.append(f"           {engine}: {found.shortcoming() or 'passes'}")
             for modality, one in found.modalities.items():

@@ -1,8 +1,10 @@
-"""The two ONNX graphs of a bundle, written from rewrites of the PyTorch model that are equal up to rounding.
+"""The ONNX graphs of a bundle, written from rewrites of the PyTorch model that are equal up to rounding.
 
 encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
 decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
          ->  logits (N, S, S), iou (N,)
+
+A checkpoint with a decoder for loose boxes gives a third, decoder_loose, with the decoder's interface.
 """
 
 import io
@@ -23,6 +25,7 @@ from litemed.runtime.errors import LitemedError
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 HALF_FROM = 4096  # elements that are worth a cast; biases, and the scales of a quantised graph, have fewer
+LOOSE_DECODER = "decoder_loose"
 Shapes = Mapping[str, tuple[int | str, ...]]
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
@@ -41,15 +44,17 @@ class GraphSpec:
     outputs: Shapes
 
 
-def graph_specs(model: LiteMedSAM) -> tuple[GraphSpec, GraphSpec]:
-    """Return the encoder and the decoder of a model."""
+def graph_specs(model: LiteMedSAM, loose: LiteMedSAM | None = None) -> tuple[GraphSpec, ...]:
+    """Return the encoder and the decoder of a model, and the decoder of the one for loose boxes."""
     size, n = model.size, "N"
     embedding: Shapes = {"image_embedding": (1, 256, size // 4, size // 4)}
     outputs: Shapes = {"logits": (n, size, size), "iou": (n,)}
     encoder = GraphSpec(
         "encoder", ENCODER_GRAPHS[model.encoder](model), {"image": (1, 3, size, size)}, embedding
     )
-    return encoder, GraphSpec("decoder", FastDecoderGraph(model), {**embedding, "boxes": (n, 4)}, outputs)
+    decoders = {"decoder": model} | ({LOOSE_DECODER: loose} if loose else {})
+    prompts = {**embedding, "boxes": (n, 4)}
+    return encoder, *(GraphSpec(k, FastDecoderGraph(one), prompts, outputs) for k, one in decoders.items())
 
 
 def to_onnx(spec: GraphSpec) -> onnx.ModelProto:

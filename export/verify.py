@@ -1,13 +1,13 @@
 """Prove that a bundle computes what the PyTorch model computes.
 
-Both graphs are run by every engine through the runtime's own code, on images and boxes drawn from a fixed
+All graphs are run by every engine through the runtime's own code, on images and boxes drawn from a fixed
 seed, and compared with PyTorch: shapes first, then values, then the masks.
 """
 
 import copy
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from litemed.export.graphs import ExportError
+from litemed.export.graphs import LOOSE_DECODER, ExportError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
@@ -47,7 +47,7 @@ class VerificationError(ExportError):
 class Parity:
     """One comparison with PyTorch."""
 
-    graph: str  # "encoder", "decoder" (on PyTorch's embedding) or "both" (on the engine's own)
+    graph: str  # "encoder", a decoder (on PyTorch's embedding) or "both", it and "decoder" on its embedding
     stage: str  # "exported" (as torch wrote it), "simplified" or "compact" (with weights in float16)
     engine: str
     boxes: int | None  # how many were decoded at once; None for the encoder
@@ -79,12 +79,15 @@ class Reference(NamedTuple):
     embedding: Float  # (1, 256, S/4, S/4)
     rounding: float  # largest absolute difference of that embedding from PyTorch's in float64
     boxes: Float  # (N, 4), input pixels
-    logits: Float  # (N, S, S)
-    iou: Float  # (N,)
+    outputs: Mapping[str, tuple[Float, Float]]  # logits (N, S, S) and IoU (N,) by the decoder's graph
 
 
-def references(model: LiteMedSAM, count: int) -> Iterator[Reference]:
-    """Run PyTorch on two images of noise with `count` random boxes each, at most `MANY` on the second."""
+def references(model: LiteMedSAM, count: int, loose: LiteMedSAM | None = None) -> Iterator[Reference]:
+    """Run PyTorch on two images of noise with `count` random boxes each, at most `MANY` on the second.
+
+    `loose` is the model with the decoder for loose boxes, if there is one.
+    """
+    decoders = {"decoder": model} | ({LOOSE_DECODER: loose} if loose else {})
     rng = np.random.default_rng(0)
     exact = copy.deepcopy(model.image_encoder).double()
     for shape, boxes_here in (((512, 512), count), ((300, 420), min(count, MANY))):
@@ -97,9 +100,12 @@ def references(model: LiteMedSAM, count: int) -> Iterator[Reference]:
         with torch.inference_mode():
             embedding = model.encode(torch.from_numpy(image))
             rounding = float((exact(torch.from_numpy(image).double()) - embedding).abs().max())
-            parts = [model.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
-        logits, iou = (torch.cat([part[i][:, 0] for part in parts]).numpy() for i in range(2))
-        yield Reference(image, embedding.numpy(), rounding, boxes, logits, iou)
+            outputs = {}
+            for graph, one in decoders.items():
+                parts = [one.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
+                logits, iou = (torch.cat([part[i][:, 0] for part in parts]).numpy() for i in range(2))
+                outputs[graph] = logits, iou
+        yield Reference(image, embedding.numpy(), rounding, boxes, outputs)
 
 
 def measure(
@@ -129,12 +135,15 @@ def measure(
             own = list(zip(embeddings, expected, strict=True))
             given = [(r.embedding, r) for r in expected]
             both = max(n for n in counts if n <= MANY)
-            for graph, count, inputs in (*(("decoder", n, given) for n in counts), ("both", both, own)):
+            decoders = [(graph, n, given) for graph in expected[0].outputs for n in counts]
+            for graph, count, inputs in (*decoders, ("both", both, own)):
                 able = [(embedding, r) for embedding, r in inputs if len(r.boxes) >= count]
-                decoded = [engine.decode(embedding, r.boxes[:count]) for embedding, r in able]
-                logits, wanted = [one for one, _ in decoded], [r.logits[:count] for _, r in able]
+                loose = graph == LOOSE_DECODER
+                decoded = [engine.decode(embedding, r.boxes[:count], loose) for embedding, r in able]
+                outputs = [r.outputs["decoder" if graph == "both" else graph] for _, r in able]
+                logits, wanted = [one for one, _ in decoded], [one[:count] for one, _ in outputs]
                 diff, largest = _difference(logits, wanted)
-                of_iou, _ = _difference([iou for _, iou in decoded], [r.iou[:count] for _, r in able])
+                of_iou, _ = _difference([iou for _, iou in decoded], [iou[:count] for _, iou in outputs])
                 masks = [(a > 0, b > 0) for a, b in zip(logits, wanted, strict=True)]
                 union = sum(int((a | b).sum()) for a, b in masks)
                 mask_iou = sum(int((a & b).sum()) for a, b in masks) / union if union else 1.0

@@ -12,13 +12,15 @@ before anything is read.
 """
 
 import pathlib
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from litemed.models.adapter import decoder_tensors
 from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import FoldedLoRA
@@ -31,12 +33,22 @@ UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
+class LooseDecoder:
+    """A second mask decoder, for loose boxes: entries by the names of `LiteMedSAM`, float32; their file."""
+
+    state: dict[str, Tensor]
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A complete set of weights.
 
     `state` has all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU; `encoder` is
     a name in `litemed.models.encoders.ENCODERS`; `layout` is "plain", "training", "loralib" or "training,
-    loralib", or "untrained"; `file` and `sha256` are of the file it came from; `lora` is what was folded.
+    loralib", or "untrained"; `file` and `sha256` are of the file it came from; `lora` is what was folded;
+    `loose_decoder` is what was added for loose boxes.
     """
 
     state: dict[str, Tensor]
@@ -45,6 +57,7 @@ class Checkpoint:
     file: str
     sha256: str
     lora: FoldedLoRA | None = None
+    loose_decoder: LooseDecoder | None = None
 
     @property
     def trained(self) -> bool:
@@ -56,6 +69,12 @@ class Checkpoint:
         model = LiteMedSAM(size, self.encoder)
         model.load_state_dict(self.state)
         return model.eval()
+
+    def loose_model(self, size: int = 256) -> LiteMedSAM | None:
+        """Build the same with the decoder for loose boxes in the decoder's place, None if there is none."""
+        if self.loose_decoder is None:
+            return None
+        return replace(self, state=self.state | self.loose_decoder.state).model(size)
 
 
 def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_ALPHA) -> Checkpoint:
@@ -81,6 +100,21 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
     if adapted:
         state, lora = fold_loralib(state, adapted, loralib_alpha, str(path))
     return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora)
+
+
+def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
+    """Return a new checkpoint that has a second mask decoder, for loose boxes, of a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read, is no safetensors file, or has other entries than a mask decoder.
+    """
+    path = pathlib.Path(path)
+    if zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: is no safetensors file; save the mask decoder's entries as one")
+    state = read_file(path)
+    check_entries(state, decoder_tensors(base.state), str(path))
+    state = {k: v.float() for k, v in state.items()}
+    return replace(base, loose_decoder=LooseDecoder(state, path.name, sha256_of_file(path)))
 
 
 def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litemed.models.checkpoint import read_checkpoint
+from litemed.models.adapter import decoder_tensors
+from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.weight_files import CheckpointError, read_file, weights_digest
 
@@ -163,3 +164,36 @@ def test_the_digest_is_of_the_weights_not_of_the_file(tmp_path, state):
     changed = dict(first.state)
     changed["mask_decoder.iou_token.weight"] = changed["mask_decoder.iou_token.weight"] + 1e-3
     assert weights_digest(changed) != weights_digest(first.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda s: s.pop("mask_decoder.iou_token.weight"), "1 missing: mask_decoder.iou_token.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected: extra"),
+        (
+            lambda s: s.update({"mask_decoder.iou_token.weight": torch.zeros(2, 256)}),
+            "(2, 256) instead of (1, 256)",
+        ),
+        (None, "is no safetensors file"),
+    ],
+)
+def test_a_decoder_for_loose_boxes_is_a_mask_decoder_in_safetensors(state, change, fault, tmp_path):
+    base = untrained_checkpoint(1)
+    assert base.loose_model() is None
+    entries = {k: v.half() for k, v in decoder_tensors(state).items()}
+    save_file(entries, tmp_path / "loose.safetensors")
+    both = add_loose_decoder(base, tmp_path / "loose.safetensors")
+    assert all(torch.equal(v, base.state[k]) for k, v in both.model().state_dict().items())
+    for name, value in both.loose_model().state_dict().items():
+        assert torch.equal(value, entries[name].float() if name in entries else base.state[name])
+    if change is None:
+        torch.save(entries, tmp_path / "loose.safetensors")
+    else:
+        change(entries)
+        save_file(entries, tmp_path / "loose.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        add_loose_decoder(base, tmp_path / "loose.safetensors")
+    assert fault in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "loose.safetensors"))
+    assert "\n" not in str(error.value)

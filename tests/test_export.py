@@ -1,5 +1,6 @@
 """The export: whole or nothing, verified, described; and what it refuses."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from litemed.export.bundle import ExportOptions, write_bundle
 from litemed.export.cli import main
 from litemed.export.graphs import ExportError, check, graph_specs, with_half_weights
 from litemed.export.verify import Parity, VerificationError
+from litemed.models.adapter import decoder_tensors
 from litemed.models.checkpoint import untrained_checkpoint
 from litemed.models.encoders import LIGHT
 from litemed.runtime.bundle import DEFAULT, Bundle
@@ -112,6 +114,44 @@ def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(checkpoi
     for engine in ENGINES:  # weights were rounded, nothing else
         full, half = (open_engine(engine, Bundle.open(folder), 1).encode(image) for folder in (bundle, path))
         assert 1e-6 < np.abs(half - full).max() / np.abs(full).max() < 0.02
+
+
+@pytest.mark.slow
+def test_the_command_adds_a_decoder_for_loose_boxes_and_compares_it_too(checkpoint, tmp_path):
+    path, light, loose = (tmp_path / name for name in ("bundle", "light.safetensors", "loose.safetensors"))
+    save_file(checkpoint.state, light)
+    other = decoder_tensors(untrained_checkpoint(1, LIGHT).state)
+    save_file(other, loose)
+    result = run(light, "--loose-decoder", loose, "-o", path, "--verify", "quick", "--size", SIZE)
+    assert result.exit_code == 0, result.output
+    assert "loose.safetensors: mask decoder for loose boxes" in result.output
+    said = manifest(path)
+    digest = hashlib.sha256(loose.read_bytes()).hexdigest()
+    assert said["weights"]["loose_decoder"] == {"file": "loose.safetensors", "sha256": digest}
+    compared = [
+        (p["stage"], p["engine"], p["boxes"]) for p in said["parity"] if p["graph"] == "decoder_loose"
+    ]
+    assert compared == [(s, e, n) for s in ("exported", "simplified") for e in ENGINES for n in (1, 2)]
+    described = run("--inspect", path).output
+    for part in (
+        f'loose    {{"file": "loose.safetensors", "sha256": "{digest}"}}',
+        "graph    decoder_loose.onnx",
+    ):
+        assert part in described
+    assert "float32  encoder + decoder + decoder_loose" in described
+
+    boxes = torch.tensor([[5, 6, 40, 50], [1, 2, 9, 60]]).float()
+    embedding = torch.rand(1, 256, SIZE // 4, SIZE // 4)
+    for state, is_loose in ((checkpoint.state, False), (checkpoint.state | other, True)):
+        network = checkpoint.model(SIZE)
+        network.load_state_dict(state)
+        with torch.no_grad():
+            expected = network.decode(embedding, boxes)[0][:, 0]
+        for engine in ENGINES:
+            found = open_engine(engine, Bundle.open(path), 1).decode(
+                embedding.numpy(), boxes.numpy(), is_loose
+            )
+            np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-4)
 
 
 def test_weights_that_float16_cannot_hold_stay_as_they_are():
@@ -216,6 +256,7 @@ def test_inspection_describes_a_bundle_and_names_a_damaged_file(tmp_path, bundle
         ["--inspect", "b", "-o", "c"],
         ["--untrained", "-o", "b", "--size", "100"],
         ["--untrained", "-o", "b", "--adapter", "a"],
+        ["--untrained", "-o", "b", "--loose-decoder", "a"],
     ],
 )
 def test_wrong_use(arguments, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """int8: what it is calibrated on, what is quantised, and that it is offered only with measured agreement."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -24,7 +25,8 @@ from litemed.export.quantise import (
     quantise,
     quantised_nodes,
 )
-from litemed.models.checkpoint import untrained_checkpoint
+from litemed.models.adapter import decoder_tensors
+from litemed.models.checkpoint import LooseDecoder, untrained_checkpoint
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.dice import dice_by_label
@@ -71,7 +73,7 @@ def measured(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(calibration, measured, tmp_path_factory):
-    """A small bundle with int8; its weights mean nothing, so the gate is held open."""
+    """A small bundle with int8 and a decoder for loose boxes; its weights mean nothing: the gate is open."""
     path = tmp_path_factory.mktemp("int8") / "bundle"
     options = ExportOptions(
         size=SIZE,
@@ -84,7 +86,8 @@ def bundle(calibration, measured, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "MIN_DICE", 0.0)
         patch.setattr(precision, "MAX_DSC_LOSS", 1.0)
-        write_bundle(untrained_checkpoint(), path, options)
+        loose = LooseDecoder(decoder_tensors(untrained_checkpoint(1).state), "loose.safetensors", "0" * 64)
+        write_bundle(dataclasses.replace(untrained_checkpoint(), loose_decoder=loose), path, options)
     return path
 
 
@@ -238,10 +241,11 @@ def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
 @pytest.mark.slow
 def test_the_bundle_offers_int8_and_its_description_shows_the_agreement(bundle):
     names = ["encoder_int8", *["encoder_int8_bf16"] * computes_bf16()]
-    files = [*(f"{name}.onnx" for name in ("decoder", "encoder", *names)), "manifest.json"]
-    assert sorted(p.name for p in bundle.iterdir()) == files
+    files = [*(f"{name}.onnx" for name in ("decoder", "decoder_loose", "encoder", *names))]
+    assert sorted(p.name for p in bundle.iterdir()) == [*files, "manifest.json"]
     listed = manifest(bundle)["precisions"]
-    assert listed["float32"] == {"encoder": "encoder", "decoder": "decoder"}
+    assert listed["float32"] == dict(encoder="encoder", decoder="decoder", loose_decoder="decoder_loose")
+    assert {one["loose_decoder"] for one in listed.values()} == {"decoder_loose"}
     assert listed["int8"]["encoder"] == "encoder_int8"
     assert set(listed["int8"]["agreement"]["engines"]) == set(ENGINES)
     assert (bundle / "encoder_int8.onnx").stat().st_size < 0.5 * (bundle / "encoder.onnx").stat().st_size
@@ -257,9 +261,9 @@ def test_a_precision_that_agrees_on_one_engine_is_kept_and_one_that_agrees_on_no
     def kept(**engines):
         return passing(tried, {"int8": Agreement(10, engines)}, told.append)
 
-    assert set(kept(openvino=bad, onnxruntime=good)) == {"float32", "int8"}
+    assert set(kept(openvino=bad, onnxruntime=good)) == {"int8"}
     assert set(kept(openvino=good, onnxruntime=bad)["int8"].agreement.engines) == {"openvino", "onnxruntime"}
-    assert set(kept(openvino=bad, onnxruntime=bad)) == {"float32"}
+    assert kept(openvino=bad, onnxruntime=bad) == {}
     assert told[-1] == "int8 is left out of the bundle: it passes on no engine"
     assert any(line.startswith("int8 on openvino: ") and "under 0.99" in line for line in told)
 
