@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from litemed.benchmarks.phantoms import draw_volume
 from litemed.models.adapter import decoder_path
 from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import LIGHT
@@ -29,6 +30,9 @@ from litemed.train.cli import main
 from litemed.train.loop import Trainer
 from litemed.train.network import TrainedNetwork
 from litemed.train.optimise import averaged
+from litemed.train.prepare.pipeline import prepare
+from litemed.train.prepare.slices import Settings
+from litemed.train.prepare.sources import Found, Pair
 from litemed.train.run import Request, Stop, train
 from litemed.train.run_files import STATE, Reporter, TrainingError, read_state
 
@@ -190,6 +194,35 @@ def test_a_run_that_does_no_better_than_its_start_says_so(data, base, tmp_path):
     assert last.startswith("warning: no epoch scored above the weights that training began from: DSC 0.")
 
 
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """Return a folder of one drawn test volume."""
+    folder = tmp_path_factory.mktemp("volumes")
+    drawn = draw_volume(4, 48, 64, 1)
+    np.savez(folder / "one.npz", imgs=drawn.image, gts=drawn.labels)
+    pair = Pair("MR", "drawn", "one", "val", folder / "one.npz", None)
+    prepare(Found((pair,)), folder / "cases", Settings(cases=True))
+    return folder / "cases"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_volumes_are_scored_beside_slices_and_count_as_the_setting_says(data, base, volumes, tmp_path, share):
+    settings = changed(validation={"volume_share": share}, run={"epochs": 1})
+    with (tmp_path / "log").open("w") as log:
+        assert train(Request(data, tmp_path / "run", base, settings, volumes=volumes), Reporter(log))
+    for row in rows(tmp_path / "run"):
+        assert row["dsc_volumes"] == row["dsc_volumes_MR"]
+    score = (1 - share) * float(row["dsc"]) + share * float(row["dsc_volumes"])
+    assert report(tmp_path / "run")["best"] == pytest.approx(score, abs=1e-5)
+    assert report(tmp_path / "run")["inputs"]["volumes"]["folder"] == str(volumes)
+    assert (
+        f" DSC {float(row['dsc']):.4f} of volumes {float(row['dsc_volumes']):.4f}"
+        in (tmp_path / "log").read_text()
+    )
+    with pytest.raises(UsageError, match="volumes: the run was started with one"):
+        train(Request(data, tmp_path / "run", base, resume=True), SILENT)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_line(data, base, tmp_path):
     request = Request(data, tmp_path / "run", base, changed(optimizer={"lr": 1e25}, run={"epochs": 5}))
     with pytest.raises(TrainingError, match=r"not finite: lower optimizer\.lr"):
@@ -293,6 +326,7 @@ def test_the_command_trains_stops_and_says_what_to_do_next(data, base, tmp_path)
         ("DATA -o RUN --base OTHER --resume", 2, ["base: the run was started with another one"]),
         ("MORE -o RUN --base BASE --resume", 2, ["data: the run was started with another one"]),
         ("DATA -o NEW --base BASE --resume", 1, ["state.pt", "no run to resume"]),
+        ("DATA -o NEW --base BASE --volumes DATA", 1, ["DATA", "no volumes of the split val"]),
         ("DATA -o NEW --base BASE --set run.size=100", 2, ["run.size", "100"]),
         (
             "DATA -o NEW --base BASE --set sampling={weights={MR=1},others=0}",

@@ -5,16 +5,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from litemed.benchmarks.phantoms import draw_image
+from litemed.benchmarks.phantoms import draw_image, draw_volume
 from litemed.models.checkpoint import untrained_checkpoint
-from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.boxes import Boxes, scale_boxes
+from litemed.runtime.case import Case
 from litemed.runtime.dice import dice_by_label
+from litemed.runtime.engines.protocol import BOXES_PER_CALL
 from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import preprocess
 from litemed.train.config import Validation
+from litemed.train.dataset import Data
 from litemed.train.prepare.objects import boxes_of, number
-from litemed.train.prepare.store import SliceInfo
-from litemed.train.validation import BOXES_AT_ONCE, label_map, validate, validation_slices
+from litemed.train.prepare.pipeline import prepare
+from litemed.train.prepare.slices import Settings
+from litemed.train.prepare.sources import Found, Pair
+from litemed.train.prepare.store import SliceInfo, open_volumes
+from litemed.train.validation import METHOD, NetworkSegmenter, validate, validation_slices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,11 +52,17 @@ def network():
     return untrained_checkpoint().model(64)
 
 
+@torch.inference_mode()
+def label_map(network, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    case = Case("picture", image, Boxes.parse(boxes, image.shape))
+    return NetworkSegmenter(network, CPU).run(case, METHOD).labels
+
+
 def test_label_maps_equal_the_rule_over_full_planes(network):
     """By PyTorch's own interpolation; colour and grey, several chunks of boxes, and boxes within others."""
     random = np.random.default_rng(0)
     crowd = np.zeros((100, 64), np.uint16)
-    for label in range(1, BOXES_AT_ONCE + 6):
+    for label in range(1, BOXES_PER_CALL + 30):
         y, x = random.integers(0, 90), random.integers(0, 56)
         crowd[y : y + 8, x : x + 7] = label
     nest = np.zeros((48, 64), np.uint8)
@@ -73,21 +85,63 @@ def test_label_maps_equal_the_rule_over_full_planes(network):
             (box,) = np.flatnonzero(nesting.ranks == rank)
             free = np.isin(expected, [0, *(np.flatnonzero(nesting.containers(box)) + 1)])
             expected[free & (planes[box] > 0)] = box + 1
-        found = label_map(network.eval(), image, boxes, CPU)
+        found = label_map(network.eval(), image, boxes)
         assert np.mean(found == expected) > 0.999
         assert found.max() > 0
 
 
 def test_scores_are_means_over_objects_then_slices(network):
     source = Pictures(4)
-    scores, skipped = validate(network, source, Validation(slices_per_modality=0), CPU)
-    assert (set(scores), skipped) == ({"CT", "US"}, 1)
+    means, skipped = validate(network, Data(source, source), Validation(slices_per_modality=0), CPU)
+    assert (set(means), skipped) == ({"dsc"}, 1)
+    scores = means["dsc"]
+    assert set(scores) == {"CT", "US"}
     for name, indices in {"CT": (0, 2), "US": (1,)}.items():
         dice = []
         for image, labels in (source[i] for i in indices):
-            found = label_map(network, image, boxes_of(number(labels)), CPU)
+            found = label_map(network, image, boxes_of(number(labels)))
             dice.append(dice_by_label(found, labels, 2).mean())
         assert scores[name] == pytest.approx(np.mean(dice))
+
+
+@torch.inference_mode()
+def test_volumes_are_segmented_from_one_box_an_object_by_the_profile_of_an_ellipsoid(network, tmp_path):
+    drawn = {"CT": draw_volume(9, 60, 48, 2, seed=1), "MR": draw_volume(12, 40, 64, 2, seed=2)}
+    pairs = []
+    for modality, split in (("CT", "val"), ("CT", "train"), ("MR", "val")):
+        path = tmp_path / f"{modality}{split}.npz"
+        np.savez(path, imgs=drawn[modality].image, gts=drawn[modality].labels)
+        pairs.append(Pair(modality, "drawn", path.stem, split, path, None))
+    prepare(Found(tuple(pairs)), tmp_path / "cases", Settings(cases=True))
+    volumes = open_volumes(tmp_path / "cases", split="val")
+    assert [(modality, file.name) for modality, file in volumes] == [
+        ("CT", "3DBox_CT_drawn_CTval.npz"),
+        ("MR", "3DBox_MR_drawn_MRval.npz"),
+    ]
+    means, skipped = validate(
+        network, Data(Pictures(2), Pictures(2), volumes), Validation(slices_per_modality=1), CPU
+    )
+    assert (set(means), skipped) == ({"dsc", "dsc_volumes"}, 0)
+    for modality, phantom in drawn.items():
+        found = np.zeros_like(phantom.labels)
+        for z, plane in enumerate(phantom.image):
+            network_input, frame = preprocess(plane, 64)
+            best = torch.zeros(plane.shape)
+            for label, (x0, y0, z0, x1, y1, z1) in enumerate(boxes_of(number(phantom.labels)).tolist(), 1):
+                t = (2 * z - z0 - z1) / (z1 - z0 + 1)
+                t = max(t, 0) if z0 == 0 else min(t, 0) if z1 == len(found) - 1 else t
+                if z0 <= z <= z1:
+                    half = np.array([x1 - x0, y1 - y0]) / 2 * max(0.15, 1 - t * t) ** 0.5
+                    middle = np.array([x0 + x1, y0 + y1]) / 2
+                    box = scale_boxes(np.array([[*(middle - half), *(middle + half)]]), frame)
+                    logits, _ = network(torch.from_numpy(network_input), torch.from_numpy(box))
+                    cropped = logits[:, :, : frame.scaled_height, : frame.scaled_width]
+                    value = F.interpolate(cropped, plane.shape, mode="bilinear", align_corners=False)[0, 0]
+                    found[z][value > best] = label
+                    best = torch.maximum(best, value)
+        dice = dice_by_label(found, phantom.labels, 2).mean()
+        assert means["dsc_volumes"][modality] == pytest.approx(dice, abs=1e-3)
+        assert dice > 0
 
 
 @pytest.mark.parametrize(("per_modality", "expected"), [(0, 10), (2, 4), (100, 10), (1, 2)])

@@ -25,9 +25,14 @@ Examples:
   litemed-train data --base lite_medsam.pth -o run --set optimizer.lr=1e-4 --set run.batch_size=8
   litemed-train data --base light.safetensors --tune all -o run
       all weights, such as those of the light model, which has no layers for LoRA
+  litemed-train data --base lite_medsam.pth -o run --volumes cases --set validation.volume_share=0.5
+      the best weights are those that are best on slices and whole volumes, half and half
 """
 _OPTIONS = (
     click.option("-o", "--output", "folder", type=PATH, help="Folder of the run: weights, log, state."),
+    click.option(
+        "--volumes", type=PATH, help="Folder of litemed-prepare --cases, whose val volumes are scored, too."
+    ),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute; auto by default."
     ),

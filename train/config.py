@@ -146,10 +146,11 @@ class LoRA(Table):
 
 @dataclass(frozen=True)
 class Validation(Table):
-    """After how many epochs, and on how many slices of each modality (0: on all)."""
+    """After how many epochs, on how many slices of each modality (0: on all), and what volumes count."""
 
     every_epochs: int = setting(1, low=1)
     slices_per_modality: int = setting(100)
+    volume_share: float = setting(0.0, high=1)
 
 
 @dataclass(frozen=True)

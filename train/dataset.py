@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -49,10 +50,11 @@ class SliceSource(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is scored on."""
+    """What a run learns from and is scored on. volumes: modality and file of test cases with ground truth."""
 
     training: SliceSource
     validation: SliceSource
+    volumes: Sequence[tuple[str, Path]] = ()
 
 
 class Batch(NamedTuple):

@@ -57,6 +57,7 @@ class Trainer:
         self.progress = Progress()
         self.session = session
         self._data = data
+        self._validates = bool(len(data.validation) or data.volumes)
         self._base_digest = weights_digest(base.state)
         run, device = config.run, session.device
         self.network = build_network(base, run, config.lora)
@@ -98,7 +99,7 @@ class Trainer:
 
     def _train(self) -> bool:
         progress, reporter, epochs = self.progress, self.session.reporter, self.config.run.epochs
-        if len(self._data.validation) and not (progress.epoch or progress.step):
+        if self._validates and not (progress.epoch or progress.step):
             progress.history[:] = [{"epoch": 0, "samples": 0, **self._validate()}]
             reporter.line(f"before training:{_dsc_of(progress.history[0])}")
         while progress.epoch < epochs:
@@ -109,7 +110,8 @@ class Trainer:
             if progress.epoch < epochs and self.session.stop():
                 return False
         before = progress.history[0]
-        if not before["epoch"] and progress.best is not None and progress.best <= before["dsc"]:
+        start = self._score(before) if not before["epoch"] else None
+        if start is not None and progress.best is not None and progress.best <= start:
             reporter.line(
                 f"warning: no epoch scored above the weights that training began from:{_dsc_of(before)}"
             )
@@ -168,11 +170,11 @@ class Trainer:
         row = {"epoch": progress.epoch + 1, "lr": self._optimizer.param_groups[0]["lr"], **self._means()}
         self._rate.after_epoch(row["loss"])
         is_due = row["epoch"] == config.run.epochs or row["epoch"] % config.validation.every_epochs == 0
-        if is_due and len(self._data.validation):
+        if is_due and self._validates:
             scores = self._validate()
             row |= scores | {"skipped": row["skipped"] + scores["skipped"]}
-        # Without validation slices the training loss has to do.
-        score = row.get("dsc") if len(self._data.validation) else -row["loss"]
+        # Without anything to validate on the training loss has to do.
+        score = self._score(row) if self._validates else -row["loss"]
         is_best = score is not None and (progress.best is None or score > progress.best)
         if is_best:
             progress.best, progress.best_epoch = score, row["epoch"]
@@ -218,11 +220,21 @@ class Trainer:
         return totals
 
     def _validate(self) -> dict[str, Any]:
-        """Return the columns of the log about the validation slices."""
+        """Return the columns of the log about the validation slices and volumes."""
         model, settings = self._outcome().model, self.config.validation
-        scores, skipped = validate(model, self._data.validation, settings, self.session.device)
-        macro = sum(scores.values()) / len(scores) if scores else None
-        return {"skipped": skipped, "dsc": macro, **{f"dsc_{name}": dsc for name, dsc in scores.items()}}
+        means, skipped = validate(model, self._data, settings, self.session.device)
+        columns: dict[str, Any] = {"skipped": skipped}
+        for part, scores in means.items():
+            columns[part] = sum(scores.values()) / len(scores)
+            columns |= {f"{part}_{name}": dsc for name, dsc in scores.items()}
+        return columns
+
+    def _score(self, row: dict[str, Any]) -> float | None:
+        """Return what of an epoch's row decides which one is best; None if nothing was scored."""
+        slices, volumes, share = row.get("dsc"), row.get("dsc_volumes"), self.config.validation.volume_share
+        if slices is None or volumes is None:
+            return volumes if slices is None else slices
+        return (1 - share) * slices + share * volumes
 
     def _outcome(self) -> TrainedNetwork:
         """Return what is scored and written: the network, or the average of its weights."""
@@ -243,4 +255,5 @@ class Trainer:
 
 
 def _dsc_of(row: dict[str, Any]) -> str:
-    return f" DSC {row['dsc']:.4f}" if row.get("dsc") is not None else ""
+    names = {"dsc": " DSC", "dsc_volumes": " of volumes"}
+    return "".join(f"{text} {row[name]:.4f}" for name, text in names.items() if name in row)

@@ -18,7 +18,7 @@ from litemed.train.config import Changes, Config, differences, updated
 from litemed.train.dataset import Data
 from litemed.train.loop import Session, Trainer
 from litemed.train.network import check_base, choose_device
-from litemed.train.prepare.store import MANIFEST, Slices
+from litemed.train.prepare.store import MANIFEST, Slices, open_volumes
 from litemed.train.run_files import STATE, Inputs, Reporter, clean, read_state
 
 # A run that is resumed may differ in these: they say when and how well it is watched, not what is learnt.
@@ -31,7 +31,8 @@ class Request:
 
     data: a folder that `litemed-prepare` made. folder: for everything that is written. base: the weights to
     start from. changes: settings that differ from the defaults (from those of the run, when resumed). resume:
-    go on with the run in `folder`. overwrite: start over. stop_after_s: stop then, to be resumed.
+    go on with the run in `folder`. overwrite: start over. stop_after_s: stop then, to be resumed. volumes: a
+    folder of test cases that `litemed-prepare` made, whose `val` volumes are scored beside the slices.
     """
 
     data: Path
@@ -41,6 +42,7 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     stop_after_s: float | None = None
+    volumes: Path | None = None
 
 
 def train(request: Request, reporter: Reporter) -> bool:
@@ -87,15 +89,20 @@ def check_request(request: Request, *files: Path) -> None:
 def open_inputs(request: Request, base: Checkpoint) -> tuple[Data, Inputs]:
     """Return the prepared data, and what the records of a run say about them and the base.
 
-    Raises InputError without training slices.
+    Raises InputError without training slices, or without volumes where they were asked for.
     """
     training = Slices.open(request.data, split="train")
     if not len(training):
         raise InputError(f'{request.data}: no training slices; prepare data of the split "train"')
-    # The manifest has hashes of everything.
-    data = {"folder": str(request.data), "sha256": sha256_of_file(request.data / MANIFEST)}
     weights = {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder}
-    return Data(training, Slices.open(request.data, split="val")), {"base": weights, "data": data}
+    volumes = open_volumes(request.volumes, split="val") if request.volumes else []
+    # The manifest has hashes of all slices.
+    folders = {"data": request.data} | ({"volumes": request.volumes} if request.volumes else {})
+    inputs = {
+        name: {"folder": str(folder), "sha256": sha256_of_file(folder / MANIFEST)}
+        for name, folder in folders.items()
+    }
+    return Data(training, Slices.open(request.data, split="val"), volumes), {"base": weights, **inputs}
 
 
 def check_settings(before: Config, config: Config, where: str = "") -> None:

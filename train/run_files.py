@@ -111,7 +111,8 @@ def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the log: CSV with a column for every key of `rows`, empty where a row does not have it.
 
     A row is an epoch, 0 for the weights that the run starts from: `samples` (images that counted), `lr`, mean
-    losses, `skipped` slices, `seconds`, `wait_share` (of them, for the loader), `dsc` and `dsc_MODALITY`.
+    losses, `skipped` slices, `seconds`, `wait_share` (of them, for the loader), `dsc` and `dsc_MODALITY`, and
+    of whole volumes `dsc_volumes` and `dsc_volumes_MODALITY`.
     """
     names = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
     text = io.StringIO()

@@ -1,25 +1,69 @@
-"""How well the network segments the validation slices: DSC by modality.
+"""How well the network segments what it is validated on: DSC by modality, of slices and of whole volumes.
 
-In float32, the way the runtime would, from preprocessing to merging; objects are prompted with tight boxes.
+In float32 and by the runtime, in which the network takes an engine's place. On a slice each object is
+prompted with its tight box, in a volume with one box for all of its slices.
 """
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.boxes import Boxes
+from litemed.runtime.case import Case
 from litemed.runtime.dice import dice_by_label
+from litemed.runtime.engines.protocol import Engine, Float
 from litemed.runtime.errors import InputError
-from litemed.runtime.merge import RunningMerge, label_dtype
-from litemed.runtime.nesting import Nesting
-from litemed.runtime.preprocess import preprocess
-from litemed.runtime.resize import LogitResizer
+from litemed.runtime.method import Method
+from litemed.runtime.npz import NpzReader
+from litemed.runtime.plan import Plan
+from litemed.runtime.readers import read_case
+from litemed.runtime.segmenter import Segmenter
 from litemed.train.config import Validation
-from litemed.train.dataset import SliceSource
+from litemed.train.dataset import Data, SliceSource
 from litemed.train.prepare.objects import boxes_of, number
 
-BOXES_AT_ONCE = 32  # bounds the memory of the decoder: about 70 MB a box at 256 x 256 in float32
+# One encoding for each slice: planes and tiles would take several times as long.
+METHOD: Final = Method(volume="ellipsoid", zoom="off")
+
+Example = tuple[Case, NDArray[Any]]
+
+
+class NetworkEngine(Engine):
+    """A network in evaluation mode on a device, in the place of a bundle's graphs."""
+
+    def __init__(self, model: LiteMedSAM, device: torch.device) -> None:
+        """Keep the network."""
+        self._model, self._device = model, device
+
+    def encode(self, image: Float) -> Float:
+        """Return what `Engine.encode` does."""
+        return np.asarray(self._model.encode(self._placed(image)).cpu())
+
+    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+        """Return what `Engine.decode` does; there is no decoder for loose boxes."""
+        logits, iou = self._model.decode(self._placed(embedding), self._placed(boxes))
+        return np.asarray(logits[:, 0].cpu()), np.asarray(iou[:, 0].cpu())
+
+    def _placed(self, array: Float) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class NetworkSegmenter(Segmenter):
+    """The runtime's segmenter, without a bundle."""
+
+    def __init__(self, model: LiteMedSAM, device: torch.device) -> None:
+        """Use a network in evaluation mode on a device."""
+        self.engine, self._size = NetworkEngine(model, device), model.size
+
+    def plan(self, case: Case, method: Method) -> Plan:
+        """Return what will be encoded and decoded of a case."""
+        return Plan.of(case, method, self._size)
 
 
 def validation_slices(source: SliceSource, per_modality: int) -> list[int]:
@@ -31,50 +75,58 @@ def validation_slices(source: SliceSource, per_modality: int) -> list[int]:
     return chosen
 
 
+def read_slice(source: SliceSource, slice_number: int) -> Example:
+    """Return a slice with the tight boxes of its objects, and its labels. Raises InputError."""
+    image, labels = source[slice_number]
+    if not len(objects := number(labels)):
+        raise InputError(f"slice {slice_number}: no object")
+    height, width = image.shape[:2]
+    boxes = np.minimum(boxes_of(objects), (width, height) * 2)
+    return Case("slice", image, Boxes.parse(boxes, image.shape)), objects.labels
+
+
+def read_volume(file: Path) -> Example:
+    """Return a test case and its ground truth. Raises InputError."""
+    case = read_case(file)
+    with NpzReader(file.parents[1] / "gts" / file.name) as archive:
+        truth = archive.read("gts")
+    if truth.shape != case.shape:
+        raise InputError(f"{archive.path}: gts are {truth.shape}, the volume is {case.shape}")
+    return case, truth
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # the number of boxes differs: each would be compiled anew
-def label_map(
-    model: LiteMedSAM, image: NDArray[np.uint8], boxes: NDArray[np.int64], device: torch.device
-) -> NDArray[np.unsignedinteger]:
-    """Segment a slice as the runtime does: the label map (h, w) in which box i has label i.
-
-    model: in evaluation mode, on the device. image: uint8 (h, w) or (h, w, 3). boxes: int64 (N, 4), x0 y0 x1
-    y1 in pixels of the slice.
-    """
-    network_input, frame = preprocess(image, model.size)
-    embedding = model.encode(torch.from_numpy(network_input).to(device))
-    prompts, resizer = torch.from_numpy(scale_boxes(boxes, frame)).to(device), LogitResizer(frame)
-    labels = np.zeros(image.shape[:2], label_dtype(len(boxes)))
-    merge = RunningMerge(labels, Nesting.of(boxes))
-    for chunk in merge.chunks(np.arange(len(boxes)), BOXES_AT_ONCE):
-        logits, _ = model.decode(embedding, prompts[chunk])
-        merge.add(resizer, logits[:, 0].cpu().numpy(), chunk + 1)
-    merge.finish()
-    return labels
-
-
 def validate(
-    model: LiteMedSAM, source: SliceSource, settings: Validation, device: torch.device
-) -> tuple[dict[str, float], int]:
-    """Return the mean DSC in [0, 1] by modality, and how many slices could not be used.
+    model: LiteMedSAM, data: Data, settings: Validation, device: torch.device
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Return the mean DSC in [0, 1] by modality, and how many slices and volumes could not be used.
 
-    A slice's DSC is the mean over its objects, a modality's the mean over its slices. The network is left in
-    evaluation mode.
+    The DSC of slices is called "dsc", that of volumes, where there are any, "dsc_volumes". Of a slice or a
+    volume it is the mean over its objects, of a modality the mean over its slices or volumes. The network is
+    left in evaluation mode.
     """
-    dsc: dict[str, list[float]] = {}
+    slices = data.validation
+    parts: dict[str, list[tuple[str, Callable[[], Example]]]] = {
+        "dsc": [
+            (slices.info(i).modality, partial(read_slice, slices, i))
+            for i in validation_slices(slices, settings.slices_per_modality)
+        ],
+        "dsc_volumes": [(modality, partial(read_volume, file)) for modality, file in data.volumes],
+    }
+    means: dict[str, dict[str, float]] = {}
     skipped = 0
-    model.eval()
-    for slice_number in validation_slices(source, settings.slices_per_modality):
-        try:
-            image, labels = source[slice_number]
-            if not len(objects := number(labels)):
-                raise InputError("no object")
-        except InputError:
-            skipped += 1
-            continue
-        height, width = image.shape[:2]
-        boxes = np.minimum(boxes_of(objects), (width, height) * 2)
-        found = label_map(model, image, boxes, device)
-        dice = float(dice_by_label(found, objects.labels, len(objects)).mean())
-        dsc.setdefault(source.info(slice_number).modality, []).append(dice)
-    return {modality: sum(values) / len(values) for modality, values in dsc.items()}, skipped
+    segmenter = NetworkSegmenter(model.eval(), device)
+    for part, examples in parts.items():
+        dsc: dict[str, list[float]] = {}
+        for modality, read in examples:
+            try:
+                case, truth = read()
+            except InputError:
+                skipped += 1
+                continue
+            found = segmenter.run(case, METHOD).labels
+            dsc.setdefault(modality, []).append(float(dice_by_label(found, truth, len(case.boxes)).mean()))
+        if dsc:
+            means[part] = {modality: sum(values) / len(values) for modality, values in dsc.items()}
+    return means, skipped

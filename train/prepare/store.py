@@ -120,6 +120,20 @@ class Slices:
         return {name: np.flatnonzero(modality_of == name) for name in dict.fromkeys(modality_of)}
 
 
+def open_volumes(folder: Path, *, split: str) -> list[tuple[str, Path]]:
+    """Return modality and file of each volume of one split among the test cases in a prepared folder.
+
+    Raises InputError where the folder was not prepared to the end, or has none.
+    """
+    with _reading(folder / MANIFEST):
+        cases = _read_json(folder / MANIFEST).get("cases", [])
+        found = [(case["modality"], Path(case["file"]).name) for case in cases if case["split"] == split]
+    volumes = [(modality, folder / "cases" / name) for modality, name in found if name.startswith("3D")]
+    if not volumes:
+        raise InputError(f"{folder}: no volumes of the split {split}; litemed-prepare --cases makes them")
+    return volumes
+
+
 # Each map holds a file descriptor, and 1024 is the usual limit.
 @functools.lru_cache(maxsize=256)
 def _map(folder: Path, shard: Part) -> NDArray[np.uint8]:
