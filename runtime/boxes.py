@@ -82,14 +82,16 @@ class Boxes:
         return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
 
 
-def scale_boxes(xyxy: NDArray[np.int64] | NDArray[np.float64], frame: Frame) -> NDArray[np.float32]:
+def scale_boxes(
+    xyxy: NDArray[np.int64] | NDArray[np.float64], frame: Frame, fractions: bool = False
+) -> NDArray[np.float32]:
     """Return boxes in the coordinates of the network's input, float32 (N, 4), x0 y0 x1 y1.
 
-    `xyxy` is (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side
-    and truncated to an integer, as published.
+    `xyxy` is (N, 4), pixels of the original image. Each coordinate is multiplied by 256 / longest side, and
+    unless `fractions` are kept truncated to an integer, as published.
     """
-    ratio = frame.size / max(frame.height, frame.width)
-    return np.trunc(xyxy * ratio).astype(np.float32)
+    scaled = xyxy * (frame.size / max(frame.height, frame.width))
+    return (scaled if fractions else np.trunc(scaled)).astype(np.float32)
 
 
 def shrink(xyxy: NDArray[np.int64] | NDArray[np.float64], offset: NDArray[np.float64]) -> NDArray[np.float64]:

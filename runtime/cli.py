@@ -1,12 +1,15 @@
 """The command `litemed-run`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from litemed.runtime.command import run_command
-from litemed.runtime.method import MERGES, VOLUMES, ZOOMS, Method
+from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
+
+if TYPE_CHECKING:
+    from litemed.runtime.bundle import Manifest
 
 EPILOG = """\b
 Examples:
@@ -101,6 +104,13 @@ _PATH = click.Path(path_type=Path)
     "are segmented on tiles of it. off: on the whole image, as in the paper.",
 )
 @click.option(
+    "--boxes",
+    "box_fit",
+    type=click.Choice(BOX_FITS),
+    help="drawn, the default: boxes may be looser than their objects; a first mask, of the bundle's decoder "
+    "for loose boxes if it has one, says where to look again. tight: as they are, as in the paper.",
+)
+@click.option(
     "--max-zoom-tiles",
     type=click.IntRange(min=0),
     default=Method.max_zoom_tiles,
@@ -112,7 +122,7 @@ _PATH = click.Path(path_type=Path)
     "--propagate",
     is_flag=True,
     help="In volumes go from each box's middle slice outwards, as the baseline does; a later box overwrites "
-    "an earlier one. --merge, --volume and --zoom do not go with it.",
+    "an earlier one. --merge, --volume, --zoom and --boxes do not go with it.",
 )
 @click.option(
     "--crop-masks",
@@ -166,7 +176,7 @@ def _run(
     if model is None and not quiet:
         _note(f"model {bundle.name}, which ships with litemed")
     if dry_run:
-        return _tell_costs(cases, how, bundle.manifest.input_size)
+        return _tell_costs(cases, how, bundle.manifest)
     loading = open_engine(
         engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
     )
@@ -200,16 +210,18 @@ def _run(
     return all(report.status != "failed" for report in reports)
 
 
-def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> bool:
+def _tell_costs(cases: tuple[Path, ...], method: Method, manifest: "Manifest") -> bool:
     """Print what each case would take; return whether all can be read."""
     from litemed.runtime.errors import InputError
     from litemed.runtime.plan import Plan
+    from litemed.runtime.precision import REFERENCE
     from litemed.runtime.readers import list_cases, read_case
 
+    refits = manifest.precisions[REFERENCE].loose_decoder is not None
     readable = True
     for path in list_cases(cases):
         try:
-            plan = Plan.of(read_case(path), method, input_size)
+            plan = Plan.of(read_case(path), method, manifest.input_size, refits)
         except InputError as error:
             readable = False
             click.echo(f"error: {error}", err=True)

@@ -41,10 +41,13 @@ class Inference:
         self.encodings += 1
         return embedding
 
-    def decode(self, embedding: Float, boxes: Float) -> Float:
-        """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input."""
+    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> Float:
+        """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input.
+
+        With `loose` they are those of the decoder for loose boxes.
+        """
         with self.timing("decode"):
-            logits, _ = self.engine.decode(embedding, boxes)
+            logits, _ = self.engine.decode(embedding, boxes, loose)
         self.decodings += len(boxes)
         return logits
 

@@ -9,6 +9,7 @@ from litemed.runtime.errors import UsageError
 MERGES = ("nested", "argmax")
 VOLUMES = ("planes", "ellipsoid", "box")
 ZOOMS = ("auto", "off")
+BOX_FITS = ("drawn", "tight")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Method:
             `litemed.runtime.planes`; "box": with the box itself on all slices, the paper's.
         zoom: "auto": small boxes of large images are segmented on tiles, see `litemed.runtime.zoom`; "off".
         max_zoom_tiles: how many tiles an image or slice may have.
-        propagate: go the published baseline's way instead, see `litemed.runtime.propagate`; `merge`, `volume`
-            and `zoom` do not go with it and are None then.
+        box_fit: "drawn": boxes may be looser than their objects, see `litemed.runtime.refit`; "tight": they
+            are taken as they are, as in the paper, and as ever where a bundle has no decoder for loose boxes.
+        propagate: go the published baseline's way instead, see `litemed.runtime.propagate`; `merge`,
+            `volume`, `zoom` and `box_fit` do not go with it and are None then.
         crop_masks: whether a box's mask ends at the box (both ends inclusive, in volumes x and y). Source:
             `crop_mask` of YOLACT (Bolya et al., ICCV 2019).
 
@@ -35,13 +38,14 @@ class Method:
     merge: str | None = None
     volume: str | None = None
     zoom: str | None = None
+    box_fit: str | None = None
     max_zoom_tiles: int = 64
     propagate: bool = False
     crop_masks: bool = False
 
     def __post_init__(self) -> None:
         """Check the values and fill in the defaults."""
-        for name, values in (("merge", MERGES), ("volume", VOLUMES), ("zoom", ZOOMS)):
+        for name, values in (("merge", MERGES), ("volume", VOLUMES), ("zoom", ZOOMS), ("box_fit", BOX_FITS)):
             asked = getattr(self, name)
             if asked is not None and asked not in values:
                 raise UsageError(f"{name}: no {asked!r}; choose {', '.join(values[:-1])} or {values[-1]}")

@@ -12,6 +12,7 @@ from litemed.runtime.boxes import scale_boxes, shrink
 from litemed.runtime.case import Case
 from litemed.runtime.merge import label_dtype
 from litemed.runtime.method import Method
+from litemed.runtime.nesting import Nesting
 from litemed.runtime.planes import planes_per_box
 from litemed.runtime.preprocess import Frame
 from litemed.runtime.resize import interpolate
@@ -34,6 +35,11 @@ class View:
     frame: Frame
     boxes: NDArray[np.int64]
 
+    @property
+    def corner(self) -> list[int]:
+        """What to take from a box's x0 y0 x1 y1 in pixels of the slice for those of the view."""
+        return [self.columns.start, self.rows.start] * 2
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -50,6 +56,8 @@ class Plan:
         plane_count: how many planes each box gets of either other direction, (N,).
         crops: int64 (N, 4), the boxes if masks end at them, else None.
         profile: whether prompts follow an ellipsoid's cross-section.
+        nesting: which boxes lie in others.
+        refitted: bool (N,), which boxes may be looser than their objects: none that lies in another one.
     """
 
     images: NDArray[np.uint8]
@@ -62,10 +70,20 @@ class Plan:
     plane_count: NDArray[np.int64]
     crops: NDArray[np.int64] | None
     profile: bool
+    nesting: Nesting
+    refitted: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, case: Case, method: Method, input_size: int) -> Plan:
-        """Take a case apart for a network whose input has `input_size` pixels on its longest side."""
+    def of(cls, case: Case, method: Method, input_size: int, refits: bool) -> Plan:
+        """Take a case apart.
+
+        Args:
+            case: image or volume with boxes.
+            method: how it is segmented.
+            input_size: pixels of the network's input on its longest side.
+            refits: whether there is a decoder for loose boxes.
+        """
+        nesting = Nesting.of(case.boxes.xyxy, case.boxes.z)
         images = case.image if case.is_volume else case.image[np.newaxis]
         xyxy = case.boxes.xyxy
         z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
@@ -92,6 +110,8 @@ class Plan:
             plane_count=plane_count,
             crops=xyxy if method.crop_masks else None,
             profile=method.volume in ("planes", "ellipsoid"),
+            nesting=nesting,
+            refitted=(nesting.ranks == 0) & (refits and method.box_fit == "drawn"),
         )
 
     @property
@@ -102,14 +122,36 @@ class Plan:
 
     @property
     def decodings(self) -> int:
-        """How many boxes will be decoded; a box counts once for each of its slices, tiles and planes."""
-        slices = self.z[:, 1] - self.z[:, 0] + 1
-        in_tiles = sum(int(slices[tile.boxes].sum()) for tile in self.tiles)
+        """How many boxes will be decoded.
+
+        A box counts once for each of its slices, tiles and planes, and once more for each slice if it may be
+        looser than its object.
+        """
+        slices = (self.z[:, 1] - self.z[:, 0] + 1) * (1 + self.refitted)
+        in_tiles = sum(int((self.z[tile.boxes] @ [-1, 1] + 1).sum()) for tile in self.tiles)
         return int(slices.sum() + 2 * self.plane_count.sum()) + in_tiles
 
     def blank_labels(self) -> NDArray[np.unsignedinteger]:
         """Return a label map (D, H, W) of zeros that can hold all labels."""
         return np.zeros(self.images.shape[:3], label_dtype(len(self.xyxy)))
+
+    def prompts(self, view: View, boxes: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Return some boxes, indices, on a slice in pixels of a view's network input, float32 (n, 4)."""
+        xyxy: NDArray[np.int64] | NDArray[np.float64] = self.xyxy[boxes]
+        if self.profile:
+            first, last = self.z[boxes].T
+            offset = (2 * position - first - last) / (last - first + 1)
+            # Where a box ends with the volume, its object probably does not end there.
+            offset = np.where(first == 0, np.maximum(offset, 0), offset)
+            offset = np.where(last == len(self.images) - 1, np.minimum(offset, 0), offset)
+            xyxy = shrink(xyxy, offset)
+        # Of a small box the published truncation would be a large part.
+        return scale_boxes(xyxy - view.corner, view.frame, fractions=view is not self.whole)
+
+    def on_whole(self, tile: View, prompts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a tile's prompts (n, 4) in pixels of the whole slice's network input."""
+        side = max(tile.frame.height, tile.frame.width)
+        return scale_boxes(prompts * (side / tile.frame.size) + tile.corner, self.frame, fractions=True)
 
     def average(self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32]) -> None:
         """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice."""
@@ -123,18 +165,6 @@ class Plan:
         whole = whole[:, : self.frame.scaled_height, : self.frame.scaled_width]
         logits[:, :height, :width] += interpolate(interpolate(whole, at[0], axis=1), at[1], axis=2)
         logits[:, :height, :width] /= 2
-
-    def prompts(self, view: View, boxes: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Return some boxes, indices, on a slice in pixels of the network's input, float32 (n, 4)."""
-        xyxy: NDArray[np.int64] | NDArray[np.float64] = self.xyxy[boxes]
-        if self.profile:
-            first, last = self.z[boxes].T
-            offset = (2 * position - first - last) / (last - first + 1)
-            # Where a box ends with the volume, its object probably does not end there.
-            offset = np.where(first == 0, np.maximum(offset, 0), offset)
-            offset = np.where(last == len(self.images) - 1, np.minimum(offset, 0), offset)
-            xyxy = shrink(xyxy, offset)
-        return scale_boxes(xyxy - [view.columns.start, view.rows.start] * 2, view.frame)
 
 
 def covered(first: Iterable[int], last: Iterable[int]) -> list[int]:

@@ -15,10 +15,10 @@ from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference
 from litemed.runtime.merge import RunningMerge
 from litemed.runtime.method import Method
-from litemed.runtime.nesting import Nesting
 from litemed.runtime.plan import Plan, covered
 from litemed.runtime.planes import CrossPlanes
 from litemed.runtime.propagate import propagate
+from litemed.runtime.refit import refit
 from litemed.runtime.resize import LogitResizer
 
 Labels = npt.NDArray[np.unsignedinteger]
@@ -34,7 +34,7 @@ class Result:
             the background; uint8 up to 255 boxes, uint16 above.
         seconds: wall-clock seconds by stage: preprocess, encode, decode, merge.
         encodings: how often the encoder ran: once for each slice, tile and plane.
-        decodings: how many boxes were decoded; a box counts once for each of its slices and planes.
+        decodings: how many boxes were decoded; see `Plan.decodings`.
     """
 
     labels: Labels
@@ -79,7 +79,7 @@ class Segmenter:
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
-        return Plan.of(case, method, self.bundle.manifest.input_size)
+        return Plan.of(case, method, self.bundle.manifest.input_size, self.engine.has_loose_decoder)
 
     def run(
         self,
@@ -108,9 +108,7 @@ class Segmenter:
         if method.propagate:
             steps = propagate(plan, labels, inference)
         else:
-            with inference.timing("merge"):
-                nesting = Nesting.of(case.boxes.xyxy, case.boxes.z) if method.merge == "nested" else None
-            steps = _merge_boxes(plan, labels, inference, nesting, last)
+            steps = _merge_boxes(plan, labels, inference, method.merge == "nested", last)
         for done, total in steps:
             if progress:
                 progress(done, total)
@@ -118,7 +116,7 @@ class Segmenter:
 
 
 def _merge_boxes(
-    plan: Plan, labels: Labels, inference: Inference, nesting: Nesting | None, last_case: bool
+    plan: Plan, labels: Labels, inference: Inference, nested: bool, last_case: bool
 ) -> Iterator[tuple[int, int]]:
     """Segment every slice that a box covers; yield the encodings done and all as they advance."""
     planes: dict[int, CrossPlanes] = {}
@@ -138,7 +136,7 @@ def _merge_boxes(
         LogitResizer(view.frame, view.rows.start, view.columns.start) for view in (plan.whole, *plan.tiles)
     ]
     for position in covered(first, last):
-        merge = RunningMerge(labels[position], nesting, several=len(plan.tiles) > 0)
+        merge = RunningMerge(labels[position], plan.nesting if nested else None, several=len(plan.tiles) > 0)
         slice_embedding = inference.encode(plan.images[position])
         for view, resizer in zip((plan.whole, *plan.tiles), resizers, strict=True):
             here = view.boxes[(first[view.boxes] <= position) & (position <= last[view.boxes])]
@@ -151,9 +149,13 @@ def _merge_boxes(
             if last_case and inference.encodings == plan.encodings:
                 inference.engine.rest_encoder()
             for chunk in merge.chunks(here, BOXES_PER_CALL):
-                logits = inference.decode(embedding, plan.prompts(view, chunk, position))
+                prompts, loose = plan.prompts(view, chunk, position), plan.refitted[chunk]
+                if loose.any():
+                    first_pass = inference.decode(embedding, prompts[loose], loose=True)
+                    prompts[loose] = refit(first_pass, prompts[loose], view.frame)
+                logits = inference.decode(embedding, prompts)
                 if is_tile:
-                    on_slice = inference.decode(slice_embedding, plan.prompts(plan.whole, chunk, position))
+                    on_slice = inference.decode(slice_embedding, plan.on_whole(view, prompts))
                 with inference.timing("merge"):
                     if is_tile:
                         plan.average(view, logits, on_slice)

@@ -45,9 +45,9 @@ def plan_tiles(
     if max(height, width) <= input_size or not len(small) or most < 1:
         return []
     # A power of two, so that boxes of about one size share a grid of tiles.
-    tile_sides = np.maximum(2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64), _LEAST_TILE)
+    tile_sides = 2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64)
     for wider in (1, 2):
-        tiles = _cover(xyxy, small, tile_sides * wider, height, width, most + 1)
+        tiles = _cover(xyxy, small, np.maximum(tile_sides * wider, _LEAST_TILE), height, width, most + 1)
         if len(tiles) <= most:
             return tiles
     return tiles[:most]

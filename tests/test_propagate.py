@@ -27,6 +27,7 @@ class Blobs:
     """
 
     name, version, threads = "blobs", "0", 1
+    has_loose_decoder = False
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -38,7 +39,7 @@ class Blobs:
         padded.reshape(-1)[: image.size] = image.reshape(-1)
         return padded
 
-    def decode(self, embedding: Prompt, boxes: Prompt) -> tuple[Prompt, Prompt]:
+    def decode(self, embedding: Prompt, boxes: Prompt, loose: bool = False) -> tuple[Prompt, Prompt]:
         assert len(boxes) == 1, "one box at a time"
         grey = embedding.reshape(-1)[: 256 * 256].reshape(256, 256)
         across = np.arange(256)

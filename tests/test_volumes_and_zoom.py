@@ -35,6 +35,7 @@ class Bright:
     """
 
     name, version, threads = "bright", "0", 1
+    has_loose_decoder = False
 
     def __init__(self) -> None:
         self.prompts: list[NDArray[np.float32]] = []
@@ -44,7 +45,9 @@ class Bright:
         self.encoded += 1
         return image
 
-    def decode(self, embedding: NDArray[np.float32], boxes: NDArray[np.float32]) -> tuple:
+    def decode(
+        self, embedding: NDArray[np.float32], boxes: NDArray[np.float32], loose: bool = False
+    ) -> tuple:
         self.prompts.extend(boxes)
         y, x = np.mgrid[:SIZE, :SIZE]
         logits = np.where(embedding[0, 0] > 0.5, 1, -1) * np.ones((len(boxes), 1, 1), np.float32)
@@ -122,7 +125,9 @@ class Grey:
     def encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         return image
 
-    def decode(self, image: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    def decode(
+        self, image: NDArray[np.float32], boxes: NDArray[np.float32], loose: bool = False
+    ) -> NDArray[np.float32]:
         frame = Frame.of(*image.shape[:2], SIZE)
         plane = np.full((SIZE, SIZE), np.nan, np.float32)  # the padding is never read
         scaled = cv2.resize(image, (frame.scaled_width, frame.scaled_height), interpolation=cv2.INTER_LINEAR)
@@ -199,7 +204,7 @@ def test_every_box_is_in_one_view_and_small_ones_are_seen_larger(
                 assert min(end, high + (high - low) // 2) <= part.stop
     image = np.zeros((height, width), np.uint8)
     case_ = Case("i", image, Boxes.parse(boxes, image.shape))
-    plan = Plan.of(case_, Method(max_zoom_tiles=most), SIZE)
+    plan = Plan.of(case_, Method(max_zoom_tiles=most), SIZE, refits=False)
     views = [plan.whole, *plan.tiles]
     assert sorted(np.concatenate([view.boxes for view in views]).tolist()) == list(range(len(boxes)))
     assert (len(plan.tiles), plan.encodings) == (len(tiles), len(tiles) + 1)
