@@ -63,7 +63,7 @@ class NetworkSegmenter(Segmenter):
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
-        return Plan.of(case, method, self._size)
+        return Plan.of(case, method, self._size, refits=False)
 
 
 def validation_slices(source: SliceSource, per_modality: int) -> list[int]:
