@@ -10,8 +10,6 @@ from litemed.models.checkpoint import untrained_checkpoint
 from litemed.runtime.boxes import Boxes, scale_boxes
 from litemed.runtime.case import Case
 from litemed.runtime.dice import dice_by_label
-from litemed.runtime.engines.protocol import BOXES_PER_CALL
-from litemed.runtime.nesting import Nesting
 from litemed.runtime.preprocess import preprocess
 from litemed.train.config import Validation
 from litemed.train.dataset import Data
@@ -56,38 +54,6 @@ def network():
 def label_map(network, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     case = Case("picture", image, Boxes.parse(boxes, image.shape))
     return NetworkSegmenter(network, CPU).run(case, METHOD).labels
-
-
-def test_label_maps_equal_the_rule_over_full_planes(network):
-    """By PyTorch's own interpolation; colour and grey, several chunks of boxes, and boxes within others."""
-    random = np.random.default_rng(0)
-    crowd = np.zeros((100, 64), np.uint16)
-    for label in range(1, BOXES_PER_CALL + 30):
-        y, x = random.integers(0, 90), random.integers(0, 56)
-        crowd[y : y + 8, x : x + 7] = label
-    nest = np.zeros((48, 64), np.uint8)
-    nest[4:44, 4:60], nest[10:30, 8:40], nest[14:20, 12:30] = 1, 3, 2
-    grey = random.integers(0, 256, (100, 64)).astype(np.uint8)
-    nested_boxes = boxes_of(number(nest))
-    assert Nesting.of(nested_boxes).ranks.tolist() == [0, 2, 1]
-    for image, labels in ((grey, crowd), (draw_image(48, 64, 2, seed=3).image, nest)):
-        boxes = boxes_of(number(labels))
-        network_input, frame = preprocess(image, 64)
-        with torch.inference_mode():
-            logits, _ = network(torch.from_numpy(network_input), torch.from_numpy(scale_boxes(boxes, frame)))
-        cropped = logits[:, :, : frame.scaled_height, : frame.scaled_width]
-        planes = F.interpolate(cropped, labels.shape, mode="bilinear", align_corners=False)[:, 0].numpy()
-        nesting = Nesting.of(boxes)
-        outer = np.flatnonzero(nesting.ranks == 0)
-        winner = outer[planes[outer].argmax(0)]
-        expected = np.where(planes[outer].max(0) >= 0, winner + 1, 0)
-        for rank in range(1, nesting.ranks.max() + 1):
-            (box,) = np.flatnonzero(nesting.ranks == rank)
-            free = np.isin(expected, [0, *(np.flatnonzero(nesting.containers(box)) + 1)])
-            expected[free & (planes[box] > 0)] = box + 1
-        found = label_map(network.eval(), image, boxes)
-        assert np.mean(found == expected) > 0.999
-        assert found.max() > 0
 
 
 def test_scores_are_means_over_objects_then_slices(network):
