@@ -95,7 +95,8 @@ def table4(
     """Time the paper's 14 cases, each in a process of its own, and write the table and a chart to OUTPUT.
 
     Baseline is the published procedure in PyTorch, Ablation the bundle with one box decoded at a time,
-    Proposed litemed-run in float32, and in the fastest precision that the bundle has.
+    Proposed litemed-run by the paper's method in float32, and in the fastest precision that the bundle has,
+    litemed-run what it does by default.
 
     Measurements are kept in OUTPUT/table4.json; the same command goes on where it was interrupted. Besides it
     writes table4.md and seconds.svg.

@@ -42,12 +42,23 @@ def published(title: str, checkpoint: Path, threads: int | None) -> Contender:
 
 
 def of_bundle(
-    title: str, bundle: Bundle, engine: str, precision: str, threads: int | None, *, one_box: bool = False
+    title: str,
+    bundle: Bundle,
+    engine: str,
+    precision: str,
+    threads: int | None,
+    *,
+    method: tuple[str, ...] = (),
+    one_box: bool = False,
 ) -> Contender:
-    """Return a bundle as litemed-run segments with it, or with one box decoded at a time."""
+    """Return a bundle as litemed-run segments with it, or by the paper's method with one box at a time.
+
+    `method` has more options of litemed-run.
+    """
     how, module = ("one box at a time", _WORKER) if one_box else ("litemed-run", "litemed.runtime.cli")
+    how = " ".join((how, *method))
     what = f"{how}, {bundle.name} ({bundle.digest[:12]}), engine {engine}, precision {precision}"
-    options = ("--model", str(bundle.path), "--engine", engine, "--precision", precision)
+    options = ("--model", str(bundle.path), "--engine", engine, "--precision", precision, *method)
     return _contender(title, what, module, options, threads)
 
 

@@ -4,7 +4,8 @@
     python -m litemed.benchmarks.worker CASE -o OUT --model BUNDLE            # one box decoded at a time
     python -m litemed.benchmarks.worker --model BUNDLE --engine openvino      # the parts
 
-But for one box at a time all is litemed-run's: the same reading, merging and writing. The parts are
+But for one box at a time all is that of litemed-run by the paper's method: the same reading, merging and
+writing. The parts are
 
 - encoder: one network input to its embedding;
 - decoder: boxes on one embedding, seconds per box (published: one after the other);
@@ -67,8 +68,9 @@ def run_published(checkpoint: Path, threads: int | None, case: Path | None, outp
 
 
 def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> None:
-    """Segment a case with one box decoded at a time."""
+    """Segment a case by the paper's method with one box decoded at a time."""
     from litemed.runtime.folder import run_cases
+    from litemed.runtime.method import Method
 
     together = segmenter.engine.decode
 
@@ -77,7 +79,7 @@ def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> None:
         return np.concatenate([logits for logits, _ in decoded]), np.concatenate([iou for _, iou in decoded])
 
     segmenter.engine.decode = decode  # type: ignore[method-assign]
-    (report,) = run_cases([case], output, segmenter)
+    (report,) = run_cases([case], output, segmenter, method=Method.of_paper())
     if report.error:
         raise LitemedError(report.error)
 

@@ -83,7 +83,7 @@ class Boxes:
 
 
 def scale_boxes(
-    xyxy: NDArray[np.int64] | NDArray[np.float64], frame: Frame, fractions: bool = False
+    xyxy: NDArray[np.int64] | NDArray[np.floating], frame: Frame, fractions: bool = False
 ) -> NDArray[np.float32]:
     """Return boxes in the coordinates of the network's input, float32 (N, 4), x0 y0 x1 y1.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from litemed.runtime.errors import UsageError
 
@@ -42,6 +43,11 @@ class Method:
     max_zoom_tiles: int = 64
     propagate: bool = False
     crop_masks: bool = False
+
+    @classmethod
+    def of_paper(cls) -> Self:
+        """Return the paper's: boxes as they are, on whole slices, merged by argmax."""
+        return cls(merge="argmax", volume="box", zoom="off", box_fit="tight")
 
     def __post_init__(self) -> None:
         """Check the values and fill in the defaults."""

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from litemed.benchmarks.bench import main
 from litemed.benchmarks.measure import run_process, turns
 from litemed.benchmarks.report import PROPOSED, PUBLISHED, Contender
-from litemed.benchmarks.table4.table4 import ABLATION, FAST, ROWS, draw, find_rows, run_table4
+from litemed.benchmarks.table4.table4 import ABLATION, DEFAULT, FAST, ROWS, draw, find_rows, run_table4
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import LitemedError
 from litemed.runtime.readers import read_case
@@ -97,9 +97,9 @@ def test_a_run_writes_tables_and_a_chart(run):
     assert text == result.stdout
     assert f"| {SMALL} †, 256×256×3, boxes: 1 | " in text
     measured = content(output)["measurements"]
-    assert [one["contender"] for one in measured] == [ABLATION, PROPOSED, FAST]
+    assert [one["contender"] for one in measured] == [ABLATION, PROPOSED, FAST, DEFAULT]
     assert all(one["seconds"] > 0 and one["peak_mib"] > 20 for one in measured)
-    assert [one["dice"] for one in measured] == [1.0, None, 1.0]
+    assert [one["dice"] for one in measured] == [1.0, None, 1.0, 1.0]
     assert "onnxruntime" in content(output)["machine"]
     assert "boxes" in content(output)["contenders"][PROPOSED]
     assert ElementTree.fromstring((output / "seconds.svg").read_text()).tag.endswith("svg")  # noqa: S314
