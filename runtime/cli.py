@@ -180,6 +180,8 @@ def _run(
     loading = open_engine(
         engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
     )
+    if how.box_fit == "drawn" and loading.has_loose_decoder:
+        loading.load_loose_decoder()
     if verbose:
         chosen = f"{loading.name} {loading.version}, {loading.precision}, {loading.threads} threads"
         _note(f"{chosen}: {loading.choice or 'as asked'}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.preprocess import Frame
 
-MOST_SHARE = 0.65
+MOST_SHARE = 0.6
 """A mask's box takes the place of the drawn one where its area is below this share of it."""
 
 # Of a mask's pixels, cut off at each side: strays do not count.
