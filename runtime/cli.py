@@ -1,15 +1,13 @@
 """The command `litemed-run`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from litemed.runtime.command import run_command
+from litemed.runtime.errors import UsageError
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
-
-if TYPE_CHECKING:
-    from litemed.runtime.bundle import Manifest
 
 EPILOG = """\b
 Examples:
@@ -167,6 +165,7 @@ def _run(
     """Run the cases and return whether none failed."""
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
+    from litemed.runtime.precision import REFERENCE
 
     how = Method(**method)
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
@@ -175,12 +174,16 @@ def _run(
     bundle = Bundle.default() if model is None else Bundle.open(model)
     if model is None and not quiet:
         _note(f"model {bundle.name}, which ships with litemed")
+    loose = bundle.manifest.precisions[REFERENCE].loose_decoder is not None
+    if method["box_fit"] == "drawn" and not loose:
+        raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
+    how = how.with_decoder(loose=loose)
     if dry_run:
-        return _tell_costs(cases, how, bundle.manifest)
+        return _tell_costs(cases, how, bundle.manifest.input_size)
     loading = open_engine(
         engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
     )
-    if how.box_fit == "drawn" and loading.has_loose_decoder:
+    if how.box_fit == "drawn":
         loading.load_loose_decoder()
     if verbose:
         chosen = f"{loading.name} {loading.version}, {loading.precision}, {loading.threads} threads"
@@ -212,18 +215,16 @@ def _run(
     return all(report.status != "failed" for report in reports)
 
 
-def _tell_costs(cases: tuple[Path, ...], method: Method, manifest: "Manifest") -> bool:
+def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> bool:
     """Print what each case would take; return whether all can be read."""
     from litemed.runtime.errors import InputError
     from litemed.runtime.plan import Plan
-    from litemed.runtime.precision import REFERENCE
     from litemed.runtime.readers import list_cases, read_case
 
-    refits = manifest.precisions[REFERENCE].loose_decoder is not None
     readable = True
     for path in list_cases(cases):
         try:
-            plan = Plan.of(read_case(path), method, manifest.input_size, refits)
+            plan = Plan.of(read_case(path), method, input_size)
         except InputError as error:
             readable = False
             click.echo(f"error: {error}", err=True)

@@ -91,7 +91,7 @@ def run_cases(
         bundle_sha256=segmenter.bundle.digest,
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
-        method=method or Method(),
+        method=(method or Method()).with_decoder(loose=segmenter.engine.has_loose_decoder),
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
     run = _Run(output, CaseSteps(segmenter, settings, report, overwrite), observer or RunObserver())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from litemed.runtime.errors import UsageError
@@ -48,6 +48,10 @@ class Method:
     def of_paper(cls) -> Self:
         """Return the paper's: boxes as they are, on whole slices, merged by argmax."""
         return cls(merge="argmax", volume="box", zoom="off", box_fit="tight")
+
+    def with_decoder(self, *, loose: bool) -> Self:
+        """Return the same, but that boxes are tight where there is no decoder for loose ones."""
+        return self if loose or self.box_fit != "drawn" else replace(self, box_fit="tight")
 
     def __post_init__(self) -> None:
         """Check the values and fill in the defaults."""

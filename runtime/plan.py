@@ -74,14 +74,13 @@ class Plan:
     refitted: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, case: Case, method: Method, input_size: int, refits: bool) -> Plan:
+    def of(cls, case: Case, method: Method, input_size: int) -> Plan:
         """Take a case apart.
 
         Args:
             case: image or volume with boxes.
             method: how it is segmented.
             input_size: pixels of the network's input on its longest side.
-            refits: whether there is a decoder for loose boxes.
         """
         nesting = Nesting.of(case.boxes.xyxy, case.boxes.z)
         images = case.image if case.is_volume else case.image[np.newaxis]
@@ -111,7 +110,7 @@ class Plan:
             crops=xyxy if method.crop_masks else None,
             profile=method.volume in ("planes", "ellipsoid"),
             nesting=nesting,
-            refitted=(nesting.ranks == 0) & (refits and method.box_fit == "drawn"),
+            refitted=(nesting.ranks == 0) & (method.box_fit == "drawn"),
         )
 
     @property

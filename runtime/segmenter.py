@@ -79,7 +79,8 @@ class Segmenter:
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
-        return Plan.of(case, method, self.bundle.manifest.input_size, self.engine.has_loose_decoder)
+        method = method.with_decoder(loose=self.engine.has_loose_decoder)
+        return Plan.of(case, method, self.bundle.manifest.input_size)
 
     def run(
         self,

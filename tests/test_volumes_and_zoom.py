@@ -204,7 +204,7 @@ def test_every_box_is_in_one_view_and_small_ones_are_seen_larger(
                 assert min(end, high + (high - low) // 2) <= part.stop
     image = np.zeros((height, width), np.uint8)
     case_ = Case("i", image, Boxes.parse(boxes, image.shape))
-    plan = Plan.of(case_, Method(max_zoom_tiles=most), SIZE, refits=False)
+    plan = Plan.of(case_, Method(box_fit="tight", max_zoom_tiles=most), SIZE)
     views = [plan.whole, *plan.tiles]
     assert sorted(np.concatenate([view.boxes for view in views]).tolist()) == list(range(len(boxes)))
     assert (len(plan.tiles), plan.encodings) == (len(tiles), len(tiles) + 1)

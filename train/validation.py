@@ -29,7 +29,7 @@ from litemed.train.dataset import Data, SliceSource
 from litemed.train.prepare.objects import boxes_of, number
 
 # One encoding for each slice: planes and tiles would take several times as long.
-METHOD: Final = Method(volume="ellipsoid", zoom="off")
+METHOD: Final = Method(volume="ellipsoid", zoom="off", box_fit="tight")
 
 Example = tuple[Case, NDArray[Any]]
 
@@ -63,7 +63,7 @@ class NetworkSegmenter(Segmenter):
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
-        return Plan.of(case, method, self._size, refits=False)
+        return Plan.of(case, method, self._size)
 
 
 def validation_slices(source: SliceSource, per_modality: int) -> list[int]:
