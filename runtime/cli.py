@@ -231,8 +231,8 @@ def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> boo
         else:
             tiles, planes = len(plan.tiles), 2 * int(plan.plane_count.sum())
             click.echo(
-                f"{path.stem}: {len(plan.xyxy)} boxes, {plan.encodings} encodings, {plan.decodings} masks "
-                f"({tiles} tiles, {planes} planes)"
+                f"{path.stem}: boxes: {len(plan.xyxy)}, encodings: {plan.encodings}, masks: {plan.decodings}, "
+                f"tiles: {tiles}, planes: {planes}"
             )
     return readable
 

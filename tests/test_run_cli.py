@@ -443,3 +443,41 @@ def test_a_volume_of_287_slices_stays_far_below_the_memory_limit(cases, out, fix
     assert (entry.encodings, entry.decodings) == (287, 2 * 287)
     # Image and labels are 75 MiB each; the engine with its graphs of no size takes about 150.
     assert json.loads((out / REPORT).read_text())["peak_memory_mib"] < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "cost"),
+    [
+        ((), "boxes: 1, encodings: 25, masks: 42, tiles: 0, planes: 8"),
+        (("--boxes", "tight"), "boxes: 1, encodings: 25, masks: 25, tiles: 0, planes: 8"),
+        (("--volume", "ellipsoid"), "boxes: 1, encodings: 17, masks: 34, tiles: 0, planes: 0"),
+        (("--propagate",), "boxes: 1, encodings: 17, masks: 17, tiles: 0, planes: 0"),
+    ],
+)
+def test_a_dry_run_says_what_the_report_says_afterwards(options, cost, loose_bundle, tmp_path):
+    save(tmp_path / "case.npz", imgs=np.stack([IMAGE] * 20), boxes=[[10, 10, 2, 40, 50, 18]])
+    output, given = tmp_path / "segs", (tmp_path / "case.npz", "-o", tmp_path / "segs", *options)
+    dry = invoke(*given, "--model", loose_bundle, "--dry-run")
+    assert (dry.exit_code, dry.stdout) == (0, f"case: {cost}\n")
+    assert not output.exists()
+    assert invoke(*given, "--model", loose_bundle, *ONE_THREAD).exit_code == 0
+    (case,) = json.loads((output / REPORT).read_text())["cases"]
+    assert f"encodings: {case['encodings']}, masks: {case['decodings']}," in cost
+
+
+def test_a_dry_run_names_what_cannot_be_read(box_bundle, tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    done = invoke(tmp_path, "-o", tmp_path / "segs", "--model", box_bundle, "--dry-run")
+    assert done.exit_code == 1
+    assert str(tmp_path / "bad.npz") in done.stderr
+
+
+def test_boxes_are_tight_where_there_is_no_decoder_for_loose_ones(box_bundle, tmp_path):
+    save(tmp_path / "case.npz", imgs=IMAGE, boxes=BOXES2)
+    given = (tmp_path / "case.npz", "-o", tmp_path / "segs", "--model", box_bundle, *ONE_THREAD)
+    refused = invoke(*given, "--boxes", "drawn")
+    assert refused.exit_code == 2
+    assert "has no decoder for loose boxes" in refused.stderr
+    assert invoke(*given).exit_code == 0
+    method = json.loads((tmp_path / "segs" / REPORT).read_text())["settings"]["method"]
+    assert (method["box_fit"], method["volume"], method["zoom"]) == ("tight", "planes", "auto")
