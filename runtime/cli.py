@@ -229,11 +229,14 @@ def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> boo
             readable = False
             click.echo(f"error: {error}", err=True)
         else:
-            tiles, planes = len(plan.tiles), 2 * int(plan.plane_count.sum())
-            click.echo(
-                f"{path.stem}: boxes: {len(plan.xyxy)}, encodings: {plan.encodings}, masks: {plan.decodings}, "
-                f"tiles: {tiles}, planes: {planes}"
-            )
+            counts = {
+                "boxes": len(plan.xyxy),
+                "encodings": plan.encodings,
+                "masks": plan.decodings,
+                "tiles": len(plan.tiles),
+                "planes": 2 * int(plan.plane_count.sum()),
+            }
+            click.echo(f"{path.stem}: {', '.join(f'{name}: {count}' for name, count in counts.items())}")
     return readable
 
 
