@@ -57,7 +57,8 @@ class Plan:
         crops: int64 (N, 4), the boxes if masks end at them, else None.
         profile: whether prompts follow an ellipsoid's cross-section.
         nesting: which boxes lie in others.
-        refitted: bool (N,), which boxes may be looser than their objects: none that lies in another one.
+        refitted: bool (N,), which boxes may be looser than their objects: none that lies in another one, and
+            in volumes only those on one slice or on all, for the profile fits the others to their slices.
     """
 
     images: NDArray[np.uint8]
@@ -95,6 +96,7 @@ class Plan:
                 tiles.append(View(rows, columns, tile, boxes))
         zoomed = np.concatenate([np.empty(0, np.int64), *(view.boxes for view in tiles)])
         rest = np.setdiff1d(np.arange(len(xyxy)), zoomed)
+        flat = np.isin(z[:, 1] - z[:, 0] + 1, (1, len(images)))
         plane_count = np.zeros(len(xyxy), np.int64)
         if method.volume == "planes" and case.is_volume:
             plane_count[rest] = planes_per_box(xyxy[rest], z[rest], len(covered(*z.T)))
@@ -110,7 +112,7 @@ class Plan:
             crops=xyxy if method.crop_masks else None,
             profile=method.volume in ("planes", "ellipsoid"),
             nesting=nesting,
-            refitted=(nesting.ranks == 0) & (method.box_fit == "drawn"),
+            refitted=(method.box_fit == "drawn") & (nesting.ranks == 0) & flat,
         )
 
     @property
