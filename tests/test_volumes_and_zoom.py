@@ -214,15 +214,19 @@ def test_every_box_is_in_one_view_and_small_ones_are_seen_larger(
     if most == 64:
         assert sum(len(inside) for _, _, inside in tiles) == small
     assert not plan_tiles(boxes, min(height, SIZE), min(width, SIZE), SIZE, most)
+    off = Plan.of(case_, Method(box_fit="tight", zoom="off"), SIZE)
+    assert (off.encodings, off.decodings, off.whole.boxes.tolist()) == (1, len(boxes), [*range(len(boxes))])
 
 
-def dots(shape: tuple[int, int], count: int, side: int, seed: int = 0) -> tuple[Image, list[list[int]]]:
-    """Bright squares apart from one another, among them in the corners, with their boxes."""
-    step = 4 * side
-    places = [
-        (y, x) for y in range(0, shape[0] - side + 1, step) for x in range(0, shape[1] - side + 1, step)
-    ]
-    order = np.random.default_rng(seed).permutation(len(places))[: count - 1].tolist()
+def dots(shape: tuple[int, int], count: int, side: int, start: int) -> tuple[Image, list[list[int]]]:
+    """Bright squares apart from one another, the last one in a corner, with their boxes.
+
+    Tiles are four sides wide and may begin at every second one: from a `start` of half a side the squares lie
+    across where they begin and end.
+    """
+    rows, columns = (range(start, length - side + 1, 4 * side) for length in shape)
+    places = [(y, x) for y in rows for x in columns]
+    order = np.random.default_rng(0).permutation(len(places))[: count - 1].tolist()
     chosen = [places[i] for i in order] + [(shape[0] - side, shape[1] - side)]
     image = np.full(shape, 40, np.uint8)
     for y, x in chosen:
@@ -231,13 +235,20 @@ def dots(shape: tuple[int, int], count: int, side: int, seed: int = 0) -> tuple[
 
 
 @pytest.mark.parametrize(
-    ("shape", "count", "side"),
-    [((1024, 1024), 12, 8), ((1024, 2048), 241, 16), ((1024, 1024), 9, 1), ((64, 4096), 7, 16)],
+    ("shape", "count", "side", "start"),
+    [
+        ((1024, 1024), 12, 8, 0),
+        ((1024, 1024), 12, 8, 28),
+        ((1024, 2048), 241, 16, 0),
+        ((1024, 1024), 9, 1, 0),
+        ((64, 4096), 7, 16, 0),
+        ((4096, 100), 7, 16, 40),
+    ],
 )
 def test_dots_are_found_to_the_pixel(
-    shape: tuple[int, int], count: int, side: int, bright: Segmenter
+    shape: tuple[int, int], count: int, side: int, start: int, bright: Segmenter
 ) -> None:
-    image, boxes = dots(shape, count, side)
+    image, boxes = dots(shape, count, side, start)
     labels = bright.segment(image, boxes, max_zoom_tiles=300)
     expected = np.zeros(shape, labels.dtype)
     for label, (x0, y0, x1, y1) in enumerate(boxes, start=1):
