@@ -1,5 +1,6 @@
 """One image or volume with its box prompts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or colu
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One input of a run; InputError if a slice has a side longer than `MAX_SIDE`.
+    """One input of a run; InputError if a slice has a side longer than `MAX_SIDE`, or for a wrong spacing.
 
     `name` is the file's without its suffix, by which its result is called. `image` is uint8, C-contiguous:
     (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
@@ -33,6 +34,11 @@ class Case:
         if max(self.shape[-2:]) > MAX_SIDE:
             name = self.source or self.name
             raise InputError(f"{name}: image of shape {self.image.shape}; the longest side is {MAX_SIDE}")
+        if self.spacing is not None and not (
+            len(self.spacing) == 3 and all(0 < length < math.inf for length in self.spacing)
+        ):
+            name = self.source or self.name
+            raise InputError(f"{name}: spacing {self.spacing} is not that of z, y and x in mm, all above 0")
 
     @property
     def is_volume(self) -> bool:

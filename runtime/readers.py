@@ -98,10 +98,7 @@ def _read_spacing(archive: NpzReader) -> tuple[float, ...]:
     dtype, shape = archive.header("spacing")
     if shape != (3,) or dtype.kind not in "iuf":
         raise InputError(f"{archive.path}: spacing is {dtype} of shape {shape}; give z, y, x in mm")
-    values = archive.read("spacing").astype(np.float64)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise InputError(f"{archive.path}: spacing {values.tolist()} is not positive and finite; correct it")
-    return tuple(values.tolist())
+    return tuple(archive.read("spacing").astype(np.float64).tolist())
 
 
 def _read_sidecar(path: Path) -> list[list[int | float]]:

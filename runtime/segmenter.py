@@ -1,6 +1,6 @@
 """Segments images and volumes with a bundle's model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,13 @@ class Segmenter:
         self.engine = engine
 
     def segment(
-        self, image: npt.ArrayLike, boxes: npt.ArrayLike, *, progress: Progress | None = None, **method: Any
+        self,
+        image: npt.ArrayLike,
+        boxes: npt.ArrayLike,
+        *,
+        spacing: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        **method: Any,
     ) -> Labels:
         """Return the label map of an image or a volume.
 
@@ -60,6 +66,7 @@ class Segmenter:
             image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
             boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a
                 volume, in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
+            spacing: of a volume's slices, rows and columns in mm, if known; see `litemed.runtime.planes`.
             progress: is called with the slices, tiles and planes done and all after each.
             **method: the fields of `Method`, such as merge="argmax".
 
@@ -74,7 +81,8 @@ class Segmenter:
                 f"image: has dtype {array.dtype}, not uint8; scale it to 0..255 first (CT by a window, "
                 "MR and PET by percentiles)"
             )
-        case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape))
+        lengths = None if spacing is None else tuple(map(float, spacing))
+        case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape), lengths)
         return self.run(case, how, progress=progress).labels
 
     def plan(self, case: Case, method: Method) -> Plan:
