@@ -3,7 +3,8 @@
 Layouts:
     plain      a bare state dict with the names of `LiteMedSAM` (.pth or .safetensors): the 435 published
                ones, or those of another encoder; which one is told by the entries
-    training   {"model": state dict, ...} or {"state_dict": ...}, names possibly prefixed with "module."
+    training   {"model": state dict, ...}, or under another of `litemed.models.weight_files.CONTAINERS`; or
+               names with parts of `WRAPPERS` in any nesting, such as "module._orig_mod."
     loralib    either of these in which some linear layers carry `lora_A` and `lora_B` next to their frozen
                weight, as the paper's training code saves it; it is folded on reading
 
@@ -15,20 +16,18 @@ import pathlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from litemed.models.adapter import decoder_tensors
-from litemed.models.encoders import ENCODERS, TINY_VIT, encoders_of
+from litemed.models.adapter import DECODER, decoder_tensors
+from litemed.models.encoders import ENCODERS, PREFIX, TINY_VIT, encoders_of
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import FoldedLoRA
 from litemed.models.lora_folding import LORALIB_ALPHA, SUFFIXES, fold_loralib
-from litemed.models.weight_files import CheckpointError, check_entries, read_file
+from litemed.models.weight_files import CheckpointError, check_entries, file_in, read_file, tensors_of
 from litemed.runtime.files import sha256_of_file
 
-CONTAINER_KEYS = ("model", "state_dict")
 UNTRAINED = "untrained"
 
 
@@ -80,14 +79,15 @@ class Checkpoint:
 def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_ALPHA) -> Checkpoint:
     """Read a checkpoint of any known layout, .pth in torch's zip format or .safetensors; fold LoRA inside it.
 
+    A folder stands for its model.safetensors or pytorch_model.bin.
     `loralib_alpha` is that of LoRA in the paper's own layout, which does not record it.
 
     Raises:
         CheckpointError: unreadable, not tensors, entries that are missing, unexpected or wrongly shaped (all
             are listed), values that are not finite.
     """
-    path = pathlib.Path(path)
-    entries, training = _state_dict(path, read_file(path))
+    path = file_in(pathlib.Path(path), "model.safetensors", "pytorch_model.bin")
+    entries, training = tensors_of(path, read_file(path))
     adapted = {k: v for k, v in entries.items() if k.endswith(SUFFIXES)}
     layout = ", ".join(["training"] * training + ["loralib"] * bool(adapted)) or "plain"
     state = {k: v for k, v in entries.items() if k not in adapted}
@@ -111,7 +111,7 @@ def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
     path = pathlib.Path(path)
     if zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: is no safetensors file; save the mask decoder's entries as one")
-    state = read_file(path)
+    state, _ = tensors_of(path, read_file(path))
     check_entries(state, decoder_tensors(base.state), str(path))
     state = {k: v.float() for k, v in state.items()}
     return replace(base, loose_decoder=LooseDecoder(state, path.name, sha256_of_file(path)))
@@ -125,27 +125,19 @@ def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:
     return Checkpoint(dict(state), encoder, UNTRAINED, f"random, seed {seed}", "")
 
 
-def _state_dict(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
-    """Find the state dict in what a file held; second, whether it was inside a training checkpoint."""
-    outer = loaded if isinstance(loaded, Mapping) else {}
-    inner = [outer[key] for key in CONTAINER_KEYS if isinstance(outer.get(key), Mapping)]
-    state = inner[0] if inner else loaded
-    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
-        raise CheckpointError(
-            f"{path}: holds no state dict of tensors (looked at the top level and under {CONTAINER_KEYS})"
-        )
-    names = list(map(str, state))
-    prefix = "module." if all(name.startswith("module.") for name in names) else ""
-    entries = dict(zip((name.removeprefix(prefix) for name in names), state.values(), strict=True))
-    return entries, bool(inner or prefix)
-
-
 def _encoder(state: Mapping[str, Tensor], path: pathlib.Path) -> str:
     found = encoders_of(state)
-    if len(found) != 1:
+    if len(found) == 1:
+        return found[0]
+    if any(".lora_" in name for name in state) or all(name.startswith(DECODER) for name in state):
         raise CheckpointError(
-            f"{path}: holds entries of {' and '.join(found) or 'no'} image encoder known here "
-            f"({', '.join(ENCODERS)}), so it is no whole checkpoint; of an adapter or its mask decoder name "
-            "the base instead: litemed-export BASE --adapter FILE"
+            f"{path}: is an adapter or its mask decoder; name the base instead: "
+            "litemed-export BASE --adapter FILE"
         )
-    return found[0]
+    if found:
+        raise CheckpointError(f"{path}: has entries of {' and '.join(found)} image encoders")
+    marks = " or ".join(f"{PREFIX}{row.mark} ({kind})" for kind, row in ENCODERS.items())
+    raise CheckpointError(
+        f"{path}: has another network's weights, {len(state)} entries such as {next(iter(state))[:100]}, "
+        f"and no image encoder known here, whose entries begin with {marks}"
+    )

@@ -1,7 +1,11 @@
 """Files of weights: read without unpickling, sizes checked first; their digests; checks of their entries."""
 
+import contextlib
 import hashlib
 import pathlib
+import pickletools
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +14,63 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from litemed.runtime.errors import LitemedError
+from litemed.runtime.errors import LitemedError, one_line, printable
+from litemed.runtime.strict_json import shown
 
 MAX_BYTES = 4 << 30  # a training checkpoint with its optimizer state is under 200 MB
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net")
+WRAPPERS = ("module", "_orig_mod", "model", "net")
+"""Parts that DDP, torch.compile and Lightning put into names; no network here has a part so named."""
+SAVE_AGAIN = "where it was made, save the tensors alone: torch.save(model.state_dict(), FILE)"
+_BEGINNINGS = {
+    b"PK\3\4": "is cut short: its end is missing; copy or download it again",
+    b"version https://git-lfs": "is a Git LFS pointer, not the weights; fetch them: git lfs pull",
+    b"<": "is a web page, not the weights; download the file itself",
+    bytes.fromhex("80028a0a6cfc9c46f9206aa85019"): f"is in torch's format before 1.6; {SAVE_AGAIN}",
+}
 
 
 class CheckpointError(LitemedError):
-    """A checkpoint or adapter cannot be used as it is."""
+    """A checkpoint or adapter cannot be used as it is; control characters are escaped."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class _Unread:
+    """Takes the place of a numpy scalar and its dtype: whatever they are made of is dropped."""
+
+    def __init__(self, *parts: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# LiteMedSAM's trainer puts the mean loss into its checkpoints. Nothing of numpy is called to read it.
+_NUMPY_SCALARS: list[Any] = [
+    type(name, (_Unread,), {"__module__": module})
+    for module, name in (
+        ("numpy", "dtype"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "scalar"),  # numpy 1
+    )
+]
+
+
+def file_in(path: pathlib.Path, *names: str) -> pathlib.Path:
+    """Return a file itself, or of a folder the first file so named. Raises CheckpointError if it has none."""
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: is a folder without {' or '.join(names)}")
 
 
 def read_file(path: pathlib.Path) -> Any:
     """Load what a checkpoint file holds: tensors in plain containers, on the CPU.
 
     Raises:
-        CheckpointError: missing, too large, damaged, or holding anything but that.
+        CheckpointError: missing, too large, damaged, or holding anything but that; it says what the file is.
     """
     try:
         size = path.stat().st_size
@@ -33,15 +80,79 @@ def read_file(path: pathlib.Path) -> Any:
                 size = max(size, sum(entry.file_size for entry in archive.infolist()))
         if size > MAX_BYTES:
             raise ValueError(f"it declares {size} bytes, more than a checkpoint can have, {MAX_BYTES}")
-        return torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a hostile stream can make the restricted unpickler raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path}: {_what_it_is(path, one_line(error))}") from error
+
+
+def _what_it_is(path: pathlib.Path, reason: str) -> str:
+    """Say what a file is that was refused for this reason, and what to do; what torch advises is left out."""
+    if zipfile.is_zipfile(path):
+        if "TorchScript" in reason:
+            return f"is a TorchScript program; {SAVE_AGAIN}"
+        if found := re.search(r"GLOBAL (\S+)", reason):
+            return f"is a pickle that asks for {found[1][:100]}, refused without running it; {SAVE_AGAIN}"
+        if reason.startswith("it declares"):
+            return reason
+        return f"is a zip file that is damaged, or holds more than tensors; copy it anew, or {SAVE_AGAIN}"
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "is empty"
+    if start[5:9] == b"\0\0\0{":
+        return f"is a safetensors file that is cut short or damaged ({reason}); copy or download it again"
+    for beginning, what in _BEGINNINGS.items():
+        if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
+            return what
+    if start[:1] == b"\x80" and start[1:2] <= b"\5":
+        return f"is a pickle that asks for {_first_global(path)}, refused without running it; {SAVE_AGAIN}"
+    return f"is neither safetensors nor what torch.save writes; it begins with {shown(start[:24])}"
+
+
+def _first_global(path: pathlib.Path) -> str:
+    """Return the first name that a pickle asks for; its code is looked through, not run."""
+    words: list[str] = []
+    with path.open("rb") as file, contextlib.suppress(ValueError):
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                return ".".join(words if argument is None else argument.split(" "))[:100]
+            if isinstance(argument, str):
+                words = [*words[-1:], argument]
+    return "nothing in particular"
+
+
+def tensors_of(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
+    """Find the state dict in what a file held.
+
+    Returns it by names without `WRAPPERS`, and whether it lay in a container or its names had such parts.
+
+    Raises:
+        CheckpointError: there is none, or two names differ in such parts only.
+    """
+    state, inside = loaded, False
+    for _ in range(3):  # a hostile container may hold itself
+        inner = (
+            [state[k] for k in CONTAINERS if isinstance(state.get(k), Mapping)]
+            if isinstance(state, Mapping)
+            else []
+        )
+        if inner:
+            state, inside = inner[0], True
+    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
+        names = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(
-            f"{path}: not a whole file of tensors only (safetensors, or torch.save since 1.6), "
-            f"refused without running it: {reason}"
-        ) from error
+            f"{path}: holds no state dict of tensors, at the top level or under {', '.join(CONTAINERS)}; "
+            f"it holds {names[:200] or 'nothing'}"
+        )
+    entries = {".".join(p for p in str(k).split(".") if p not in WRAPPERS): v for k, v in state.items()}
+    if len(entries) < len(state):
+        raise CheckpointError(
+            f"{path}: holds weights twice, under names that differ in {', '.join(WRAPPERS)} only"
+        )
+    return entries, inside or list(entries) != list(map(str, state))
 
 
 def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
@@ -65,6 +176,7 @@ def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
             if found.is_floating_point() != wanted.is_floating_point()
             or found.is_complex()
             or found.is_sparse
+            or found.is_meta
         ],
     }
     if not any(findings.values()):  # only now is it sure that the values are of a bounded size

@@ -1,10 +1,14 @@
 """Reading checkpoints: every layout, and refusal of what is not one."""
 
+import argparse
+import io
 import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
@@ -25,6 +29,10 @@ def write(path, content):
     return path
 
 
+def renamed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
 @pytest.mark.parametrize(
     ("layout", "wrap"),
     [
@@ -33,6 +41,17 @@ def write(path, content):
         ("training", lambda s: {f"module.{k}": v for k, v in s.items()}),
         ("training", lambda s: {"model": "tiny", "state_dict": {f"module.{k}": v for k, v in s.items()}}),
         ("plain", lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}),
+        ("training", lambda s: {"model": renamed(s, "module."), "epoch": 3, "loss": np.float64(0.1)}),
+        ("training", lambda s: {"model": s, "losses": [np.float32(2), np.int64(3), np.bool_(True)]}),
+        ("training", lambda s: {"state_dict": renamed(s, "model."), "pytorch-lightning_version": "2.5.0"}),
+        ("training", lambda s: {"state_dict": {"model": s}}),
+        ("training", lambda s: {"model_state_dict": renamed(s, "net._orig_mod.")}),
+        ("training", lambda s: renamed(s, "_orig_mod.module.")),
+        ("training", lambda s: renamed(s, "module._orig_mod.")),
+        (
+            "training",
+            lambda s: {k.replace("image_encoder.", "image_encoder._orig_mod."): v for k, v in s.items()},
+        ),
     ],
 )
 def test_layouts(tmp_path, state, layout, wrap):
@@ -42,6 +61,31 @@ def test_layouts(tmp_path, state, layout, wrap):
     assert list(checkpoint.state) == list(state)
     assert all(v.dtype in (torch.float32, torch.int64) for v in checkpoint.state.values())
     assert all(torch.allclose(v, state[k], atol=1e-2) for k, v in checkpoint.state.items())
+
+
+def test_a_scalar_that_numpy_1_pickled_is_read(tmp_path, state):
+    """It named the module differently."""
+    path, old = write(tmp_path / "new.pth", {"model": state, "loss": np.float64(1)}), tmp_path / "old.pth"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(old, "w") as other:
+        for entry in archive.infolist():
+            other.writestr(entry, archive.read(entry).replace(b"cnumpy._core", b"cnumpy.core"))
+    assert read_checkpoint(old).layout == "training"
+
+
+def test_the_same_weights_under_two_names_are_refused(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"c\.pth: holds weights twice"):
+        read_checkpoint(write(tmp_path / "c.pth", state | renamed(state, "module.")))
+
+
+def test_a_folder_stands_for_the_weights_in_it(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"is a folder without model\.safetensors"):
+        read_checkpoint(tmp_path)
+    write(tmp_path / "pytorch_model.bin", state)
+    assert read_checkpoint(tmp_path).file == "pytorch_model.bin"
+    save_file(renamed(state, "model."), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = read_checkpoint(tmp_path)
+    assert (found.file, found.layout) == ("model.safetensors", "training")
+    assert all(torch.equal(v, state[k]) for k, v in found.state.items())
 
 
 @pytest.mark.slow
@@ -118,21 +162,57 @@ def test_a_malicious_pickle_is_not_run(tmp_path):
     assert not trap.exists()
 
 
-def test_damaged_files_are_refused(tmp_path, state):
-    whole = write(tmp_path / "whole.pth", state).read_bytes()
-    save_file({"a": torch.zeros(100)}, tmp_path / "whole.safetensors")
-    tensors = (tmp_path / "whole.safetensors").read_bytes()
-    for name, content in {
-        "empty.pth": b"",
-        "text.pth": b"hello",
-        "cut.pth": whole[: len(whole) // 2],
-        "cut.safetensors": tensors[:-10],
-        "header.safetensors": (1 << 60).to_bytes(8, "little") + b"{" + tensors,
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=name):
-            read_checkpoint(tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"absent\.pth: cannot be read"):
+def saved(content, **how):
+    file = io.BytesIO()
+    torch.save(content, file, **how)
+    return file.getvalue()
+
+
+TENSORS = {"a": torch.arange(1000.0)}
+SAFE = safetensors.torch.save(TENSORS)
+ZIP = saved(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "is empty"),
+        (b"not found", "is neither safetensors nor what torch.save writes; it begins with b'not found'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
+        (b"\r\n<!DOCTYPE html><title>Sign in</title>", "is a web page"),
+        (ZIP[: len(ZIP) // 2], "is cut short"),
+        (ZIP.replace(b"data.pkl", b"data.old"), "is a zip file that is damaged"),
+        (SAFE[:-10], "is a safetensors file that is cut short or damaged"),
+        (SAFE[:30], "is a safetensors file that is cut short or damaged"),
+        ((1 << 60).to_bytes(8, "little") + b"{" + SAFE, "it begins with"),
+        (saved(TENSORS, _use_new_zipfile_serialization=False), "is in torch's format before 1.6"),
+        (saved({"model": TENSORS, "args": argparse.Namespace(lr=1)}), "asks for argparse.Namespace,"),
+        (saved(torch.nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear,"),
+        (saved({"loss": np.zeros(3)}), "asks for numpy._core.multiarray._reconstruct,"),
+        (pickle.dumps(argparse.Namespace(lr=1)), "asks for argparse.Namespace,"),
+        (pickle.dumps(argparse.Namespace(lr=1), protocol=2), "asks for argparse.Namespace,"),
+        (saved(TENSORS), "has another network's weights, 1 entries such as a,"),
+        (saved({"a\x1b[1m\n": torch.zeros(1)}), r"such as a\x1b[1m\n,"),
+        (saved({"epoch": 3}), "holds no state dict"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_for_what_it_is(tmp_path, content, fault):
+    """In one line that names the file, and never says how to switch safety off."""
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ")
+    assert fault in said
+    assert said.isprintable()
+    assert "weights_only" not in said
+    assert "trust" not in said
+    assert len(said) < 500 + len(str(path))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"absent\.pth: cannot be read: No such file"):
         read_checkpoint(tmp_path / "absent.pth")
 
 
@@ -149,7 +229,9 @@ def test_a_declared_size_beyond_reason_is_refused_before_reading(tmp_path):
 
 
 def test_what_is_not_a_state_dict_is_refused(tmp_path):
-    for content in ({}, [1, 2], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}):
+    holds_itself = {}
+    holds_itself["model"] = holds_itself
+    for content in ({}, [1, 2], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}, holds_itself):
         with pytest.raises(CheckpointError, match=r"c\.pth"):
             read_checkpoint(write(tmp_path / "c.pth", content))
 
