@@ -196,8 +196,6 @@ def _run(
     from litemed.runtime.report import REPORT
     from litemed.runtime.segmenter import Segmenter
 
-    # What OpenCV says of a damaged image on its own account would stand beside our one line.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     cv2.setNumThreads(loading.threads)  # by itself it takes all CPUs
     segmenter = Segmenter(bundle, loading)
     del bundle  # with the graphs' bytes

@@ -9,28 +9,23 @@ with an orientation tag is refused, for programs disagree on whether boxes count
 turn; so is a file of several pages.
 """
 
-import contextlib
 import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.image_header import read_image_header
-from litemed.runtime.npz import MAX_VOXELS, NpzReader
+from litemed.runtime.npz import NpzReader
+from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
 from litemed.runtime.strict_json import parse_json
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-CASE_SUFFIXES = (".npz", *IMAGE_SUFFIXES)
+CASE_SUFFIXES = (".npz", *PICTURE_SUFFIXES)
 
 MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
-MAX_IMAGE_BYTES = 2**30  # an uncompressed 16-bit image of the most voxels
 
 
 def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -71,9 +66,9 @@ def read_case(path: str | os.PathLike[str]) -> Case:
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return _read_npz(path)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
-    image = decode_image(read_bytes(path, MAX_IMAGE_BYTES), str(path))
+    image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
@@ -115,52 +110,6 @@ def _read_sidecar(path: Path) -> list[list[int | float]]:
         if not isinstance(row, list) or [type(one) in (int, float) for one in row] != [True] * 4:
             raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
     return boxes
-
-
-def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
-    """Return a PNG, JPEG or TIFF file as uint8 (height, width) or (height, width, 3) in the order R G B.
-
-    Raises InputError as `decode_stored`, and for values that are neither 8-bit nor 16-bit unsigned.
-    """
-    decoded = decode_stored(data, source)
-    if decoded.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{source}: its values are {decoded.dtype}; save it with 8 or 16 bits per value")
-    if decoded.ndim == 3:
-        decoded = decoded[:, :, 2::-1]
-    return np.ascontiguousarray(decoded if decoded.dtype == np.uint8 else _stretch(decoded))
-
-
-def decode_stored(data: bytes, source: str) -> np.ndarray:
-    """Return the values of a PNG, JPEG or TIFF as stored: (height, width), or with 3 or 4 channels B G R A.
-
-    `source` names the file in messages. Raises InputError for another format, damage, too many values,
-    several pages, an orientation tag other than 1, or another number of channels.
-    """
-    header = read_image_header(data, source)
-    if not 0 < header.width * header.height * header.samples <= MAX_VOXELS:
-        declared = f"{header.width} x {header.height} pixels of {header.samples} values"
-        raise InputError(f"{source}: declares {declared}; the most is {MAX_VOXELS} values, split the image")
-    if header.pages > 1:
-        raise InputError(f"{source}: has several pages; save the one that is meant, or a volume as npz")
-    if 2 <= header.orientation <= 8:
-        turn = f"its orientation tag is {header.orientation}, so boxes can be meant in two ways"
-        raise InputError(f"{source}: {turn}; save it upright and without the tag")
-    decoded = None
-    with contextlib.suppress(cv2.error):
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.shape[:2] != (header.height, header.width):
-        raise InputError(f"{source}: not a readable image (its data are damaged); copy or save it again")
-    if decoded.ndim == 3 and decoded.shape[2] not in (3, 4):
-        raise InputError(f"{source}: it has {decoded.shape[2]} channels; save it as grey or RGB")
-    return decoded
-
-
-def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
-    """Map 16-bit values from their minimum and maximum to 0 and 255; a constant image becomes 0."""
-    low, high = int(image.min()), int(image.max())
-    table = np.arange(low, high + 1, dtype=np.float64) - low
-    levels = np.rint(table * (255 / max(high - low, 1))).astype(np.uint8)
-    return levels[image - np.uint16(low)]
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

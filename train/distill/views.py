@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.readers import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, decode_image, read_bytes
+from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
+from litemed.runtime.readers import read_bytes
 from litemed.train.dataset import SliceSource
 from litemed.train.prepare.store import SliceInfo
 from litemed.train.sampler import ModalitySampler
@@ -30,7 +31,7 @@ def find_images(folder: Path) -> tuple[list[Path], str, list[str]]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of unlabelled images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     digest, paths, unreadable = hashlib.sha256(), [], []
     with ThreadPoolExecutor() as pool:
         for path, (content, problem) in zip(files, pool.map(_try_to_read, files), strict=True):
@@ -41,14 +42,14 @@ def find_images(folder: Path) -> tuple[list[Path], str, list[str]]:
             digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     if not paths:
         such_as = f", such as {unreadable[0]}" if unreadable else ""
-        raise UsageError(f"{folder}: no {', '.join(IMAGE_SUFFIXES)} file in it can be read{such_as}")
+        raise UsageError(f"{folder}: no {', '.join(PICTURE_SUFFIXES)} file in it can be read{such_as}")
     return paths, digest.hexdigest(), unreadable
 
 
 def _try_to_read(path: Path) -> tuple[str, str]:
     """Return the sha256 of an image file, or why it cannot be used."""
     try:
-        data = read_bytes(path, MAX_IMAGE_BYTES)
+        data = read_bytes(path, MAX_PICTURE_BYTES)
         decode_image(data, str(path))
     except InputError as error:
         return "", str(error)
@@ -70,7 +71,7 @@ class MixedSource:
         if i < len(self.labelled):
             return self.labelled[i]
         path = self.images[i - len(self.labelled)]
-        image = decode_image(read_bytes(path, MAX_IMAGE_BYTES), str(path))
+        image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
         return image, np.zeros(image.shape[:2], np.uint8)
 
     def info(self, i: int) -> SliceInfo:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError, one_line
 from litemed.runtime.npz import MAX_VOXELS, NpzReader
-from litemed.runtime.readers import MAX_IMAGE_BYTES, decode_stored, read_bytes
-from litemed.train.prepare.sources import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Pair
+from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
+from litemed.runtime.readers import read_bytes
+from litemed.train.prepare.sources import NIFTI_SUFFIXES, Pair
 
 # Corners of image and label volume may differ by this much, in voxels: headers store rounded floats.
 AFFINE_TOLERANCE_VOXELS: Final = 0.1
@@ -60,10 +61,9 @@ def read_pair(pair: Pair) -> Labelled:
         image, labels, spacing = _read_npz(pair.image)
     elif all(name.endswith(NIFTI_SUFFIXES) for name in names):
         image, labels, spacing = _read_nifti_pair(pair.image, pair.label)
-    elif all(name.endswith(IMAGE_SUFFIXES) for name in names):
-        image, labels = _picture(pair.image), _picture(pair.label)
-        if labels.ndim == 3:
-            raise InputError(f"{source}: labels are in colour; give one channel of integers")
+    elif all(name.endswith(PICTURE_SUFFIXES) for name in names):
+        image = _picture(pair.image)
+        labels = decode_labels(read_bytes(pair.label, MAX_PICTURE_BYTES), str(pair.label))
     else:
         raise InputError(f"{source}: is no label of {names[0]}: give two NIfTI, or two PNG, JPG or TIF")
     plane = image.shape[:2] if image.ndim == 3 and image.shape[2] == 3 and labels.ndim == 2 else image.shape
@@ -102,12 +102,9 @@ def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[float, floa
 
 def _picture(path: Path) -> NDArray[Any]:
     """Return (H, W), also where grey is stored as colour, or (H, W, 3) RGB; alpha is dropped."""
-    stored = decode_stored(read_bytes(path, MAX_IMAGE_BYTES), str(path))
-    if stored.ndim == 2:
-        return stored
-    # cv2 gives BGR or BGRA.
-    grey = (stored[:, :, :1] == stored[:, :, :3]).all()
-    return np.ascontiguousarray(stored[:, :, 0] if grey else stored[:, :, 2::-1])
+    shown = decode_picture(read_bytes(path, MAX_PICTURE_BYTES), str(path))
+    grey = shown.ndim == 3 and (shown[:, :, :1] == shown).all()
+    return np.ascontiguousarray(shown[:, :, 0] if grey else shown)
 
 
 def _read_nifti_pair(

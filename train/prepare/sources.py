@@ -15,9 +15,9 @@ from typing import Final
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import same_name_key
 from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
+from litemed.runtime.pictures import PICTURE_SUFFIXES
 
 SPLITS: Final = ("train", "val", "test")
-IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -191,7 +191,9 @@ def _placed_pair(
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    found = [path for path in folder.iterdir() if path.name.lower().endswith(NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
+    found = [
+        path for path in folder.iterdir() if path.name.lower().endswith(NIFTI_SUFFIXES + PICTURE_SUFFIXES)
+    ]
     shown = sorted((path for path in found if not path.name.startswith(".")), key=lambda p: (_stem(p), p))
     return {stem: list(paths) for stem, paths in groupby(shown, key=_stem)}
 

@@ -1,0 +1,127 @@
+"""What pictures show and what they store: one right reading of every kind of file, or a refusal by name."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from litemed.runtime.errors import InputError
+from litemed.runtime.pictures import decode_image, decode_labels, decode_picture
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (30, 40), np.uint8)
+RGB = RNG.integers(0, 256, (30, 40, 3), np.uint8)
+LABELS = np.zeros((30, 40), np.uint8)
+LABELS[5:12, 5:15] = 1
+LABELS[15:25, 20:35] = 2
+DEEP = GREY.astype(np.uint16) * 257
+MIN_IS_WHITE, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 338, 339
+
+
+def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def edit_tiff(data: bytes, tag: int, value: int) -> bytes:
+    """Change a field of a little-endian TIFF that is one number."""
+    place = data.index(tag.to_bytes(2, "little") + b"\3\0\1\0\0\0")
+    return data[: place + 8] + value.to_bytes(2, "little") + data[place + 10 :]
+
+
+def with_palette(colours: list[int]) -> Image.Image:
+    image = Image.fromarray(LABELS, "L")
+    image.putpalette(colours)
+    return image
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("values", [GREY, DEEP], ids=["8", "16"])
+def test_where_the_least_value_is_white_images_are_turned_round_and_labels_are_not(values, compression):
+    plain = save(values, "TIFF", compression=compression)
+    turned = edit_tiff(plain, MIN_IS_WHITE, 0)
+    np.testing.assert_array_equal(decode_picture(plain, "a"), values)
+    np.testing.assert_array_equal(decode_picture(turned, "a"), np.iinfo(values.dtype).max - values)
+    np.testing.assert_array_equal(decode_labels(turned, "a"), values)
+
+
+@pytest.mark.parametrize("bilevel", [GREY > 100, GREY < 100])
+def test_fax_pages_show_black_on_white(bilevel):
+    data = save(bilevel, "TIFF", compression="group4")
+    np.testing.assert_array_equal(decode_image(data, "a"), bilevel * 255)
+    assert set(np.unique(decode_labels(data, "a"))) == {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("second", [(200, 200, 200), (90, 90, 90), (255, 255, 255)])
+def test_labels_of_a_palette_are_its_indices_whatever_the_colours(kind, second):
+    data = save(with_palette([255] * 3 + [90] * 3 + list(second)), kind)
+    np.testing.assert_array_equal(decode_labels(data, "a"), LABELS)
+    shown = np.array([[255] * 3, [90] * 3, second], np.uint8)[LABELS]
+    np.testing.assert_array_equal(decode_picture(data, "a"), shown)
+
+
+def test_grey_labels_may_be_stored_as_colour_and_with_alpha_that_says_nothing():
+    full = np.full_like(LABELS, 255)
+    for stored in ((LABELS,) * 3, (LABELS, LABELS, LABELS, full), (LABELS, full)):
+        for kind in ("PNG", "TIFF"):
+            np.testing.assert_array_equal(decode_labels(save(np.dstack(stored), kind), "a"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (save(LABELS * 100, "JPEG", quality=100), "a lossy file"),
+        (save(LABELS * 100, "TIFF", compression="jpeg"), "a lossy file"),
+        (save(np.dstack([LABELS * 0] * 3 + [LABELS * 100]), "PNG"), "alpha"),
+        (save(np.dstack([LABELS * 0, LABELS]), "TIFF"), "alpha"),
+        (save(np.dstack([LABELS, LABELS, LABELS * 0]), "PNG"), "in colour"),
+    ],
+)
+def test_labels_that_are_not_what_is_stored_in_one_channel_are_refused(data, why):
+    with pytest.raises(InputError, match=f"^a: .*{why}"):
+        decode_labels(data, "a")
+
+
+def animated() -> bytes:
+    return save(GREY, "PNG", save_all=True, append_images=[Image.fromarray(255 - GREY)])
+
+
+@pytest.mark.parametrize("decode", [decode_picture, decode_labels])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (animated(), "several pages"),
+        (save(GREY, "TIFF", save_all=True, append_images=[Image.fromarray(GREY)]), "several pages"),
+        (edit_tiff(save(np.dstack([GREY, GREY]), "TIFF"), EXTRA_SAMPLES, 0), "neither colours nor alpha"),
+        (edit_tiff(save(np.dstack([RGB, GREY]), "TIFF"), EXTRA_SAMPLES, 0), "neither colours nor alpha"),
+        (edit_tiff(save(GREY, "TIFF", tiffinfo={SAMPLE_FORMAT: 1}), SAMPLE_FORMAT, 2), "int8"),
+        (save(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
+    ],
+)
+def test_what_would_lose_a_page_or_channel_is_refused(data, why, decode):
+    with pytest.raises(InputError, match=f"^a: .*{why}"):
+        decode(data, "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {"compression": "group4"})]
+)
+def test_data_damaged_in_mid_scan_fail_by_name_and_libraries_print_nothing(kind, options, capfd):
+    data = bytearray(save(GREY > 128 if kind == "TIFF" else RGB, kind, **options))
+    middle = len(data) // (2 if kind == "JPEG" else 5)
+    data[middle : middle + 20] = b"\xff" * 20 if kind == "TIFF" else bytes(range(20))
+    with pytest.raises(InputError, match=r"^a: not a readable image"):
+        decode_picture(bytes(data), "a")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_alpha_is_dropped_and_colours_stay_as_they_are():
+    for alpha in (GREY, np.zeros_like(GREY)):
+        for kind in ("PNG", "TIFF"):
+            np.testing.assert_array_equal(decode_image(save(np.dstack([RGB, alpha]), kind), "a"), RGB)
+            shown = decode_image(save(np.dstack([GREY, alpha]), kind), "a")
+            np.testing.assert_array_equal(shown[..., 0] if shown.ndim == 3 else shown, GREY)
