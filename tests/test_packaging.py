@@ -40,9 +40,9 @@ def test_the_wheel_holds_the_model_licence_and_attribution_and_stays_small(wheel
         names = archive.namelist()
         model = [name for name in names if name.startswith("litemed/runtime/model/")]
         assert {pathlib.PurePath(name).name for name in model} == {
-            *("manifest.json", "encoder.onnx", "decoder.onnx")
+            *("manifest.json", "encoder.onnx", "decoder.onnx", "decoder_loose.onnx")
         }
-        assert sum(archive.getinfo(name).file_size for name in model) < 40e6
+        assert sum(archive.getinfo(name).file_size for name in model) < 48e6
         texts = {
             pathlib.PurePath(name).name: archive.read(name).decode()
             for name in names
