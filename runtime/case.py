@@ -1,6 +1,7 @@
 """One image or volume with its box prompts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,26 @@ from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
 
 MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
+SPACING_MM = (1e-6, 100.0)  # from electron microscopes to slices that are far apart
+
+
+def check_spacing(spacing: npt.ArrayLike, name: object) -> tuple[float, float, float]:
+    """Return a volume's spacing along z, y and x in mm; raises InputError, which begins with `name`."""
+    values, (low, high) = np.asarray(spacing), SPACING_MM
+    if values.shape != (3,) or values.dtype.kind not in "iuf":
+        raise InputError(f"{name}: spacing is {values.dtype} of shape {values.shape}; give z, y, x in mm")
+    if not ((low <= values) & (values <= high)).all():
+        raise InputError(
+            f"{name}: spacing {values.tolist()}; give z, y, x in mm, each from {low:g} to {high:g}"
+        )
+    z, y, x = map(float, values)
+    return z, y, x
+
+
+def looks_like_xyz(spacing: Sequence[float]) -> bool:
+    """Return whether a spacing read as z y x may be x y z: of slices and rows the same, of columns not."""
+    z, y, x = spacing
+    return math.isclose(z, y, rel_tol=1e-3) and not math.isclose(y, x, rel_tol=1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +55,8 @@ class Case:
         if max(self.shape[-2:]) > MAX_SIDE:
             name = self.source or self.name
             raise InputError(f"{name}: image of shape {self.image.shape}; the longest side is {MAX_SIDE}")
-        if self.spacing is not None and not (
-            len(self.spacing) == 3 and all(0 < length < math.inf for length in self.spacing)
-        ):
-            name = self.source or self.name
-            raise InputError(f"{name}: spacing {self.spacing} is not that of z, y and x in mm, all above 0")
+        if self.spacing is not None:
+            check_spacing(self.spacing, self.source or self.name)
 
     @property
     def is_volume(self) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from litemed.runtime.boxes import MAX_BOXES, Boxes
-from litemed.runtime.case import Case
+from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.npz import NpzReader
 from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
@@ -85,15 +85,10 @@ def _read_npz(path: Path) -> Case:
             raise InputError(f"{path}: boxes have shape {of_boxes}; the most is {MAX_BOXES} boxes")
         # The boxes first: a case that fails for them is not worth decompressing its image.
         boxes = Boxes.parse(archive.read("boxes"), shape, source=str(path))
-        spacing = _read_spacing(archive) if "spacing" in archive.names and boxes.z is not None else None
+        spacing = None
+        if "spacing" in archive.names and boxes.z is not None:
+            spacing = check_spacing(archive.read("spacing"), path)
         return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
-
-
-def _read_spacing(archive: NpzReader) -> tuple[float, ...]:
-    dtype, shape = archive.header("spacing")
-    if shape != (3,) or dtype.kind not in "iuf":
-        raise InputError(f"{archive.path}: spacing is {dtype} of shape {shape}; give z, y, x in mm")
-    return tuple(archive.read("spacing").astype(np.float64).tolist())
 
 
 def _read_sidecar(path: Path) -> list[list[int | float]]:

@@ -152,6 +152,7 @@ class TestCommand:
             ({"segs": small - 1}, "from -1"),
             ({"segs": small + 65536}, "to 65536"),
             ({"segs": small[1:]}, "shape (43, 48)"),
+            ({"segs": np.eye(44, 48, dtype=int) * 255}, "no label of the ground truth, but 255 for 1, 2"),
         ):
             if isinstance(content, dict):
                 write(good / "2DBox_US_0002.npz", **content)
@@ -230,8 +231,11 @@ class TestCommand:
         [
             ({"gts": ONES & 0, "spacing": [1.0, 1.0, 1.0]}, "no label above 0"),
             ({"gts": ONES}, "without `spacing`"),
-            ({"gts": ONES, "spacing": [1.0, 1.0]}, "spacing [1.0, 1.0]"),
-            ({"gts": ONES, "spacing": [0.0, 1.0, 1.0]}, "positive"),
+            ({"gts": ONES, "spacing": [1.0, 1.0]}, "spacing is float64 of shape (2,)"),
+            ({"gts": ONES, "spacing": [0.0, 1.0, 1.0]}, "each from 1e-06 to 100"),
+            ({"gts": ONES, "spacing": [1e9, 1.0, 1.0]}, "spacing [1000000000.0, 1.0, 1.0]"),
+            # Areas would be 0, the score NaN.
+            ({"gts": ONES, "spacing": [1e-200] * 3}, "each from 1e-06"),
             ({"gts": ONES.astype(np.float32), "spacing": [1.0, 1.0, 1.0]}, "float32"),
             ({"gts": ONES[0, 0]}, "shape (40,)"),
         ],
@@ -246,6 +250,17 @@ class TestCommand:
         assert word in error
         assert len(rows_of(data / "out" / "cases.csv")) == 4
         assert "1 of 5 cases could not be scored" in done.stdout
+
+    def test_spacing_that_looks_like_x_y_z_is_told_once_a_run(self, data):
+        assert "looks like" not in score(data).stdout
+        volumes = sorted((data / "gts").glob("3DBox*"))
+        for path in volumes:
+            with np.load(path) as archive:
+                write(path, gts=archive["gts"], spacing=[0.7, 0.7, 5.0])
+        told = [line for line in score(data).stdout.splitlines() if "looks like" in line]
+        more = f" (and {len(volumes) - 1} more)" if len(volumes) > 1 else ""
+        what = "spacing 0.7, 0.7, 5 is read as z, y, x, but looks like x, y, z; NSD depends on it"
+        assert told == [f"- {volumes[0]}: {what}{more}"]
 
     def test_nothing_that_can_be_scored(self, data):
         for path in (data / "gts").iterdir():

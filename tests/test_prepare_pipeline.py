@@ -79,8 +79,9 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path):
         (source / "val/CT/organs" / folder).mkdir(parents=True)
         image = nibabel.Nifti1Image(array, np.diag([-1.0, -1, 3, 1]))
         nibabel.save(image, source / "val/CT/organs" / folder / "case.nii.gz")
-    ones = np.ones((3, 30, 30), np.uint8)
-    np.savez(source / "MR_Brain_1.npz", imgs=ones, gts=ones)
+    block = np.zeros((3, 30, 30), np.uint8)
+    block[:, 5:25, 5:25] = 1
+    np.savez(source / "MR_Brain_1.npz", imgs=block, gts=block)
     finished = prepare(source, "-o", tmp_path / "data", "--val-fraction", 0, "--window", "60,100")
     assert finished.exit_code == 0, finished.stderr
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())

@@ -303,11 +303,12 @@ def test_pictures_are_read_as_stored_without_alpha_and_grey_as_grey(tmp_path):
 
 def test_training_npz_without_pickles_and_with_labels(tmp_path):
     for image, labels in (((7, 8), (7, 8)), ((7, 8, 3), (7, 8)), ((4, 7, 8),) * 2, ((4, 7, 3),) * 2):
-        arrays = {"imgs": np.zeros(image, np.uint8), "gts": np.ones(labels), "spacing": [2.5, 0.7, 0.8]}
+        truth = np.arange(np.prod(labels)).reshape(labels)
+        arrays = {"imgs": np.zeros(image, np.uint8), "gts": truth, "spacing": [2.5, 0.7, 0.8]}
         np.savez_compressed(tmp_path / "CT_1.npz", **arrays)
         found = read(tmp_path / "CT_1.npz", None)
         assert found.image.shape == image
-        assert (found.labels == np.ones(labels)).all()
+        assert (found.labels == truth).all()
         assert found.spacing_zyx == ((2.5, 0.7, 0.8) if len(labels) == 3 else None)
     for arrays in ({"imgs": np.array([{}], object), "gts": np.ones(1)}, {"imgs": np.ones((8, 9))}):
         np.savez(tmp_path / "bad.npz", **arrays)
@@ -319,6 +320,8 @@ def test_labels_are_whole_numbers_of_any_type_and_nothing_else():
     for value in (0.5, np.nan, np.inf, -2, -2.0, 2**31, 1j):
         with pytest.raises(InputError, match=r"file: labels (hold|are complex)"):
             check_labels(np.array([[0, value]]), "file")
+    with pytest.raises(InputError, match=r"file: labels have no background"):
+        check_labels(np.array([[1, 2]]), "file")
     with pytest.raises(InputError, match=r"file: .* of shape \(0, 4\)"):
         check_labels(np.zeros((0, 4), np.uint8), "file")
     for dtype in (np.bool_, np.uint8, np.int64, np.float32, np.float64):

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.preprocess import preprocess
 from litemed.runtime.readers import read_case
 from litemed.train.prepare.intensity import WINDOWS, Window, parse_window, to_uint8
-from litemed.train.prepare.objects import boxes_of, keep, number
+from litemed.train.prepare.objects import boxes_of, keep, number, number_sharp
 from litemed.train.prepare.pipeline import prepare
 from litemed.train.prepare.slices import (
     Settings,
@@ -51,7 +52,8 @@ def blocks(*shape: int) -> np.ndarray:
     return labels
 
 
-MANY = np.arange(256 * 256).reshape(256, 256) // 128 + 1
+MANY = np.arange(512).reshape(16, 32).repeat(16, axis=0).repeat(8, axis=1) + 1
+MANY[::16] = MANY[:, ::8] = 0
 
 
 @pytest.fixture
@@ -218,6 +220,7 @@ def make_case(path: Path, labels: np.ndarray, **chosen: float) -> tuple[Case, np
 )
 def test_the_runtime_reads_what_is_written_and_box_i_is_label_i(tmp_path, labels, volume):
     labels = labels if volume else labels[0]
+    labels.flat[0] = 0
     found = Found((npz_pair(tmp_path / "src/c.npz", noise(*labels.shape), labels),))
     made = prepare(found, tmp_path / "out", Settings(cases=True, min_area_pixels=1, min_volume_voxels=1))
     assert made.failed == []
@@ -269,7 +272,7 @@ def test_a_volume_is_cropped_to_the_slices_that_show_most(tmp_path):
 
 
 def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path):
-    labels = np.ones((40, 40), np.uint8)
+    labels = np.eye(40, dtype=np.uint8)
     first, second = (npz_pair(tmp_path / "src" / name, labels, labels) for name in ("a b.npz", "A_B.npz"))
     with pytest.raises(UsageError, match=r"CT/src/a b: another pair would share"):
         prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
@@ -280,13 +283,35 @@ def test_names_that_would_collide_or_leave_the_folder_do_not(tmp_path):
 
 
 def test_no_case_is_left_of_a_pair_that_can_no_longer_be_read(tmp_path):
-    labels = np.ones((40, 40), np.uint8)
+    labels = np.eye(40, dtype=np.uint8)
     first, second = (npz_pair(tmp_path / name, labels, labels) for name in ("a.npz", "b.npz"))
     prepare(Found((first, second)), tmp_path / "out", Settings(cases=True))
     second.image.write_bytes(b"damaged")
     assert len(prepare(Found((first, second)), tmp_path / "out", Settings(cases=True)).failed) == 1
     for folder in ("cases", "gts"):
         assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == [case_name(first, False)]
+
+
+def test_labels_with_soft_edges_are_refused_and_tiny_or_crowded_objects_are_not(tmp_path):
+    disc = (np.hypot(*np.ogrid[-32:32, -32:32]) < 20).astype(np.float32)
+    smooth = np.rint(cv2.GaussianBlur(disc, (0, 0), 1) * 255).astype(np.uint8)
+    _, jpeg = cv2.imencode(".jpg", (disc * 255).astype(np.uint8))
+    volume = np.stack([np.zeros_like(smooth), smooth, smooth])
+    soft = {
+        "smooth": smooth,
+        "was a jpeg": cv2.imdecode(jpeg, cv2.IMREAD_UNCHANGED),
+        "volume": volume,
+    }
+    for name, labels in soft.items():
+        pair = npz_pair(tmp_path / f"{name}.npz", noise(*labels.shape), labels)
+        for use in (make_slices, lambda pair, settings: write_case(pair, tmp_path, settings)):
+            with pytest.raises(InputError, match=rf"{name}\.npz: labels have soft edges"):
+                use(pair, Settings())
+    points = np.zeros((64, 64), np.uint8)
+    points[::4, ::4] = np.arange(256).reshape(16, 16)
+    rings = np.clip(30 - np.hypot(*np.ogrid[-32:32, -32:32]), 0, 20) // 5
+    for labels in (points, rings.astype(np.uint8), blocks(64, 64)):
+        number_sharp(labels, "labels")
 
 
 # Objects and boxes
@@ -397,7 +422,7 @@ def test_a_window_may_be_given_by_level_and_width():
 
 @given(hnp.arrays(np.int16, st.integers(1, 200)))
 def test_ct_never_falls_where_hounsfield_units_rise(hu):
-    hu = np.sort(hu)
+    hu = np.sort(np.append(hu, [-1000, 1000]).astype(np.int16))
     assert (np.diff(to_uint8(hu, "CT", ABDOMEN).astype(int)) >= 0).all()
 
 
@@ -424,8 +449,23 @@ def test_eight_bits_stay_and_nan_infinity_and_constant_images_are_background():
         result = to_uint8(broken, modality, ABDOMEN)
         assert (result[:100] == to_uint8(image, modality, ABDOMEN)).all()
         assert (result[100:] == 0).all()
-    for value in (0, 7, -3.5, np.nan):
+    for value in (0, 7, -3.5):
         assert (to_uint8(np.full((4, 4), value, np.float32), "MR", ABDOMEN) == 0).all()
+
+
+def test_images_that_hold_nothing_are_refused_with_what_they_hold():
+    for modality in ("MR", "CT"):
+        with pytest.raises(InputError, match=r"scan\.nii: has no finite value"):
+            to_uint8(np.array([[np.nan, -np.inf]], np.float32), modality, ABDOMEN, "scan.nii")
+    scaled = np.linspace(0, 1, 100, dtype=np.float32)
+    for image, levels in (
+        (scaled, "from 0 to 1 has 1 of 256 grey levels"),
+        (6 * scaled - 3, "from -3 to 3 has 5 of 256 grey levels"),
+        (scaled * 0 - 1000, "from -1000 to -1000 has 1 of 256 grey levels"),
+    ):
+        with pytest.raises(InputError, match=rf"scan\.nii: CT {levels} in the window from -150 to 250"):
+            to_uint8(image, "CT", ABDOMEN, "scan.nii")
+        to_uint8(image, "MR", ABDOMEN, "scan.nii")
 
 
 def test_ct_in_unsigned_integers_is_refused():

@@ -81,8 +81,8 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY, "boxes": np.zeros((5, 100_000), np.complex128)}, r"shape \(5, 100000\); the most"),
         ({"imgs": np.zeros((1, 65_536), np.uint8), "boxes": [[0, 0, 5, 1]]}, "longest side is 65535"),
         ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 1.0]}, "give z, y, x in mm"),
-        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 0.0, 1.0]}, "all above 0"),
-        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 1.0, np.nan]}, "all above 0"),
+        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 0.0, 1.0]}, "each from 1e-06 to 100"),
+        ({"imgs": VOLUME, "boxes": BOX3, "spacing": [1.0, 1.0, np.nan]}, "each from 1e-06 to 100"),
     ],
 )
 def test_an_npz_that_is_no_case_is_refused_by_name(arrays, message, tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 
 from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, Spacing, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
+from litemed.runtime.case import check_spacing, looks_like_xyz
+from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.npz import NpzReader
@@ -45,7 +47,8 @@ class CaseScore:
 class CaseResult:
     """All scores of one case, in the order of the runs; or none, and one line that says why.
 
-    dimensions: 2 of a slice or image, 3 of a volume, 0 if that is not known.
+    dimensions: 2 of a slice or image, 3 of a volume, 0 if that is not known. note: one line on a spacing that
+    is doubtful, or empty.
     """
 
     case: str
@@ -53,6 +56,7 @@ class CaseResult:
     dimensions: int
     scores: tuple[CaseScore, ...]
     problem: str = ""
+    note: str = ""
 
     @property
     def problems(self) -> list[str]:
@@ -103,18 +107,27 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
                 labels = _check_labels(archive.read("segs"), f"{path}: segs")
             if labels.shape != truth.shape:
                 raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
+            found = _values(labels)
+            if found.size and not np.isin(found, wanted).any():
+                has = f"{path}: segs has no label of the ground truth, but {_some(found)} for {_some(wanted)}"
+                raise InputError(has)
         except InputError as error:
             nothing = score_classes(truth, np.zeros_like(truth), spacing)
             return CaseScore(run, nothing, f"{error}; the case counts as 0")
         return CaseScore(run, score_classes(truth, labels, spacing))
 
+    wanted = _values(truth)
     scores = [score_run(run, folder / file.name) for run, folder in runs.items()]
     if source is not None:
         # The cases are what is done in parallel.
         cv2.setNumThreads(1)
         for predictor in Trivial:
             scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
-    return CaseResult(file.stem, modality, truth.ndim, tuple(scores))
+    note = ""
+    if spacing is not None and looks_like_xyz(spacing):
+        mm = ", ".join(f"{length:g}" for length in spacing)
+        note = f"{file}: spacing {mm} is read as z, y, x, but looks like x, y, z; NSD depends on it"
+    return CaseResult(file.stem, modality, truth.ndim, tuple(scores), note=note)
 
 
 def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
@@ -128,11 +141,16 @@ def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
         return labels, None
     if spacing is None:
         raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
-    known = spacing.shape == (3,) and spacing.dtype.kind in "iuf"
-    if not (known and np.isfinite(spacing).all() and spacing.min() > 0):
-        raise InputError(f"{path}: spacing {spacing.tolist()}; give three positive lengths in mm, z y x")
-    z, y, x = map(float, spacing)
-    return labels, (z, y, x)
+    return labels, check_spacing(spacing, path)
+
+
+def _values(labels: LabelMap) -> LabelMap:
+    """Return the labels above 0, ascending."""
+    return np.flatnonzero(dice_by_label(labels, labels, int(labels.max(initial=0))) == 1) + 1
+
+
+def _some(values: LabelMap) -> str:
+    return ", ".join(map(str, values[:3].tolist())) + (", ..." if len(values) > 3 else "")
 
 
 def _check_labels(labels: np.ndarray, name: str) -> LabelMap:

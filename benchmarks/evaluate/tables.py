@@ -151,6 +151,9 @@ def notes(summary: Summary, results: Sequence[CaseResult]) -> list[str]:
     ]
     if left_out := len(results) - len(scored):
         lines.append(f"{left_out} of {len(results)} cases could not be scored and are left out for all")
+    if doubtful := [result.note for result in results if result.note]:
+        others = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+        lines.append(f"{doubtful[0]}{others}")
     if trivial := _trivial(summary):
         dsc, ours = summary.scores[..., 0, 0], summary.runs[0]
         best = max(trivial, key=lambda index: dsc[-1, index])

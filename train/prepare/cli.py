@@ -104,7 +104,7 @@ def _run(options: dict[str, Any]) -> bool:
         workers = given.get("workers") or available_threads()
         made = prepare(found, given["output"], Settings(**settings), workers=workers, on_done=on_done)
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in made.total.items() if count)
-    click.echo(f"{given['output']}: {counts}; see manifest.json")
+    click.echo(f"{given['output']}: {counts or 'nothing'}; see manifest.json")
     return not made.failed and not found.problems
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from litemed.runtime.errors import InputError, UsageError
 
 _PIECE: Final = 2**20
+# Fat and water are 14 levels apart in the widest window; values scaled to -3 to 3 leave 5 in the usual one.
+_LEAST_LEVELS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ def to_uint8(
     """Return `image`, of any shape, as uint8.
 
     image: integers or floats in the scanner's units. uint8 is returned as it is, whatever the modality.
-    NaN and infinite values are background; a constant image becomes zeros.
+    NaN and infinite values are background; a constant image becomes zeros, CT excepted.
 
-    Raises InputError for CT in unsigned integers, which are not Hounsfield units, and for complex values.
+    Raises InputError for CT in unsigned integers, which are not Hounsfield units, CT that the window leaves
+    almost nothing of, images without a finite value, and complex values.
     """
     if image.dtype == np.bool_:
         image = image * np.uint8(255)
@@ -69,6 +72,8 @@ def to_uint8(
     if image.dtype.kind not in ("if" if ct else "iuf"):
         wanted = "in Hounsfield units" if ct else "in integers or floats"
         raise InputError(f"{source}: {modality} in {image.dtype} is not {wanted}; convert it")
+    if image.dtype.kind == "f" and not np.isfinite(image).any():
+        raise InputError(f"{source}: has no finite value; save it again")
     result = np.zeros(image.shape, np.uint8)
     if ct:
         low, high = window.level - window.width / 2, window.level + window.width / 2
@@ -84,6 +89,12 @@ def to_uint8(
         levels = np.where(_inside(values, ct), values, low).astype(np.float32)
         levels = (np.clip(levels, low, high) - np.float32(low)) * np.float32(255 / (high - low))
         scaled[start : start + _PIECE] = np.rint(levels)
+    if ct and (levels_left := int(np.ptp(result)) + 1) < _LEAST_LEVELS:
+        values = image[_inside(image, ct)]
+        raise InputError(
+            f"{source}: CT from {values.min():g} to {values.max():g} has {levels_left} of 256 grey levels in "
+            f"the window from {low:g} to {high:g}; give Hounsfield units, or another --window"
+        )
     return result
 
 

@@ -22,6 +22,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.case import check_spacing
 from litemed.runtime.errors import InputError, one_line
 from litemed.runtime.npz import MAX_VOXELS, NpzReader
 from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
@@ -56,7 +57,7 @@ def read_pair(pair: Pair) -> Labelled:
     """Read `pair`. Raises InputError where a file cannot be read or the two do not fit each other."""
     source = pair.label or pair.image
     names = (pair.image.name.lower(), source.name.lower())
-    spacing = None
+    spacing: Any = None
     if pair.label is None:
         image, labels, spacing = _read_npz(pair.image)
     elif all(name.endswith(NIFTI_SUFFIXES) for name in names):
@@ -69,14 +70,17 @@ def read_pair(pair: Pair) -> Labelled:
     plane = image.shape[:2] if image.ndim == 3 and image.shape[2] == 3 and labels.ndim == 2 else image.shape
     if plane != labels.shape or len(plane) not in (2, 3):
         raise InputError(f"{source}: labels have shape {labels.shape}, the image {plane}; convert one")
-    return Labelled(image, check_labels(labels, source), spacing if labels.ndim == 3 else None)
+    labels = check_labels(labels, source)
+    if labels.ndim == 2 or spacing is None:
+        return Labelled(image, labels)
+    return Labelled(image, labels, check_spacing(spacing, source))
 
 
 def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:
     """Return `labels` as an integer array of the same shape.
 
     Whole-number floats are accepted: many tools write nothing else.
-    Raises InputError for fractions, NaN, negative values and values above 2^31 - 1.
+    Raises InputError for fractions, NaN, negative values, values above 2^31 - 1, and labels without a 0.
     """
     if labels.dtype.kind not in "biuf" or labels.size == 0:
         raise InputError(f"{source}: labels are {labels.dtype} of shape {labels.shape}; give integers")
@@ -87,17 +91,15 @@ def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:
     for value in (labels.min(), labels.max()):
         if not 0 <= value <= np.iinfo(np.int32).max:
             raise InputError(f"{source}: labels hold {value:g}; give 0 for background, at most 2^31 - 1")
+    if labels.min() > 0:
+        raise InputError(f"{source}: labels have no background; give 0 to what is no object")
     return labels if labels.dtype.kind in "iu" else labels.astype(np.int32)
 
 
-def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float] | None]:
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     with NpzReader(path) as archive:
         image, labels = archive.read("imgs"), archive.read("gts")
-        spacing = archive.read("spacing") if "spacing" in archive.names else np.zeros(0)
-    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf":
-        return image, labels, None
-    z, y, x = map(float, spacing)
-    return image, labels, (z, y, x) if min(z, y, x) > 0 and max(z, y, x) < np.inf else None
+        return image, labels, archive.read("spacing") if "spacing" in archive.names else None
 
 
 def _picture(path: Path) -> NDArray[Any]:

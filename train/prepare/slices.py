@@ -16,7 +16,7 @@ from litemed.runtime.npz import write_npz
 from litemed.runtime.preprocess import INPUT_SIZE, Frame
 from litemed.train.prepare.intensity import WINDOWS, Window, to_uint8
 from litemed.train.prepare.labelled_pairs import read_pair
-from litemed.train.prepare.objects import Objects, boxes_of, keep, number
+from litemed.train.prepare.objects import Objects, boxes_of, keep, number, number_sharp
 from litemed.train.prepare.sources import Pair
 
 
@@ -80,7 +80,7 @@ def make_slices(pair: Pair, settings: Settings) -> tuple[list[TrainingSlice], di
     Raises InputError where the pair cannot be read.
     """
     found = read_pair(pair)
-    objects = number(found.labels)
+    objects = number_sharp(found.labels, pair.label or pair.image)
     all_objects = len(objects)
     if objects.labels.ndim == 3:
         objects = keep(objects, objects.sizes >= settings.min_volume_voxels)
@@ -118,7 +118,7 @@ def write_case(pair: Pair, out: Path, settings: Settings) -> tuple[str, dict[str
     Raises InputError where the pair cannot be used, OutputError where the files cannot be written.
     """
     found = read_pair(pair)
-    objects = number(found.labels)
+    objects = number_sharp(found.labels, pair.label or pair.image)
     is_volume = found.labels.ndim == 3
     in_slice = settings.min_area_pixels * (max(found.labels.shape) / INPUT_SIZE) ** 2
     objects = keep(objects, objects.sizes >= (settings.min_volume_voxels if is_volume else in_slice))
