@@ -35,12 +35,14 @@ class Result:
         seconds: wall-clock seconds by stage: preprocess, encode, decode, merge.
         encodings: how often the encoder ran: once for each slice, tile and plane.
         decodings: how many boxes were decoded; see `Plan.decodings`.
+        boxes: how many the case has; the labels of some may have no pixel.
     """
 
     labels: Labels
     seconds: dict[str, float]
     encodings: int
     decodings: int
+    boxes: int
 
 
 class Segmenter:
@@ -121,7 +123,13 @@ class Segmenter:
         for done, total in steps:
             if progress:
                 progress(done, total)
-        return Result(labels.reshape(case.shape), inference.seconds, inference.encodings, inference.decodings)
+        return Result(
+            labels.reshape(case.shape),
+            inference.seconds,
+            inference.encodings,
+            inference.decodings,
+            len(case.boxes),
+        )
 
 
 def _merge_boxes(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from litemed.runtime.boxes import Boxes
-from litemed.runtime.case import Case
+import numpy as np
+
+from litemed.runtime.case import Case, looks_like_xyz
 from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.runtime.jobs import Job
@@ -21,7 +22,7 @@ from litemed.runtime.report import CaseReport, FileRecord, Settings
 from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
-    from litemed.runtime.segmenter import Result, Segmenter
+    from litemed.runtime.segmenter import Labels, Result, Segmenter
 
 _LISTED = 10
 
@@ -85,7 +86,7 @@ class CaseSteps:
                 self._report.put(earlier)
             self._claim(job, earlier)
             case = read_case(job.path)
-            return Begun(job, earlier, inputs, case, _warnings(case.boxes), time.perf_counter() - start)
+            return Begun(job, earlier, inputs, case, _warnings(case), time.perf_counter() - start)
         except Exception as error:
             return Begun(job, earlier, outcome=self._kept(job, earlier, error), error=error)
 
@@ -144,7 +145,7 @@ class CaseSteps:
         return CaseReport(
             case=job.name,
             status="done",
-            warnings=begun.warnings,
+            warnings=(*begun.warnings, *_empty(result.labels, result.boxes)),
             seconds=seconds | {"total": sum(seconds.values())},
             encodings=result.encodings,
             decodings=result.decodings,
@@ -204,11 +205,29 @@ def _is(path: Path, record: FileRecord | None) -> bool:
     return record is not None and _present(path) == record
 
 
-def _warnings(boxes: Boxes) -> tuple[str, ...]:
-    if not boxes.clipped:
-        return ()
-    numbers = ", ".join(map(str, boxes.clipped[:_LISTED])) + (", ..." if len(boxes.clipped) > _LISTED else "")
-    return (f"{len(boxes.clipped)} of {len(boxes)} boxes reach out of the image and were clipped: {numbers}",)
+def _warnings(case: Case) -> tuple[str, ...]:
+    """Return one line for each thing about a case that may not be meant."""
+    lines = []
+    if clipped := case.boxes.clipped:
+        count = f"{len(clipped)} of {len(case.boxes)} boxes"
+        lines.append(f"{count} reach out of the image and were clipped: {_listed(clipped)}")
+    if case.spacing is not None and looks_like_xyz(case.spacing):
+        mm = ", ".join(f"{length:g}" for length in case.spacing)
+        lines.append(f"spacing {mm} is read as z, y, x, but looks like x, y, z")
+    return tuple(lines)
+
+
+def _empty(labels: Labels, boxes: int) -> tuple[str, ...]:
+    """Return a line on the boxes, numbered from 1 to `boxes`, that no pixel has the label of."""
+    found = np.zeros(boxes + 1, np.bool_)
+    for plane in labels:  # one by one, for indices take eight bytes each
+        found[plane] = True
+    empty = np.flatnonzero(~found[1:]) + 1
+    return (f"{len(empty)} of {boxes} labels have no pixel: {_listed(empty.tolist())}",) if len(empty) else ()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:_LISTED])) + (", ..." if len(numbers) > _LISTED else "")
 
 
 def _line(error: BaseException, path: Path) -> str:

@@ -95,6 +95,20 @@ def test_bad_rows_are_named_by_line_and_the_rest_goes_on(tmp_path):
         find_pairs([write_index(tmp_path / "i.csv", [{"modality": "CT"}])], SourceOptions())
 
 
+def test_files_of_one_name_in_several_folders_are_cases_of_their_own(tmp_path):
+    rows = [
+        {"modality": "CT", "image": f"k/case_{i}/imaging.nii", "label": f"k/case_{i}/seg.nii"} for i in "012"
+    ]
+    found = find_pairs([write_index(tmp_path / "i.csv", rows)], SourceOptions())
+    assert [pair.case for pair in found.pairs] == [f"case_{i}_imaging" for i in "012"]
+    assert len({pair.split for pair in found.pairs}) == 1  # drawn for the name that they share
+    places = [f"s/{split}/US/{kind}/1.png" for split in ("train", "val") for kind in ("images", "labels")]
+    touch(*(tmp_path / place for place in places))
+    found = find_pairs([tmp_path / "s"], SourceOptions())
+    assert [pair.case for pair in found.pairs] == ["train_US_images_1", "val_US_images_1"]
+    assert found.problems == ()
+
+
 def test_only_rows_of_a_licence_status_that_was_asked_for(tmp_path):
     rows = [
         {"modality": "CT", "image": f"{i}.png", "label": f"{i}l.png", "licence_status": status}

@@ -159,6 +159,30 @@ def test_boxes_that_were_clipped_are_a_warning(cases, out, run):
     assert load_report(out / REPORT)[0].warnings == (warning,)
 
 
+def test_labels_without_a_pixel_and_spacing_of_another_order_are_warnings(tmp_path, out, run):
+    save(tmp_path / "same.npz", imgs=IMAGE, boxes=BOXES2 * 3)
+    save(tmp_path / "xyz.npz", imgs=VOLUME, boxes=BOXES3, spacing=[0.7, 0.7, 5.0])
+    done = run(tmp_path / "same.npz", tmp_path / "xyz.npz", "--quiet")
+    assert done.stderr.splitlines() == [
+        "warning: same: 2 of 3 labels have no pixel: 2, 3",
+        "warning: xyz: spacing 0.7, 0.7, 5 is read as z, y, x, but looks like x, y, z",
+    ]
+    assert [len(entry.warnings) for entry in load_report(out / REPORT)] == [1, 1]
+
+
+def test_a_damaged_jpeg_fails_by_name_and_nothing_else_is_printed(tmp_path, run, capfd):
+    done, data = cv2.imencode(".jpg", IMAGE)
+    assert done
+    data[len(data) // 2 :][:20] = range(20)
+    (tmp_path / "a.jpg").write_bytes(data.tobytes())
+    (tmp_path / "a.json").write_text('{"boxes": [[1, 2, 30, 40]]}')
+    done = run(tmp_path / "a.jpg", "--quiet")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'a.jpg'}: not a readable image (")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_was_compiled_is_kept_where_the_user_says_and_nowhere_else(cases, out, box_bundle, tmp_path):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
     kept = tmp_path / "kept"

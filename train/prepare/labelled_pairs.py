@@ -136,7 +136,9 @@ def _read_nifti_pair(
 def _open(path: Path) -> Any:
     """Read the header only, and refuse what must not be loaded."""
     try:
-        image: Any = nibabel.load(path, mmap=False)
+        # It logs, without the file's name, what in a header it puts right.
+        with nibabel.imageglobals.LoggingOutputSuppressor():
+            image: Any = nibabel.load(path, mmap=False)
         shape, dtype = image.shape, image.get_data_dtype()
         affine = np.asarray(image.affine, np.float64)
         stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)

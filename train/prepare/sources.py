@@ -5,6 +5,7 @@ What a SOURCE may be is told by `litemed-prepare --help`.
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -88,15 +89,29 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
     problems = [line for line in found if isinstance(line, str)]
     usable = [pair for pair in found if isinstance(pair, Pair)]
     pairs: dict[str, Pair] = {}
-    for pair in sorted(usable, key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image))):
+    for pair in sorted(
+        _told_apart(usable), key=lambda p: (p.modality, p.source, p.split, p.case, str(p.image))
+    ):
         # Names become file names, and not every file system tells A from a.
         first = pairs.setdefault(same_name_key(pair.name), pair)
         if first is not pair:
-            problems.append(f"{pair.image}: is called {pair.name} like {first.image}; rename one")
+            problems.append(f"{pair.image}: is called {pair.name} like {first.image}; give a column `case`")
     if not pairs:
         reason = problems[0] if problems else "no images/ with labels/, npz, or row of such a licence status"
         raise UsageError(f"{', '.join(map(str, sources))}: no pair of image and labels found ({reason})")
     return Found(tuple(pairs.values()), tuple(problems))
+
+
+def _told_apart(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """Yield all pairs; where images of several folders share a name, with the folders in front."""
+    sharing: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        sharing.setdefault(same_name_key(pair.name), []).append(pair)
+    for group in sharing.values():
+        folders = [pair.image.parent.absolute() for pair in group]
+        common = Path(os.path.commonpath(folders))
+        for pair, folder in zip(group, folders, strict=True):
+            yield replace(pair, case="_".join((*folder.relative_to(common).parts, pair.case)))
 
 
 def select(
