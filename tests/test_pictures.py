@@ -1,6 +1,8 @@
 """What pictures show and what they store: one right reading of every kind of file, or a refusal by name."""
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,26 @@ def test_data_damaged_in_mid_scan_fail_by_name_and_libraries_print_nothing(kind,
     with pytest.raises(InputError, match=r"^a: not a readable image"):
         decode_picture(bytes(data), "a")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("closed", ["2", "0, 2", "0, 1, 2"])
+def test_pictures_are_read_where_there_is_no_stderr(closed, tmp_path):
+    good, bad = save(GREY, "JPEG"), save(GREY, "JPEG")[:-100]
+    code = f"""
+import os, pathlib
+from litemed.runtime.errors import InputError
+from litemed.runtime.pictures import decode_image
+for one in ({closed},):
+    os.close(one)
+for _ in range(2):
+    assert decode_image({good!r}, "a").shape == (30, 40)
+    try:
+        decode_image({bad!r}, "a")
+    except InputError as error:
+        pathlib.Path({str(tmp_path / "said")!r}).write_text(str(error))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert (tmp_path / "said").read_text().startswith("a: not a readable image")
 
 
 def test_alpha_is_dropped_and_colours_stay_as_they_are():

@@ -73,7 +73,7 @@ def read_pair(pair: Pair) -> Labelled:
     labels = check_labels(labels, source)
     if labels.ndim == 2 or spacing is None:
         return Labelled(image, labels)
-    return Labelled(image, labels, check_spacing(spacing, source))
+    return Labelled(image, labels, check_spacing(spacing, pair.image))
 
 
 def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:
