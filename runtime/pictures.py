@@ -32,7 +32,8 @@ MAX_PICTURE_BYTES = 2**30  # an uncompressed 16-bit image of the most voxels
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MODES = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F", "P", "LA", "RGB", "RGBA")
-_BITS, _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 274, 338, 339  # of TIFF 6
+# Fields of TIFF 6.
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 274, 284, 338, 339
 _MIN_IS_WHITE = 0
 _LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF, as Pillow calls them
 # What libjpeg and libtiff say of data that they make something of nevertheless.
@@ -150,8 +151,13 @@ def _min_is_white(image: ImageFile) -> bool:
 
 def _values(image: ImageFile, data: bytes, source: str) -> np.ndarray:
     """Decode a file: (height, width), or with 2 to 4 channels, the last of 2 or 4 being alpha."""
-    deep_colour = len(image.getbands()) > 1 and max(_tags(image).get(_BITS, (1,))) > 8
-    if image.format != "TIFF" or deep_colour:
+    deep = max(_tags(image).get(_BITS, (1,))) > 8
+    colour = len(image.getbands()) > 1
+    apart = _tags(image).get(_PLANAR) == 2
+    if deep and colour and apart:  # Pillow cuts its bits, OpenCV mixes its pixels up
+        raise InputError(f"{source}: stores channels of 16 bits apart (planar); save it with them together")
+    # Pillow gets the only channel wrong that is said to be stored apart.
+    if image.format != "TIFF" or (apart if not colour else deep):
         decoded = _decode_by_opencv(data)
         if image.mode != "P":
             return decoded
@@ -215,7 +221,7 @@ def _sound(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{source}: not a readable image ({one_line(error)}); copy or save it again"
+            f"{source}: not a readable image ({one_line(error)}); copy it again, or save it as PNG"
         ) from error
 
 

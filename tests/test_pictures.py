@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ LABELS = np.zeros((30, 40), np.uint8)
 LABELS[5:12, 5:15] = 1
 LABELS[15:25, 20:35] = 2
 DEEP = GREY.astype(np.uint16) * 257
-MIN_IS_WHITE, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 338, 339
+MIN_IS_WHITE, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 284, 338, 339
 
 
 def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
@@ -44,10 +45,11 @@ def with_palette(colours: list[int]) -> Image.Image:
 @pytest.mark.parametrize("values", [GREY, DEEP], ids=["8", "16"])
 def test_where_the_least_value_is_white_images_are_turned_round_and_labels_are_not(values, compression):
     plain = save(values, "TIFF", compression=compression)
-    turned = edit_tiff(plain, MIN_IS_WHITE, 0)
     np.testing.assert_array_equal(decode_picture(plain, "a"), values)
-    np.testing.assert_array_equal(decode_picture(turned, "a"), np.iinfo(values.dtype).max - values)
-    np.testing.assert_array_equal(decode_labels(turned, "a"), values)
+    for planar in (1, 2):  # of one channel both are the same
+        turned = edit_tiff(edit_tiff(plain, MIN_IS_WHITE, 0), PLANAR, planar)
+        np.testing.assert_array_equal(decode_picture(turned, "a"), np.iinfo(values.dtype).max - values)
+        np.testing.assert_array_equal(decode_labels(turned, "a"), values)
 
 
 @pytest.mark.parametrize("bilevel", [GREY > 100, GREY < 100])
@@ -102,6 +104,7 @@ def animated() -> bytes:
         (edit_tiff(save(np.dstack([RGB, GREY]), "TIFF"), EXTRA_SAMPLES, 0), "neither colours nor alpha"),
         (edit_tiff(save(GREY, "TIFF", tiffinfo={SAMPLE_FORMAT: 1}), SAMPLE_FORMAT, 2), "int8"),
         (save(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
+        (edit_tiff(cv2.imencode(".tif", np.dstack([DEEP] * 3))[1].tobytes(), PLANAR, 2), "planar"),
     ],
 )
 def test_what_would_lose_a_page_or_channel_is_refused(data, why, decode):
