@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   litemed-export lite_medsam.pth -o bundle
   litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
+  litemed-export lite_medsam.pth --adapter peft_folder -o bundle
   litemed-export weights/light.safetensors -o bundle \\
       --loose-decoder weights/light-loose-decoder.safetensors
   litemed-export lite_medsam.pth -o bundle --int8 --calibration train/cases \\
@@ -34,7 +35,7 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 @click.command(epilog=EPILOG)
 @click.argument("checkpoint", required=False, type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Bundle folder to create.")
-@click.option("--adapter", type=_PATH, help="LoRA adapter to fold in (safetensors).")
+@click.option("--adapter", type=_PATH, help="LoRA to fold in: of litemed-train, peft or loralib.")
 @click.option(
     "--loose-decoder",
     type=_PATH,
@@ -55,7 +56,8 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 @click.option(
     "--loralib-alpha",
     default=1.0,
-    help="Alpha of LoRA in the paper's layout, which does not record it [1].",
+    help="Alpha of LoRA in the paper's layout (loralib), which does not record it [1]; 0 for a file saved in "
+    "evaluation mode, whose weights hold the update already.",
 )
 @click.option("--int8", is_flag=True, help="Offer int8 too: quantise the encoder, if its masks agree well.")
 @click.option("--calibration", type=_FOLDER, help="Cases (16 or more, of every modality) to quantise with.")
@@ -74,8 +76,8 @@ def main(debug: bool, **options: Any) -> None:
     """Turn a LiteMedSAM CHECKPOINT into a verified ONNX bundle.
 
     Reads the published layout (.pth or .safetensors), training checkpoints and
-    the LoRA layout of the paper's code; folds a litemed adapter given with
-    --adapter. All graphs are compared with PyTorch on ONNX Runtime and
+    the LoRA layout of the paper's code; folds an adapter of litemed-train or
+    peft given with --adapter. All graphs are compared with PyTorch on ONNX Runtime and
     OpenVINO; a bundle that differs is not left behind.
 
     A precision other than float32 is offered only if its masks agree with
@@ -126,14 +128,18 @@ def _run(
         else read_checkpoint(checkpoint, loralib_alpha=loralib_alpha)
     )
     if adapter is not None:
-        weights = fold_adapter(weights, adapter)
+        weights = fold_adapter(weights, adapter, loralib_alpha=loralib_alpha)
     if loose_decoder is not None:
         weights = add_loose_decoder(weights, loose_decoder)
     if untrained:
         click.echo("warning: untrained weights; the masks mean nothing", err=True)
+    for warning in weights.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"{weights.file}: layout {weights.layout}, encoder {weights.encoder}")
     if lora := weights.lora:
         click.echo(f"folded LoRA of rank {lora.rank}, alpha {lora.alpha:g}, in {', '.join(lora.targets)}")
+        if lora.sha256 is None and lora.alpha:
+            click.echo("if it was saved in evaluation mode (model.eval()), pass --loralib-alpha 0")
     if loose := weights.loose_decoder:
         click.echo(f"{loose.file}: mask decoder for loose boxes")
     counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS

@@ -62,7 +62,8 @@ def read_adapter_header(path: pathlib.Path) -> tuple[FoldedLoRA, str, str | None
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is not an adapter; give the best.safetensors that litemed-train --tune lora or "
-            "lora+decoder wrote (its mask decoder is taken along; a whole network is exported by itself)"
+            "lora+decoder wrote (its mask decoder is taken along; a whole network is exported by itself), "
+            "or the folder of a peft adapter"
         ) from error
 
 

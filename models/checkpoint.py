@@ -47,7 +47,7 @@ class Checkpoint:
     `state` has all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU; `encoder` is
     a name in `litemed.models.encoders.ENCODERS`; `layout` is "plain", "training", "loralib" or "training,
     loralib", or "untrained"; `file` and `sha256` are of the file it came from; `lora` is what was folded;
-    `loose_decoder` is what was added for loose boxes.
+    `loose_decoder` is what was added for loose boxes; `warnings` is what a person should be told.
     """
 
     state: dict[str, Tensor]
@@ -57,6 +57,7 @@ class Checkpoint:
     sha256: str
     lora: FoldedLoRA | None = None
     loose_decoder: LooseDecoder | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def trained(self) -> bool:

@@ -7,6 +7,7 @@ has alpha = rank; `litemed.models.adapter` writes it to a file, `litemed.models.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(update, LowRankUpdate)
         for leaf in ("lora_A", "lora_B")
     }
+
+
+def kinds_of(layers: Iterable[str]) -> tuple[str, ...]:
+    """Return the kinds of layer, such as "attn.qkv", that are among layers of several blocks."""
+    return tuple(sorted({".".join(layer.split(".")[-2:]) for layer in layers}))
 
 
 @dataclass(frozen=True)

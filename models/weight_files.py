@@ -124,6 +124,15 @@ def _first_global(path: pathlib.Path) -> str:
     return "nothing in particular"
 
 
+def unwrapped(name: str) -> str:
+    """Return a name without its parts that are `WRAPPERS`."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _has_values(value: Any) -> bool:
+    return isinstance(value, Tensor) and not (value.is_meta or value.is_nested or value.is_quantized)
+
+
 def tensors_of(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool]:
     """Find the state dict in what a file held.
 
@@ -133,21 +142,16 @@ def tensors_of(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool
         CheckpointError: there is none, or two names differ in such parts only.
     """
     state, inside = loaded, False
-    for _ in range(3):  # a hostile container may hold itself
-        inner = (
-            [state[k] for k in CONTAINERS if isinstance(state.get(k), Mapping)]
-            if isinstance(state, Mapping)
-            else []
-        )
-        if inner:
-            state, inside = inner[0], True
-    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
+    for key in 2 * CONTAINERS:  # one in another; a hostile one may hold itself
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state, inside = state[key], True
+    if not (isinstance(state, Mapping) and state and all(map(_has_values, state.values()))):
         names = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(
             f"{path}: holds no state dict of tensors, at the top level or under {', '.join(CONTAINERS)}; "
             f"it holds {names[:200] or 'nothing'}"
         )
-    entries = {".".join(p for p in str(k).split(".") if p not in WRAPPERS): v for k, v in state.items()}
+    entries = {unwrapped(str(name)): value for name, value in state.items()}
     if len(entries) < len(state):
         raise CheckpointError(
             f"{path}: holds weights twice, under names that differ in {', '.join(WRAPPERS)} only"
@@ -176,7 +180,6 @@ def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
             if found.is_floating_point() != wanted.is_floating_point()
             or found.is_complex()
             or found.is_sparse
-            or found.is_meta
         ],
     }
     if not any(findings.values()):  # only now is it sure that the values are of a bounded size

@@ -169,6 +169,7 @@ def saved(content, **how):
 
 
 TENSORS = {"a": torch.arange(1000.0)}
+EMPTY = {"image_encoder.patch_embed.lora_A": torch.zeros(9, 9, device="meta")}  # has a shape only
 SAFE = safetensors.torch.save(TENSORS)
 ZIP = saved(TENSORS)
 
@@ -231,7 +232,7 @@ def test_a_declared_size_beyond_reason_is_refused_before_reading(tmp_path):
 def test_what_is_not_a_state_dict_is_refused(tmp_path):
     holds_itself = {}
     holds_itself["model"] = holds_itself
-    for content in ({}, [1, 2], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}, holds_itself):
+    for content in ({}, [1, 2], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}, holds_itself, EMPTY):
         with pytest.raises(CheckpointError, match=r"c\.pth"):
             read_checkpoint(write(tmp_path / "c.pth", content))
 

@@ -22,7 +22,7 @@ from litemed.models.encoders import TINY_VIT
 from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
 from litemed.runtime.errors import UsageError
-from litemed.runtime.files import make_folder, sha256_of_file
+from litemed.runtime.files import make_folder
 from litemed.train.config import Changes, updated
 from litemed.train.distill.trainer import DistillConfig, Distiller, build_student
 from litemed.train.distill.views import find_images
@@ -89,7 +89,10 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     (data, inputs), images = open_inputs(request, teacher), list[Path]()
     if request.adapter is not None:
         teacher = fold_adapter(teacher, request.adapter)
-        inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256_of_file(request.adapter)}
+        sha256 = teacher.lora.sha256 if teacher.lora else None
+        inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256}
+        for warning in teacher.warnings:
+            reporter.line(f"warning: {warning}")
     if request.unlabelled is not None:
         images, digest, unreadable = find_images(request.unlabelled)
         inputs["unlabelled"] = {"folder": str(request.unlabelled), "images": len(images), "sha256": digest}
