@@ -151,7 +151,7 @@ def tensors_of(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool
             f"{path}: holds no state dict of tensors, at the top level or under {', '.join(CONTAINERS)}; "
             f"it holds {names[:200] or 'nothing'}"
         )
-    entries = {unwrapped(str(name)): value for name, value in state.items()}
+    entries = {unwrapped(str(name)): value.detach() for name, value in state.items()}
     if len(entries) < len(state):
         raise CheckpointError(
             f"{path}: holds weights twice, under names that differ in {', '.join(WRAPPERS)} only"

@@ -19,7 +19,7 @@ BELOW = {
 }
 MODULE_LINES = 300
 SOURCE_LINES = 14_000
-TEST_LINES = 11_200
+TEST_LINES = 11_400
 
 
 def source_of(package: str) -> list[pathlib.Path]:

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from litemed.models.adapter import decoder_tensors
 from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
@@ -47,6 +48,7 @@ def renamed(state, prefix):
         ("training", lambda s: {"state_dict": {"model": s}}),
         ("training", lambda s: {"model_state_dict": renamed(s, "net._orig_mod.")}),
         ("training", lambda s: renamed(s, "_orig_mod.module.")),
+        ("plain", lambda s: {k: nn.Parameter(v, v.is_floating_point()) for k, v in s.items()}),
         ("training", lambda s: renamed(s, "module._orig_mod.")),
         (
             "training",
@@ -60,6 +62,7 @@ def test_layouts(tmp_path, state, layout, wrap):
     assert checkpoint.lora is None
     assert list(checkpoint.state) == list(state)
     assert all(v.dtype in (torch.float32, torch.int64) for v in checkpoint.state.values())
+    assert not any(v.requires_grad for v in checkpoint.state.values())
     assert all(torch.allclose(v, state[k], atol=1e-2) for k, v in checkpoint.state.items())
 
 
@@ -188,7 +191,7 @@ ZIP = saved(TENSORS)
         ((1 << 60).to_bytes(8, "little") + b"{" + SAFE, "it begins with"),
         (saved(TENSORS, _use_new_zipfile_serialization=False), "is in torch's format before 1.6"),
         (saved({"model": TENSORS, "args": argparse.Namespace(lr=1)}), "asks for argparse.Namespace,"),
-        (saved(torch.nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear,"),
+        (saved(nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear,"),
         (saved({"loss": np.zeros(3)}), "asks for numpy._core.multiarray._reconstruct,"),
         (pickle.dumps(argparse.Namespace(lr=1)), "asks for argparse.Namespace,"),
         (pickle.dumps(argparse.Namespace(lr=1), protocol=2), "asks for argparse.Namespace,"),
