@@ -19,6 +19,10 @@ from litemed.runtime.resize import interpolate
 from litemed.runtime.zoom import plan_tiles
 
 
+LAST_PIXEL = np.array([0, 0, 0.5, 0.5])
+"""What is added to boxes on tiles."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A part of every slice that is encoded as an image of its own: all of it, or a tile.
@@ -146,13 +150,17 @@ class Plan:
             offset = np.where(first == 0, np.maximum(offset, 0), offset)
             offset = np.where(last == len(self.images) - 1, np.minimum(offset, 0), offset)
             xyxy = shrink(xyxy, offset)
-        # Of a small box the published truncation would be a large part.
-        return scale_boxes(xyxy - view.corner, view.frame, fractions=view is not self.whole)
+        if view is self.whole:
+            return scale_boxes(xyxy, view.frame)
+        # Of a small box the published truncation would be a large part, and so is its last pixel, in the
+        # middle of which it ends here.
+        return scale_boxes(xyxy - view.corner + LAST_PIXEL, view.frame, fractions=True)
 
     def on_whole(self, tile: View, prompts: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a tile's prompts (n, 4) in pixels of the whole slice's network input."""
         side = max(tile.frame.height, tile.frame.width)
-        return scale_boxes(prompts * (side / tile.frame.size) + tile.corner, self.frame, fractions=True)
+        xyxy = prompts * (side / tile.frame.size) - LAST_PIXEL + tile.corner
+        return scale_boxes(xyxy, self.frame, fractions=True)
 
     def average(self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32]) -> None:
         """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice."""

@@ -1,10 +1,9 @@
 """Small boxes in large images: which crops of the image (tiles) to encode for them.
 
 The network's input has 256 pixels on its longest side, so that an object of 40 pixels in an image of 1,000 is
-left with 10. Such boxes are segmented on tiles instead: squares of the image that become an input of their
-own, in which a box takes 32 to 64 pixels (or up to half, so that fewer tiles do) with half a side or more of
-context round it, except at the image's edge. Boxes near each other share a tile; every box lies in one tile
-or in the whole image.
+left with 10. Such boxes are segmented on tiles as well: squares of the image that become an input of their own,
+in which a box takes 16 to 32 pixels with half a side or more of context round it, except at the image's edge.
+Boxes near each other share a tile; every box lies in one tile or in none.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 SMALL = 16
 """Boxes whose longest side is below this, in pixels of the network's input, are segmented on tiles."""
 
-_SIDES = 4
-"""A tile has at least so many sides of its boxes."""
+_SIDES = 8
+"""A tile has at least so many sides of its boxes, and less than twice as many."""
 
 _LEAST_TILE = 16
 
@@ -37,20 +36,15 @@ def plan_tiles(
         height: of the image, in pixels.
         width: of the image, in pixels.
         input_size: longest side of the network's input.
-        most: how many tiles there may be. If that is not enough, the tiles are twice as wide; if that does
-            not help either, those with the most boxes are taken.
+        most: how many tiles there may be: those with the most boxes.
     """
     sides = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
     small = np.flatnonzero(sides * input_size < SMALL * max(height, width))
     if max(height, width) <= input_size or not len(small) or most < 1:
         return []
     # A power of two, so that boxes of about one size share a grid of tiles.
-    tile_sides = 2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64)
-    for wider in (1, 2):
-        tiles = _cover(xyxy, small, np.maximum(tile_sides * wider, _LEAST_TILE), height, width, most + 1)
-        if len(tiles) <= most:
-            return tiles
-    return tiles[:most]
+    tile_sides = np.maximum(2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64), _LEAST_TILE)
+    return _cover(xyxy, small, tile_sides, height, width, most)
 
 
 def _cover(
