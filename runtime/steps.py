@@ -214,6 +214,8 @@ def _warnings(case: Case) -> tuple[str, ...]:
     if case.spacing is not None and looks_like_xyz(case.spacing):
         mm = ", ".join(f"{length:g}" for length in case.spacing)
         lines.append(f"spacing {mm} is read as z, y, x, but looks like x, y, z")
+    if (low := case.image.min()) == case.image.max():
+        lines.append(f"the image is {low} everywhere")
     return tuple(lines)
 
 

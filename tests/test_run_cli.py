@@ -159,15 +159,17 @@ def test_boxes_that_were_clipped_are_a_warning(cases, out, run):
     assert load_report(out / REPORT)[0].warnings == (warning,)
 
 
-def test_labels_without_a_pixel_and_spacing_of_another_order_are_warnings(tmp_path, out, run):
+def test_labels_without_a_pixel_flat_images_and_spacing_of_another_order_are_warnings(tmp_path, out, run):
     save(tmp_path / "same.npz", imgs=IMAGE, boxes=BOXES2 * 3)
     save(tmp_path / "xyz.npz", imgs=VOLUME, boxes=BOXES3, spacing=[0.7, 0.7, 5.0])
-    done = run(tmp_path / "same.npz", tmp_path / "xyz.npz", "--quiet")
+    save(tmp_path / "flat.npz", imgs=IMAGE * 0 + np.uint8(96), boxes=BOXES2)
+    done = run(*(tmp_path / f"{name}.npz" for name in ("same", "xyz", "flat")), "--quiet")
     assert done.stderr.splitlines() == [
         "warning: same: 2 of 3 labels have no pixel: 2, 3",
         "warning: xyz: spacing 0.7, 0.7, 5 is read as z, y, x, but looks like x, y, z",
+        "warning: flat: the image is 96 everywhere",
     ]
-    assert [len(entry.warnings) for entry in load_report(out / REPORT)] == [1, 1]
+    assert [len(entry.warnings) for entry in load_report(out / REPORT)] == [1, 1, 1]
 
 
 def test_a_damaged_jpeg_fails_by_name_and_nothing_else_is_printed(tmp_path, run, capfd):
