@@ -128,7 +128,7 @@ def test_the_report_says_what_was_done_and_with_what(cases, out, segmenter, box_
     settings = Settings(**found | {"method": Method(**found["method"])})
     digest = sha256_of_file(box_bundle / "manifest.json")
     assert (settings.bundle, settings.bundle_sha256) == ("boxes", digest)
-    assert (settings.engine, settings.method) == ("onnxruntime", Method())
+    assert (settings.engine, settings.method) == ("onnxruntime", Method(box_fit="tight"))
     colour, picture, volume = entries
     assert (colour.encodings, colour.decodings, volume.encodings, volume.decodings) == (1, 2, 5, 7)
     assert colour.settings_sha256 == settings.sha256
