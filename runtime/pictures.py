@@ -122,6 +122,9 @@ def _open(data: bytes, source: str) -> ImageFile:
     if getattr(image, "is_animated", False):
         raise InputError(f"{source}: has several pages; save the one that is meant, or a volume as npz")
     tags = _tags(image)
+    covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in image.tile)
+    if kind is TiffImageFile and (not covered or covered % math.prod(image.size)):
+        raise ValueError("its strips or tiles do not make up the image")  # Pillow leaves the rest black
     if 0 in tags.get(_EXTRA_SAMPLES, ()):
         raise InputError(f"{source}: has channels that are neither colours nor alpha; save it as grey or RGB")
     if image.mode == "L" and tags.get(_SAMPLE_FORMAT) == (2,):

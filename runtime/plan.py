@@ -18,7 +18,6 @@ from litemed.runtime.preprocess import Frame
 from litemed.runtime.resize import interpolate
 from litemed.runtime.zoom import plan_tiles
 
-
 LAST_PIXEL = np.array([0, 0, 0.5, 0.5])
 """What is added to boxes on tiles."""
 

@@ -1,6 +1,7 @@
 """What pictures show and what they store: one right reading of every kind of file, or a refusal by name."""
 
 import io
+import re
 import subprocess
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ LABELS = np.zeros((30, 40), np.uint8)
 LABELS[5:12, 5:15] = 1
 LABELS[15:25, 20:35] = 2
 DEEP = GREY.astype(np.uint16) * 257
-MIN_IS_WHITE, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 284, 338, 339
+HEIGHT, MIN_IS_WHITE, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 257, 262, 284, 338, 339
 
 
 def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
@@ -31,8 +32,9 @@ def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
 
 def edit_tiff(data: bytes, tag: int, value: int) -> bytes:
     """Change a field of a little-endian TIFF that is one number."""
-    place = data.index(tag.to_bytes(2, "little") + b"\3\0\1\0\0\0")
-    return data[: place + 8] + value.to_bytes(2, "little") + data[place + 10 :]
+    found = re.search(re.escape(tag.to_bytes(2, "little")) + rb"[\x03\x04]\x00\x01\x00\x00\x00", data)
+    assert found
+    return data[: found.end()] + value.to_bytes(2, "little") + data[found.end() + 2 :]
 
 
 def with_palette(colours: list[int]) -> Image.Image:
@@ -122,6 +124,13 @@ def test_data_damaged_in_mid_scan_fail_by_name_and_libraries_print_nothing(kind,
     with pytest.raises(InputError, match=r"^a: not a readable image"):
         decode_picture(bytes(data), "a")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("longer", [31, 60, 90])
+def test_a_tiff_of_which_strips_are_missing_is_refused(longer):
+    data = edit_tiff(save(GREY, "TIFF"), HEIGHT, longer)
+    with pytest.raises(InputError, match=r"^a: not a readable image"):
+        decode_picture(data, "a")
 
 
 @pytest.mark.parametrize("closed", ["2", "0, 2", "0, 1, 2"])
