@@ -2,7 +2,7 @@
 
 The network's input has 256 pixels on its longest side, so that an object of 40 pixels in an image of 1,000 is
 left with 10. Such boxes are segmented on tiles as well: squares of the image that become an input of their
-own, in which a box takes 16 to 32 pixels with half a side or more of context round it, but at the image's edge.
+own, in which a box takes 16 to 32 pixels with half a side or more of context round it, save at the edge.
 Boxes near each other share a tile; every box lies in one tile or in none.
 """
 
