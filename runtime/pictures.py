@@ -35,9 +35,9 @@ _MODES = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F", "P", "LA", "RGB
 # Fields of TIFF 6.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 274, 284, 338, 339
 _MIN_IS_WHITE = 0
-_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF, as Pillow calls them
+_LOSSY = ("jpeg", "tiff_jpeg")  # ways to compress a TIFF, as Pillow calls them
 # What libjpeg and libtiff say of data that they make something of nevertheless.
-_DAMAGE = re.compile(r"Corrupt JPEG|Premature end|Inconsistent progression|Invalid SOS|[\w.]+: .*\.$")
+_DAMAGE = re.compile(r"Corrupt JPEG|Premature end|Inconsistent progression|Invalid SOS|^[\w.]+: .*\.$")
 _STDERR = threading.Lock()
 
 
@@ -159,8 +159,9 @@ def _values(image: ImageFile, data: bytes, source: str) -> np.ndarray:
     apart = _tags(image).get(_PLANAR) == 2
     if deep and colour and apart:  # Pillow cuts its bits, OpenCV mixes its pixels up
         raise InputError(f"{source}: stores channels of 16 bits apart (planar); save it with them together")
-    # Pillow gets the only channel wrong that is said to be stored apart.
-    if image.format != "TIFF" or (apart if not colour else deep):
+    # Pillow gets the only channel wrong that is said to be stored apart, and OpenCV colours under alpha.
+    jpeg = image.info.get("compression") in _LOSSY and image.mode in ("L", "RGB")
+    if image.format != "TIFF" or jpeg or (deep if colour else apart):
         decoded = _decode_by_opencv(data)
         if image.mode != "P":
             return decoded
@@ -218,7 +219,7 @@ def _sound(source: str) -> Iterator[None]:
         with warnings.catch_warnings(), _lines_on_stderr() as lines:
             warnings.simplefilter("ignore")
             yield
-        if damage := [line for line in lines if _DAMAGE.match(line)]:
+        if damage := [line for line in lines if _DAMAGE.search(line)]:
             raise ValueError(damage[0])
     except (InputError, MemoryError):
         raise
