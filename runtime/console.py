@@ -83,5 +83,5 @@ def _summary(report: CaseReport) -> str:
     """Return a finished case in one line."""
     if report.status == "skipped" or report.seconds is None:
         return f"{report.case}: skipped, its result is up to date"
-    work = f"{report.decodings} masks, {report.encodings} encodings"
-    return f"{report.case}: {work} in {report.seconds['total']:.2f} s"
+    work = f"encodings: {report.encodings}, masks: {report.decodings}"
+    return f"{report.case}: {report.seconds['total']:.2f} s, {work}"

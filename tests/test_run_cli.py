@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -86,8 +87,8 @@ def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases, out, run):
     done = run(cases)
     assert (done.exit_code, done.stderr) == (0, "")
     first, second, summary = done.stdout.splitlines()
-    assert first.startswith("[1/2] good2d: 1 masks, 1 encodings in ")
-    assert second.startswith("[2/2] good3d: 3 masks, 3 encodings in ")
+    assert re.fullmatch(r"\[1/2\] good2d: \d+\.\d\d s, encodings: 1, masks: 1", first)
+    assert re.fullmatch(r"\[2/2\] good3d: \d+\.\d\d s, encodings: 3, masks: 3", second)
     assert summary == f"2 done, 0 skipped, 0 failed; see {out / REPORT}"
     assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
 
