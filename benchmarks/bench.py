@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Group, run_command
 from litemed.runtime.errors import UsageError
 
 SHIPPED = "shipped"
@@ -41,7 +41,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=Group, epilog=EPILOG)
 @click.version_option(package_name="litemed")
 def main() -> None:
     """Time LiteMedSAM's published procedure and litemed against each other."""

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -32,7 +32,7 @@ _PATH = click.Path(path_type=pathlib.Path)
 _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("checkpoint", required=False, type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Bundle folder to create.")
 @click.option("--adapter", type=_PATH, help="LoRA to fold in: of litemed-train, peft or loralib.")

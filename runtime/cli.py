@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
 
@@ -41,7 +41,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("cases", nargs=-1, required=True, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder of the results.", metavar="OUT")
 @click.option(

@@ -1,15 +1,94 @@
-"""How every command of litemed ends: errors as one line on stderr, and an exit code."""
+"""How every command of litemed ends: errors as one line on stderr, and an exit code.
 
+What it prints is for a person; results are files. So a command goes on where a terminal, a pipe or the disk
+under a log is gone, and says so at its end.
+"""
+
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.errors import LitemedError, UsageError, one_line
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Command(click.Command):
+    """A command that goes on though what it prints cannot be written; then it ends with `FAILED` at least."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the arguments, do the work and exit."""
+        # Else files of ours would get the numbers of closed streams, and what libraries print would go there.
+        while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(spare)
+        given = sys.stdout, sys.stderr
+        out, err = sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+        code: Any = DONE
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            code = end.code
+            raise
+        finally:
+            lost = _lost(out)
+            if lost is not None:
+                click.echo(f"error: standard output: {lost.strerror}; not all lines were written", err=True)
+            _lost(err)
+            sys.stdout, sys.stderr = given
+            if lost is not None and code in (DONE, None):
+                sys.exit(FAILED)
+
+
+class Group(Command, click.Group):
+    """The same with commands of its own."""
+
+
+class _Lasting(io.RawIOBase):
+    """Writes to a descriptor, and keeps the first error instead of raising it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.error: OSError | None = None
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as error:
+            self.error = self.error or error
+            return memoryview(data).nbytes
+
+
+def _lasting(stream: TextIO | None) -> TextIO:
+    """Return a stream that writes where `stream` does but raises nothing; where it is closed, nowhere."""
+    if stream is None:
+        return open(os.devnull, "w")
+    buffer = getattr(stream, "buffer", None)
+    if not isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # itself where Python does not buffer
+        return stream  # that of a caller, which is no file
+    raw = io.BufferedWriter(_Lasting(stream.fileno()))
+    return io.TextIOWrapper(raw, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+
+
+def _lost(stream: TextIO) -> OSError | None:
+    """Write what is left in a stream; return why something in it could not be written, if that is so."""
+    stream.flush()
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.error if isinstance(raw, _Lasting) else None
 
 
 def run_command(
@@ -24,21 +103,27 @@ def run_command(
         extra: which of litemed's extras the command needs: named where a package is not installed.
     """
     try:
-        complete = work() is not False
+        code = FAILED if work() is False else DONE
     except LitemedError as error:
-        if debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(WRONG_USE if isinstance(error, UsageError) else FAILED)
+        code = WRONG_USE if isinstance(error, UsageError) else FAILED
+        _tell(f"error: {error}", debug)
+    except (OSError, MemoryError) as error:  # of the machine: a full disk, no folder for temporary files
+        code = FAILED
+        _tell(f"error: {one_line(error)}", debug)
     except ModuleNotFoundError as error:
         package = (error.name or "litemed").partition(".")[0]
         if extra is None or package == "litemed":
             raise
-        if debug:
-            traceback.print_exc()
-        click.echo(f"error: {package} is not installed; in the checkout: pip install '.[{extra}]'", err=True)
-        sys.exit(WRONG_USE)
+        code = WRONG_USE
+        _tell(f"error: {package} is not installed; in the checkout: pip install '.[{extra}]'", debug)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: {interrupted}", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(DONE if complete else FAILED)
+        code = INTERRUPTED
+        _tell(f"interrupted: {interrupted}", False)
+    sys.exit(code)
+
+
+def _tell(line: str, debug: bool) -> None:
+    """Print how a command ends, under `debug` below the traceback of what is being handled."""
+    if debug:
+        traceback.print_exc()
+    click.echo(line, err=True)

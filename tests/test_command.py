@@ -1,13 +1,15 @@
 """How commands end: one line and an exit code."""
 
 import importlib
+import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import BundleError, InputError, UsageError
 
 
@@ -38,6 +40,7 @@ def ending(capsys: pytest.CaptureFixture[str], outcome: Any, debug: bool = False
             2,
             ["error: torch is not installed; in the checkout: pip install '.[train]'"],
         ),
+        (OSError(28, "No space left on device", "b"), 1, ["error: [Errno 28] No space left on device: 'b'"]),
         (KeyboardInterrupt(), 130, ["interrupted: give the same command again"]),
     ],
 )
@@ -77,3 +80,51 @@ def test_without_the_extra_the_training_commands_say_what_to_install(module, arg
     )
     assert done.returncode == 2
     assert done.stderr == f"error: {package} is not installed; in the checkout: pip install '.[train]'\n"
+
+
+LAST_OF_THREE = """
+import click
+from pathlib import Path
+from litemed.runtime.command import Command, run_command
+
+@click.command(cls=Command)
+def main():
+    def work():
+        for i in range(3):
+            click.echo(f"line {i}")
+            click.echo(f"note {i}", err=True)
+            Path(f"{i}.txt").write_text("result")
+    run_command(work, debug=False, interrupted="")
+
+main()
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("streams", "code", "notes"),
+    [
+        ("> /dev/full", 1, "No space left on device"),
+        ("| true", 1, "Broken pipe"),
+        ("2> /dev/full", 0, None),
+        (">&- 2>&- <&-", 0, None),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_the_work_goes_on_where_nothing_can_be_printed(tmp_path, streams, code, notes, encoding):
+    """And no file gets a number of a closed stream, into which libraries print."""
+    (tmp_path / "command.py").write_text(LAST_OF_THREE)
+    shell = f"set -o pipefail; export PYTHONIOENCODING={encoding}; '{sys.executable}' command.py {streams}"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert {path.read_text() for path in tmp_path.glob("?.txt")} == {"result"}
+    assert len(list(tmp_path.glob("?.txt"))) == 3
+    if notes:
+        line = f"error: standard output: {notes}; not all lines were written"
+        assert done.stderr.splitlines() == ["note 0", "note 1", "note 2", line]
+
+
+@pytest.mark.parametrize("name", ["run", "train", "distill", "prepare", "export", "eval", "bench"])
+def test_every_command_is_such_a_command(name):
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name=f"litemed-{name}")
+    assert isinstance(command.load(), Command)

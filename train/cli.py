@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNES, parse_setting, read_toml
 
@@ -96,7 +96,7 @@ def run_training(
     run_command(work, debug=debug, interrupted="go on from the last state with --resume", extra="train")
 
 
-@click.command(epilog=EPILOG + EXIT_CODES)
+@click.command(cls=Command, epilog=EPILOG + EXIT_CODES)
 @click.argument("data", required=False, type=PATH)
 @click.option("--base", type=PATH, help="Weights to start from, as litemed-export reads them.")
 @click.option("--tune", type=click.Choice(TUNES), help="Which weights to train; lora+decoder by default.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -22,7 +22,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
 _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("segs")
 @click.argument("gts", type=_FOLDER)
 @click.option("-o", "--output", required=True, type=_OUTPUT, help="Folder for the tables.")

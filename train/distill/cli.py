@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from litemed.runtime.command import Command
 from litemed.train.cli import EXIT_CODES, PATH, run_options, run_training
 
 EPILOG = """\b
@@ -19,7 +20,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG + EXIT_CODES)
+@click.command(cls=Command, epilog=EPILOG + EXIT_CODES)
 @click.argument("base", required=False, type=PATH)
 @click.argument("data", required=False, type=PATH)
 @click.option("--adapter", type=PATH, help="LoRA adapter to fold into BASE first.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import run_command
+from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
 from litemed.train.prepare.intensity import WINDOWS, parse_window
@@ -37,7 +37,7 @@ _WINDOW = f"For CT: {', '.join(WINDOWS)}, or LEVEL,WIDTH in HU."
 _ONLY_CASES = ("max_slices", "max_boxes", "jitter", "loose")
 
 
-@click.command(epilog=EPILOG, context_settings={"show_default": True})
+@click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder for slices, or for cases.")
 @click.option("--cases", is_flag=True, help="Write test cases with boxes and ground truth, not slices.")
