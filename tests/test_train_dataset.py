@@ -1,5 +1,7 @@
 """A sample is the slice as the runtime scales it, its labels in the same place; a batch is its samples."""
 
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from litemed.benchmarks.phantoms import draw_image
 from litemed.runtime.preprocess import preprocess
 from litemed.train.config import Config, updated
-from litemed.train.dataset import generator_of, load_batch, make_examples
+from litemed.train.dataset import Batch, generator_of, load_batch, make_examples
 from litemed.train.prepare.store import SliceInfo
 
 
@@ -97,3 +99,14 @@ def test_examples_follow_from_seed_epoch_and_step():
     assert all(torch.equal(a, b) for a, b in zip(one, made(1, 2, 3), strict=True))
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert not torch.equal(one[0], made(*other)[0])
+
+
+def test_batches_take_no_shared_memory_from_process_to_process():
+    """As pickles they hold their bytes, where those of tensors name files in /dev/shm."""
+    batch = load_batch([0, 1], drawn(2), 64)
+    pickled = ForkingPickler.dumps(batch)
+    assert len(pickled) > batch.image.numpy().nbytes + batch.labels.numpy().nbytes
+    back = ForkingPickler.loads(pickled)
+    assert isinstance(back, Batch)
+    assert all(torch.equal(one, other) for one, other in zip(back[:4], batch[:4], strict=True))
+    assert back.skipped == batch.skipped

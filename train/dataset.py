@@ -7,7 +7,6 @@ batches are augmented and boxes are drawn, from the seed, the epoch and the step
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from litemed.runtime.engines.cpu import available_threads
 from litemed.runtime.errors import InputError
 from litemed.train.augment import augment, chances_of
 from litemed.train.config import Config
@@ -73,10 +73,18 @@ class Batch(NamedTuple):
     of_volume: Tensor
     skipped: Sequence[str]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go from process to process as arrays: tensors would go through /dev/shm, which may be small."""
+        return _batch_of_arrays, (*(tensor.numpy() for tensor in self[:4]), self.skipped)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; on a GPU without waiting."""
         image, labels, extent, of_volume = (tensor.to(device, non_blocking=True) for tensor in self[:4])
         return Batch(image, labels, extent, of_volume, self.skipped)
+
+
+def _batch_of_arrays(*parts: Any) -> Batch:
+    return Batch(*map(torch.from_numpy, parts[:4]), parts[4])
 
 
 def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixels: int = 1) -> Batch:
@@ -117,7 +125,7 @@ def training_loader(
     cv2.setNumThreads(1)
     workers = config.hardware.workers
     if workers < 0:
-        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+        workers = min(_MOST_WORKERS, available_threads())
     return DataLoader(
         range(len(source)),  # type: ignore[arg-type]
         batch_sampler=batches,
