@@ -32,7 +32,7 @@ class Boxes:
         xyxy: int64 (N, 4), x0 y0 x1 y1 in pixels of the original image, 0 <= x0 < x1 <= width and
             0 <= y0 < y1 <= height.
         z: int64 (N, 2), first and last slice, both inclusive; None for a 2D image.
-        clipped: 1-based numbers of the boxes that reached out of the image in x or y and were cut.
+        clipped: 1-based numbers of the boxes that reached out of the image or volume and were cut.
     """
 
     xyxy: NDArray[np.int64]
@@ -45,7 +45,7 @@ class Boxes:
 
     @classmethod
     def parse(cls, array: npt.ArrayLike, shape_of_image: tuple[int, ...], source: str = "boxes") -> Boxes:
-        """Check boxes against their image and clip what reaches out of it in x or y.
+        """Check boxes against their image and clip what reaches out of it.
 
         Args:
             array: (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a volume, in
@@ -54,10 +54,9 @@ class Boxes:
                 of a volume. A last axis of 3 is always colour.
             source: names the boxes in error messages.
 
-        Integers of any dtype and floats that are whole numbers are taken; what is partly outside in x or y is
-        clipped. Refused are: none at all, more than 65535, other shapes and dtypes, (N, 6) for an image and
-        (N, 4) for a volume, NaN, infinity, fractions, boxes inverted or without area, wholly outside the
-        image, or with a z below 0 or past the last slice.
+        Integers of any dtype and floats that are whole numbers are taken; what is partly outside is clipped.
+        Refused are: none at all, more than 65535, other shapes and dtypes, (N, 6) for an image and (N, 4) for
+        a volume, NaN, infinity, fractions, boxes inverted or without area, and wholly outside.
 
         Raises:
             InputError: a box is refused; the message numbers the first one, from 1, and counts the others.
@@ -69,17 +68,17 @@ class Boxes:
         _refuse(source, corners, (x1 <= x0) | (y1 <= y0), "needs x0 < x1 and y0 < y1")
         size = f"is outside the image of {width} x {height} pixels (width x height)"
         _refuse(source, corners, (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height), size)
-        z = None
-        if depth is not None:
-            z = np.ascontiguousarray(corners[:, [2, 5]])
-            _refuse(source, corners, z[:, 1] < z[:, 0], "needs z0 <= z1")
-            _refuse(
-                source, corners, (z[:, 0] < 0) | (z[:, 1] >= depth), f"is outside slices 0 to {depth - 1}"
-            )
         given = np.stack([x0, y0, x1, y1], axis=1)
         xyxy = np.clip(given, 0, np.array([width, height, width, height], np.int64))
-        clipped = np.flatnonzero((xyxy != given).any(axis=1)) + 1
-        return cls(xyxy=xyxy, z=z, clipped=tuple(clipped.tolist()))
+        cut, z = (xyxy != given).any(axis=1), None
+        if depth is not None:
+            given_z = corners[:, [2, 5]]
+            first, last = given_z.T
+            _refuse(source, corners, last < first, "needs z0 <= z1")
+            _refuse(source, corners, (last < 0) | (first >= depth), f"is outside slices 0 to {depth - 1}")
+            z = np.clip(given_z, 0, depth - 1)
+            cut |= (z != given_z).any(axis=1)
+        return cls(xyxy=xyxy, z=z, clipped=tuple((np.flatnonzero(cut) + 1).tolist()))
 
 
 def scale_boxes(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
@@ -73,6 +73,17 @@ def test_any_integers_are_either_refused_or_cut_to_the_image(table, height, widt
             Boxes.parse(table, (height, width))
 
 
+@given(image_and_boxes(), st.integers(0, FAR), st.integers(0, FAR))
+def test_slices_are_cut_to_the_volume_like_rows_and_columns(drawn, before, after):
+    shape, table = drawn
+    assume(table.shape[1] == 6)
+    wide = table + np.array([0, 0, -before, 0, 0, after])
+    boxes = Boxes.parse(wide, shape)
+    np.testing.assert_array_equal(boxes.z, np.clip(wide[:, [2, 5]], 0, shape[0] - 1))
+    reaches_out = (wide[:, 2] < 0) | (wide[:, 5] >= shape[0])
+    assert boxes.clipped == tuple((np.flatnonzero(reaches_out) + 1).tolist())
+
+
 @given(image_and_boxes(), st.data())
 def test_an_inverted_flat_or_misplaced_box_is_refused_and_numbered(drawn, data):
     shape, table = drawn
@@ -84,8 +95,7 @@ def test_an_inverted_flat_or_misplaced_box_is_refused_and_numbered(drawn, data):
     else:
         message = f"outside slices 0 to {shape[0] - 1}"
         excess = data.draw(st.integers(1, FAR))
-        column, slice_number = data.draw(st.sampled_from([(5, shape[0] - 1 + excess), (2, -excess)]))
-        table[row, column] = slice_number
+        table[row, [2, 5]] = data.draw(st.sampled_from([shape[0] - 1 + excess, -excess]))
     with pytest.raises(InputError, match=f"box {row + 1} .*{message}"):
         Boxes.parse(table, shape)
 
