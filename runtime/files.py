@@ -151,9 +151,18 @@ class FolderLock:
         self._descriptor = None
 
     def mark(self) -> None:
-        """Note in the lock's file that what it guards is about to be written."""
+        """Note in the lock's file that what it guards is about to be written. Raises OutputError."""
         if self._descriptor is not None:
-            os.write(self._descriptor, b"1")
+            try:
+                os.write(self._descriptor, b"1")
+            except OSError as error:
+                raise OutputError(f"{self._what}: cannot be written: {error.strerror or error}") from error
+
+    def abandon(self) -> None:
+        """Release the lock as if this process had died: what it guards was written and is not on record."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _take(self) -> bool:
         """Try to take the lock; BlockingIOError if it is another's and not to be waited for."""

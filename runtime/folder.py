@@ -160,6 +160,9 @@ class _Run:
     ) -> tuple[CaseReport, Exception | None]:
         try:
             return self._steps.finish(begun, result)
+        except OutputError:  # of the report: the next run must know the result for ours all the same
+            lock.abandon()
+            raise
         finally:
             lock.__exit__(None, None, None)
 

@@ -32,6 +32,7 @@ def open_engine(
     precision: str = EXACT,
     cache: Cache | None = None,
     wait: bool = True,
+    later: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Load the graphs of one of a bundle's precisions into an engine.
@@ -43,6 +44,7 @@ def open_engine(
         precision: "exact", "fast", "auto" or the name of one in the bundle, see `litemed.runtime.load`.
         cache: keeps what OpenVINO compiled; ONNX Runtime is hardly slower without.
         wait: if False, graphs are still being loaded when this returns; `Engine.ready` says if that failed.
+        later: without `wait`, graphs are loaded no earlier than `Engine.ready` is called.
         tell: is given a line if the masks of "fast" were not measured to agree.
 
     Raises:
@@ -57,7 +59,7 @@ def open_engine(
     for candidate in found:
         choice = "; left out: ".join(["presumed the fastest", *left_out]) if open_choice else ""
         try:
-            engine = _CLASSES[candidate[0]](bundle, threads, candidate[1], choice, cache)
+            engine = _CLASSES[candidate[0]](bundle, threads, candidate[1], choice, cache, later)
             if wait:
                 engine.ready()
         except EngineError as error:

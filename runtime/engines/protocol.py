@@ -46,9 +46,15 @@ class Engine:
     has_loose_decoder = False
 
     def __init__(
-        self, bundle: Bundle, threads: int, precision: str, choice: str, cache: Cache | None
+        self,
+        bundle: Bundle,
+        threads: int,
+        precision: str,
+        choice: str,
+        cache: Cache | None,
+        later: bool = False,
     ) -> None:
-        """Begin to load encoder and decoder of a precision, each in a thread of its own.
+        """Begin to load encoder and decoder of a precision, each in a thread of its own; `later` in `ready`.
 
         Raises EngineError if the engine is missing, or does not compute in that precision.
         """
@@ -56,8 +62,10 @@ class Engine:
         graphs = bundle.manifest.precisions[precision]
         self.bf16 = graphs.bf16
         self.version: str = self._guarded(self.prepare)
-        self._encoder, decoder = self._begin(bundle, encoder=graphs.encoder, decoder=graphs.decoder)
-        self._decoders = {False: decoder}  # and for loose boxes under True
+        self._unloaded: Bundle | None = bundle
+        self._decoders: dict[bool, Future[Any]] = {}  # under True that for loose boxes
+        if not later:
+            self._load_graphs()
         if (key := graphs.loose_decoder) is not None:
             self.has_loose_decoder, self._loose_key = True, key
             self._bundle = dataclasses.replace(bundle, graphs={key: bundle.graphs[key]})  # no more is kept
@@ -74,11 +82,21 @@ class Engine:
         """Return a graph's outputs in arrays of their own."""
         raise NotImplementedError
 
+    def _load_graphs(self) -> None:
+        """Begin to load encoder and decoder, unless that was done before."""
+        if self._unloaded is not None:
+            bundle, self._unloaded = self._unloaded, None
+            graphs = bundle.manifest.precisions[self.precision]
+            self._encoder, self._decoders[False] = self._begin(
+                bundle, encoder=graphs.encoder, decoder=graphs.decoder
+            )
+
     def ready(self) -> None:
         """Return once all graphs that were begun are loaded, for which `encode` and `decode` wait themselves.
 
         Raises EngineError if the engine does not accept them, or they are not what their role asks for.
         """
+        self._load_graphs()
         for graph in (self._encoder, *self._decoders.values()):
             graph.result()
 
