@@ -116,6 +116,8 @@ def table4(
 
 def _open(place: str) -> Bundle:
     """Return the bundle in a folder, or the one that ships."""
+    if place != SHIPPED and not Path(place).exists():
+        raise UsageError(f"{place}: no such folder; give a bundle of litemed-export, or {SHIPPED!r}")
     return Bundle.default() if place == SHIPPED else Bundle.open(place)
 
 

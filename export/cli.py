@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.command import Command, run_command
+from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -33,15 +33,15 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.argument("checkpoint", required=False, type=_PATH)
+@click.argument("checkpoint", required=False, type=EXISTING)
 @click.option("-o", "--output", type=_PATH, help="Bundle folder to create.")
-@click.option("--adapter", type=_PATH, help="LoRA to fold in: of litemed-train, peft or loralib.")
+@click.option("--adapter", type=EXISTING, help="LoRA to fold in: of litemed-train, peft or loralib.")
 @click.option(
     "--loose-decoder",
-    type=_PATH,
+    type=EXISTING,
     help="Second mask decoder to add, for loose boxes (safetensors); tuned on CHECKPOINT's encoder.",
 )
-@click.option("--inspect", type=_PATH, help="Verify and describe a bundle instead.")
+@click.option("--inspect", type=EXISTING, help="Verify and describe a bundle instead.")
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
 @click.option("--name", help="Name of the bundle; the folder's name by default.")
 @click.option(

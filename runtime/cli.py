@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command
+from litemed.runtime.command import EXISTING, Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
 
@@ -46,7 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder of the results.", metavar="OUT")
 @click.option(
     "--model",
-    type=_PATH,
+    type=EXISTING,
     help="Bundle that litemed-export wrote; by default the light model that ships with litemed.",
     metavar="BUNDLE",
 )
@@ -129,6 +129,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
+@click.option("--strict", is_flag=True, help="Refuse folders in which something else than cases lies.")
 @click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.option("--verbose", is_flag=True, help="Say which engine and precision run, and why.")
@@ -157,6 +158,7 @@ def _run(
     verbose: bool,
     quiet: bool,
     dry_run: bool,
+    strict: bool,
     output: Path,
     overlay: Path | None,
     overwrite: bool,
@@ -178,12 +180,19 @@ def _run(
     if method["box_fit"] == "drawn" and not loose:
         raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
     how = how.with_decoder(loose=loose)
+    _tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
     if dry_run:
         return _tell_costs(cases, how, bundle.manifest.input_size)
+    again = output.is_dir() and not overwrite  # then all may be up to date
     loading = open_engine(
-        engine, bundle, threads, precision=precision, cache=kept, wait=False, tell=_ignore if quiet else _note
+        *(engine, bundle, threads),
+        precision=precision,
+        cache=kept,
+        wait=False,
+        later=again,
+        tell=_ignore if quiet else _note,
     )
-    if how.box_fit == "drawn":
+    if how.box_fit == "drawn" and not again:
         loading.load_loose_decoder()
     if verbose:
         chosen = f"{loading.name} {loading.version}, {loading.precision}, {loading.threads} threads"
@@ -236,6 +245,17 @@ def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> boo
             }
             click.echo(f"{path.stem}: {', '.join(f'{name}: {count}' for name, count in counts.items())}")
     return readable
+
+
+def _tell_what_is_no_case(cases: tuple[Path, ...], results: list[Path], strict: bool) -> None:
+    """Warn of what lies in the folders of cases and is neither read nor a folder of results."""
+    from litemed.runtime.readers import case_files, list_cases
+
+    own = {path.resolve() for path in results}
+    for folder in (path for path in cases if path.is_dir()):
+        read = {file for case in list_cases([folder]) for file in case_files(case)}
+        rest = (one for one in folder.glob("[!.]*") if one not in read and one.resolve() not in own)
+        tell_unread(folder, rest, strict, "no cases")
 
 
 def _note(line: str) -> None:

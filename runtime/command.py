@@ -8,7 +8,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -29,11 +31,11 @@ class Command(click.Command):
         os.close(spare)
         given = sys.stdout, sys.stderr
         out, err = sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
-        code: Any = DONE
+        code = None
         try:
             return super().main(*args, **kwargs)
         except SystemExit as end:
-            code = end.code
+            code = end.code or DONE
             raise
         finally:
             lost = _lost(out)
@@ -41,33 +43,40 @@ class Command(click.Command):
                 click.echo(f"error: standard output: {lost.strerror}; not all lines were written", err=True)
             _lost(err)
             sys.stdout, sys.stderr = given
-            if lost is not None and code in (DONE, None):
+            if lost is not None and code == DONE:
                 sys.exit(FAILED)
+
+
+class _ExistingPath(click.Path):
+    """A file or folder to read: one that does not exist is wrong use, whatever it was to be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        path: Any = super().convert(value, param, ctx)
+        try:
+            os.stat(path)
+        except OSError as error:
+            click.echo(f"error: {path}: {error.strerror}; check the path", err=True)
+            sys.exit(WRONG_USE)
+        return path
+
+
+EXISTING = _ExistingPath(path_type=Path)
 
 
 class Group(Command, click.Group):
     """The same with commands of its own."""
 
 
-class _Lasting(io.RawIOBase):
-    """Writes to a descriptor, and keeps the first error instead of raising it."""
+class _Lasting(io.FileIO):
+    """A file that keeps the first error of writing instead of raising it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.error: OSError | None = None
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def writable(self) -> bool:
-        return True
+    error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
+        """Return how much is done with."""
         try:
-            return os.write(self._descriptor, data)
+            return super().write(data)
         except OSError as error:
             self.error = self.error or error
             return memoryview(data).nbytes
@@ -80,7 +89,7 @@ def _lasting(stream: TextIO | None) -> TextIO:
     buffer = getattr(stream, "buffer", None)
     if not isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # itself where Python does not buffer
         return stream  # that of a caller, which is no file
-    raw = io.BufferedWriter(_Lasting(stream.fileno()))
+    raw = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
 
@@ -89,6 +98,20 @@ def _lost(stream: TextIO) -> OSError | None:
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _Lasting) else None
+
+
+def tell_unread(folder: Path, unread: Iterable[Path], strict: bool, what: str) -> None:
+    """Warn on stderr of files and folders that a command passes over, by their kinds; `what` they are.
+
+    Raises UsageError instead if `strict`.
+    """
+    kinds = Counter("folder(s)" if one.is_dir() else one.suffix.lower() or "without suffix" for one in unread)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        line = f"{folder}: {kinds.total()} in it are {what} and were left out: {listed}"
+        if strict:
+            raise UsageError(f"{line}; take them away or leave --strict out")
+        click.echo(f"warning: {line}", err=True)
 
 
 def run_command(
@@ -109,7 +132,8 @@ def run_command(
         _tell(f"error: {error}", debug)
     except (OSError, MemoryError) as error:  # of the machine: a full disk, no folder for temporary files
         code = FAILED
-        _tell(f"error: {one_line(error)}", debug)
+        advice = "; name one by TMPDIR" if "temporary directory" in str(error) else ""
+        _tell(f"error: {one_line(error)}{advice}", debug)
     except ModuleNotFoundError as error:
         package = (error.name or "litemed").partition(".")[0]
         if extra is None or package == "litemed":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from litemed.runtime.command import Command, run_command
 from litemed.runtime.errors import BundleError, InputError, UsageError
@@ -68,8 +69,8 @@ def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(capsy
 @pytest.mark.parametrize(
     ("module", "arguments", "package"),
     [
-        ("litemed.train.cli", ["DATA", "--base", "B"], "torch"),
-        ("litemed.train.distill.cli", ["B", "DATA"], "safetensors"),
+        ("litemed.train.cli", [".", "--base", "."], "torch"),
+        ("litemed.train.distill.cli", [".", "."], "safetensors"),
     ],
 )
 def test_without_the_extra_the_training_commands_say_what_to_install(module, arguments, package):
@@ -122,6 +123,33 @@ def test_the_work_goes_on_where_nothing_can_be_printed(tmp_path, streams, code, 
     if notes:
         line = f"error: standard output: {notes}; not all lines were written"
         assert done.stderr.splitlines() == ["note 0", "note 1", "note 2", line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run missing -o out",
+        "run . -o out --model missing",
+        "export missing -o out",
+        "export --inspect missing",
+        "export . --adapter missing -o out",
+        "train missing --base . -o out",
+        "train . --base missing -o out",
+        "distill missing . -o out",
+        "prepare missing -o out",
+        "eval missing . -o out",
+        "eval . missing -o out",
+        "bench speed --model missing",
+    ],
+)
+def test_what_does_not_exist_is_wrong_use_in_every_command(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = line.split()
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name=f"litemed-{name}")
+    done = CliRunner().invoke(command.load(), arguments)
+    assert done.exit_code == 2
+    assert "missing" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["run", "train", "distill", "prepare", "export", "eval", "bench"])

@@ -305,6 +305,14 @@ class TestCommand:
         subprocess.run([sys.executable, "-c", code, *arguments, *trivial], check=True)
 
 
+def test_files_of_no_case_are_counted_and_refused_if_asked(data):
+    (data / "gts" / "one.nii.gz").write_bytes(b"")
+    (data / "good" / "report.json").write_bytes(b"{}")
+    line = f"{data / 'gts'}: 1 in it are of no case and were left out: 1 .gz"
+    assert f"warning: {line}" in score(data).stderr.splitlines()
+    assert line in score(data, "--strict", expect=2).stderr
+
+
 def result_of(case: str, modality: str, scores: Mapping[str, tuple[float, float]]) -> CaseResult:
     runs = [CaseScore(run, (ClassScore(1, dsc, nsd, 20.0),)) for run, (dsc, nsd) in scores.items()]
     return CaseResult(case, modality, 2, tuple(runs))

@@ -8,12 +8,14 @@ import cv2
 import nibabel
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.modalities import MODALITIES, find_modality, modality_of_name, parse_modality
+from litemed.train.prepare.cli import main
 from litemed.train.prepare.labelled_pairs import Labelled, check_labels, read_pair
 from litemed.train.prepare.sources import Pair, SourceOptions, find_pairs, select
 
@@ -130,6 +132,18 @@ def test_the_drawn_split_has_the_share_and_does_not_move_when_cases_are_added(tm
     # 999 draws at 0.2: 200, standard deviation 13.
     assert 130 < sum(pair.split == "val" for pair in many.pairs) < 270
     assert {(p.case, p.split) for p in few.pairs} < {(p.case, p.split) for p in many.pairs}
+
+
+def test_files_of_no_kind_that_is_read_are_listed_for_each_folder(tmp_path):
+    read = [tmp_path / "CT" / part / "a.png" for part in ("images", "labels")]
+    others = [tmp_path / "b.dcm", tmp_path / "CT/images/c.mha", tmp_path / "CT/d.png"]
+    touch(*read, *others, tmp_path / "CT/.hidden")
+    ((folder, found),) = find_pairs([tmp_path], SourceOptions()).unread.items()
+    assert (folder, set(found)) == (tmp_path, set(others))
+    done = CliRunner().invoke(main, [str(tmp_path), "-o", str(tmp_path / "out"), "--strict"])
+    assert done.exit_code == 2
+    assert "3 in it are of no kind that is read there and were left out: " in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_select_takes_turns_between_sources_and_keeps_to_splits(tmp_path):

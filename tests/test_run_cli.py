@@ -22,8 +22,10 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from litemed.runtime.cli import main
+from litemed.runtime.engines import Engine
 from litemed.runtime.npz import write_npz
 from litemed.runtime.report import REPORT, load_report
 from litemed.runtime.report_files import EFFICIENCY, LOG
@@ -297,9 +299,9 @@ def test_wrong_use_is_refused_with_code_2_before_anything_is_written(
 
 
 def test_a_model_that_is_none_is_one_line_before_the_first_case(cases, out, tmp_path):
-    done = invoke(cases, "-o", out, "--model", tmp_path / "none")
+    done = invoke(cases, "-o", out, "--model", tmp_path)
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'none'}/")
+    assert done.stderr.startswith(f"error: {tmp_path}/")
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
 
@@ -428,6 +430,53 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(cases, out, fixed)
     for path in out.glob("*.npz"):
         np.load(path)["segs"]
     assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
+
+
+def test_where_all_is_up_to_date_no_engine_is_loaded(cases, run, monkeypatch):
+    run(cases)
+
+    def refuse(*arguments: object, **graphs: object) -> None:
+        raise AssertionError("a graph is loaded")
+
+    monkeypatch.setattr(Engine, "_begin", refuse)
+    again = run(cases)
+    assert (again.exit_code, tally(again)) == (0, "0 done, 2 skipped, 0 failed")
+
+
+def test_what_in_a_folder_is_no_case_is_counted_and_refused_if_asked(cases, out, fixed, run):
+    """Results, sidecars and hidden files are not counted, nor what is beside a case that is named."""
+    for name in ("a.dcm", "b.DCM", "LICENSE", ".hidden"):
+        (cases / name).write_bytes(b"")
+    (cases / "below").mkdir()
+    Image.fromarray(IMAGE).save(cases / "c.png")
+    (cases / "c.json").write_text(json.dumps({"boxes": BOXES2}))
+    line = f"{cases}: 4 in it are no cases and were left out: 2 .dcm, 1 "
+    refused = run(cases, "--strict")
+    assert (refused.exit_code, refused.stderr.count("\n"), out.exists()) == (2, 1, False)
+    assert refused.stderr.startswith(f"error: {line}")
+    inside = invoke(cases, "-o", cases / "results", *fixed[2:])
+    assert (inside.exit_code, tally(inside)) == (0, "3 done, 0 skipped, 0 failed")
+    assert inside.stderr.startswith(f"warning: {line}")
+    assert {"1 folder(s)", "1 without suffix"} < set(re.split(", |\n", inside.stderr))
+    named = run(*cases.glob("*.npz"), "--strict")
+    assert (named.exit_code, named.stderr) == (0, "")
+
+
+def test_a_result_that_a_full_disk_kept_off_the_report_is_not_refused_as_another_s(tmp_path, out, fixed, run):
+    (tmp_path / "many").mkdir()
+    for number in range(8):
+        save(tmp_path / "many" / f"{number}.npz", imgs=IMAGE, boxes=BOXES2)
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (3000, 3000))"
+    code = f"from litemed.runtime.cli import main; {limit}; main()"  # the log is what grows
+    line = [sys.executable, "-c", code, str(tmp_path / "many"), *map(str, fixed)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {out / 'report.jsonl'}: cannot be written: File too large"
+    known = {json.loads(entry)["case"] for entry in (out / "report.jsonl").read_bytes().split(b"\n")[:-1]}
+    assert {path.stem for path in out.glob("*.npz")} - known
+    again = run(tmp_path / "many")
+    assert (again.exit_code, tally(again)) == (0, f"{8 - len(known)} done, {len(known)} skipped, 0 failed")
+    assert not list(out.glob(".*"))
 
 
 def test_on_a_terminal_there_is_a_bar_and_errors_stand_on_lines_of_their_own(cases, out, fixed):

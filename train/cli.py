@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command
+from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.train.config import TUNES, parse_setting, read_toml
 
-PATH = click.Path(path_type=pathlib.Path)
 EXIT_CODES = """
 \b
 Exit codes: 0 done (or stopped as asked by --stop-after), 1 the data or the run failed, 2 wrong use,
@@ -29,18 +28,26 @@ Examples:
       the best weights are those that are best on slices and whole volumes, half and half
 """
 _OPTIONS = (
-    click.option("-o", "--output", "folder", type=PATH, help="Folder of the run: weights, log, state."),
     click.option(
-        "--volumes", type=PATH, help="Folder of litemed-prepare --cases, whose val volumes are scored, too."
+        "-o",
+        "--output",
+        "folder",
+        type=click.Path(path_type=pathlib.Path),
+        help="Folder of the run: weights, log, state.",
+    ),
+    click.option(
+        "--volumes",
+        type=EXISTING,
+        help="Folder of litemed-prepare --cases, whose val volumes are scored, too.",
     ),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute; auto by default."
     ),
-    click.option("--config", type=PATH, help="TOML file of settings (see --print-config)."),
+    click.option("--config", type=EXISTING, help="TOML file of settings (see --print-config)."),
     click.option(
         "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; may be repeated."
     ),
-    click.option("--resume", is_flag=True, help="Go on with the run in the output folder, exactly."),
+    click.option("--resume", is_flag=True, help="Go on with the run in the output folder."),
     click.option("--overwrite", is_flag=True, help="Start over though the output folder holds a run."),
     click.option(
         "--stop-after", type=click.FloatRange(min=0), metavar="MINUTES", help="Stop then, to be resumed."
@@ -97,8 +104,8 @@ def run_training(
 
 
 @click.command(cls=Command, epilog=EPILOG + EXIT_CODES)
-@click.argument("data", required=False, type=PATH)
-@click.option("--base", type=PATH, help="Weights to start from, as litemed-export reads them.")
+@click.argument("data", required=False, type=EXISTING)
+@click.option("--base", type=EXISTING, help="Weights to start from, as litemed-export reads them.")
 @click.option("--tune", type=click.Choice(TUNES), help="Which weights to train; lora+decoder by default.")
 @run_options
 def main(tune: str | None, **options: Any) -> None:

@@ -84,7 +84,8 @@ class Batch(NamedTuple):
 
 
 def _batch_of_arrays(*parts: Any) -> Batch:
-    return Batch(*map(torch.from_numpy, parts[:4]), parts[4])
+    image, labels, extent, of_volume = map(torch.from_numpy, parts[:4])
+    return Batch(image, labels, extent, of_volume, parts[4])
 
 
 def load_batch(numbers: Sequence[int], source: SliceSource, size: int, min_pixels: int = 1) -> Batch:

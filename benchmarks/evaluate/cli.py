@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command
+from litemed.runtime.command import Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -33,6 +33,7 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
     is_flag=True,
     help="Also score filled box, ellipse or ellipsoid in it, Otsu threshold and GrabCut.",
 )
+@click.option("--strict", is_flag=True, help="Refuse folders in which something else than the cases lies.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -69,6 +70,7 @@ def _run(
     more: tuple[str, ...],
     cases: pathlib.Path | None,
     trivial: bool,
+    strict: bool,
     workers: int | None,
 ) -> bool:
     """Carry the command out; return whether every prediction of every case was scored."""
@@ -86,6 +88,10 @@ def _run(
 
     runs = _parse_runs((segs, *more))
     found = find_cases(gts, runs, cases)
+    known = {*(path.name for path, _ in found), "report.json", "report.jsonl", "efficiency.csv"}
+    for folder in (gts, *runs.values()):
+        rest = (path for path in folder.glob("[!.]*") if path.name not in known)
+        tell_unread(folder, rest, strict, "of no case")
     # Before the long work, not after it.
     make_folder(output)
     results = []

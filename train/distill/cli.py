@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command
-from litemed.train.cli import EXIT_CODES, PATH, run_options, run_training
+from litemed.runtime.command import EXISTING, Command
+from litemed.train.cli import EXIT_CODES, run_options, run_training
 
 EPILOG = """\b
 Examples:
@@ -21,11 +21,11 @@ Examples:
 
 
 @click.command(cls=Command, epilog=EPILOG + EXIT_CODES)
-@click.argument("base", required=False, type=PATH)
-@click.argument("data", required=False, type=PATH)
-@click.option("--adapter", type=PATH, help="LoRA adapter to fold into BASE first.")
+@click.argument("base", required=False, type=EXISTING)
+@click.argument("data", required=False, type=EXISTING)
+@click.option("--adapter", type=EXISTING, help="LoRA adapter to fold into BASE first.")
 @click.option(
-    "--unlabelled", type=PATH, help="Folder of PNG, JPEG and TIFF images; also those below it are read."
+    "--unlabelled", type=EXISTING, help="Folder of PNG, JPEG and TIFF images; also those below it are read."
 )
 @run_options
 def main(**options: Any) -> None:

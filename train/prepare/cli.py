@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command
+from litemed.runtime.command import Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
 from litemed.runtime.modalities import MODALITIES
 from litemed.train.prepare.intensity import WINDOWS, parse_window
@@ -56,6 +56,7 @@ _ONLY_CASES = ("max_slices", "max_boxes", "jitter", "loose")
 @click.option("--max-boxes", type=_COUNT, help="With --cases: keep only the largest objects.")
 @click.option("--jitter", type=_SHARE, help="With --cases: move box edges by up to this share of their side.")
 @click.option("--loose", type=_SHARE, help="With --cases: move them outwards only, as people draw boxes.")
+@click.option("--strict", is_flag=True, help="Refuse folders in which something else lies.")
 @click.option("--workers", type=_COUNT, help="Processes; one for each core by default.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
@@ -92,6 +93,8 @@ def _run(options: dict[str, Any]) -> bool:
     )
     found = find_pairs(given["sources"], SourceOptions(**source_options))
     found = select(found, given["splits"], given.get("limit"), given["exclude"])
+    for folder, unread in found.unread.items():
+        tell_unread(folder, unread, given["strict"], "of no kind that is read there")
     for problem in found.problems:
         click.echo(f"error: {problem}", err=True)
     with tqdm(total=len(found.pairs), unit="pair", disable=None) as bar:  # on a terminal only

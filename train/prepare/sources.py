@@ -7,8 +7,8 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,8 @@ from litemed.runtime.pictures import PICTURE_SUFFIXES
 
 SPLITS: Final = ("train", "val", "test")
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
+_SUFFIXES: Final = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+_PARTS: Final = ("images", "labels")
 _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -64,10 +66,15 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Found:
-    """pairs, distinct by name, sorted by modality, source, split and case; problems, one line each."""
+    """pairs, distinct by name, sorted by modality, source, split and case; problems, one line each.
+
+    unread: of each source that is a folder without an index, the files in it and below that are of no kind
+    that is read there.
+    """
 
     pairs: tuple[Pair, ...]
     problems: tuple[str, ...] = ()
+    unread: Mapping[Path, Sequence[Path]] = field(default_factory=dict)
 
 
 def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
@@ -76,12 +83,14 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
     Raises UsageError where a source does not exist or none of them holds a pair.
     """
     found: list[Pair | str] = []
+    unread: dict[Path, list[Path]] = {}
     for source in sources:
         index = source / "index.csv" if source.is_dir() else source
         if index.suffix.lower() == ".csv" and index.is_file():
             found += _in_index(index, options)
         elif source.is_dir():
             found += _in_folder(source, options)
+            unread[source] = [path for path in source.rglob("[!.]*") if path.is_file() and not _is_read(path)]
         elif source.suffix.lower() == ".npz" and source.is_file():
             found.append(_placed_pair(source, None, source.stem, source.parent, source.parent, options))
         else:
@@ -99,7 +108,7 @@ def find_pairs(sources: Sequence[Path], options: SourceOptions) -> Found:
     if not pairs:
         reason = problems[0] if problems else "no images/ with labels/, npz, or row of such a licence status"
         raise UsageError(f"{', '.join(map(str, sources))}: no pair of image and labels found ({reason})")
-    return Found(tuple(pairs.values()), tuple(problems))
+    return Found(tuple(pairs.values()), tuple(problems), unread)
 
 
 def _told_apart(pairs: Sequence[Pair]) -> Iterator[Pair]:
@@ -205,10 +214,14 @@ def _placed_pair(
     return Pair(modality, source, case, split or options.draw_split(source, case), image, label)
 
 
+def _is_read(path: Path) -> bool:
+    """Return whether a file in a folder of data is read, or named if it cannot be."""
+    name = path.name.lower()
+    return name.endswith(".npz") or (path.parent.name in _PARTS and name.endswith(_SUFFIXES))
+
+
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    found = [
-        path for path in folder.iterdir() if path.name.lower().endswith(NIFTI_SUFFIXES + PICTURE_SUFFIXES)
-    ]
+    found = [path for path in folder.iterdir() if path.name.lower().endswith(_SUFFIXES)]
     shown = sorted((path for path in found if not path.name.startswith(".")), key=lambda p: (_stem(p), p))
     return {stem: list(paths) for stem, paths in groupby(shown, key=_stem)}
 
