@@ -132,8 +132,6 @@ def carry_out(
 ) -> bool:
     """Do the work of a run in its folder, which is made and locked; returns whether it reached its end."""
     device = choose_device(config.hardware.device)
-    if device.type == "cpu":  # whose threads otherwise add up as they come, so that no two runs are equal
-        torch.use_deterministic_algorithms(True)
     make_folder(request.folder)
     with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
         finished = work(Session(request.folder, inputs, device, reporter, stop.is_set))
