@@ -138,8 +138,6 @@ def _run(
     click.echo(f"{weights.file}: layout {weights.layout}, encoder {weights.encoder}")
     if lora := weights.lora:
         click.echo(f"folded LoRA of rank {lora.rank}, alpha {lora.alpha:g}, in {', '.join(lora.targets)}")
-        if lora.sha256 is None and lora.alpha:
-            click.echo("if it was saved in evaluation mode (model.eval()), pass --loralib-alpha 0")
     if loose := weights.loose_decoder:
         click.echo(f"{loose.file}: mask decoder for loose boxes")
     counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS

@@ -13,7 +13,6 @@ before anything is read.
 """
 
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from litemed.models.encoders import ENCODERS, PREFIX, TINY_VIT, encoders_of
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.lora import FoldedLoRA
 from litemed.models.lora_folding import LORALIB_ALPHA, SUFFIXES, fold_loralib
-from litemed.models.weight_files import CheckpointError, check_entries, file_in, read_file, tensors_of
+from litemed.models.weight_files import CheckpointError, check_entries, file_in, is_zip, read_file, tensors_of
 from litemed.runtime.files import sha256_of_file
 
 UNTRAINED = "untrained"
@@ -97,10 +96,15 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
         expected = LiteMedSAM(encoder=encoder).state_dict()
     check_entries(state, expected, str(path))
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    lora = None
+    lora, warnings = None, tuple[str, ...]()
     if adapted:
         state, lora = fold_loralib(state, adapted, loralib_alpha, str(path))
-    return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora)
+        if loralib_alpha:
+            warnings = (
+                f"{path}: LoRA of loralib is added with alpha {loralib_alpha:g}; if saved in evaluation "
+                "mode, its weights hold it already: litemed-export --loralib-alpha 0",
+            )
+    return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora, warnings=warnings)
 
 
 def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
@@ -110,7 +114,7 @@ def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
         CheckpointError: it cannot be read, is no safetensors file, or has other entries than a mask decoder.
     """
     path = pathlib.Path(path)
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         raise CheckpointError(f"{path}: is no safetensors file; save the mask decoder's entries as one")
     state, _ = tensors_of(path, read_file(path))
     check_entries(state, decoder_tensors(base.state), str(path))

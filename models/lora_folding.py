@@ -17,7 +17,7 @@ from torch import Tensor
 
 from litemed.models.adapter import PARTS, read_adapter_header, read_decoder
 from litemed.models.lora import FoldedLoRA, kinds_of
-from litemed.models.peft_adapter import FILES, is_peft, read_peft
+from litemed.models.peft_adapter import FILES, read_peft
 from litemed.models.weight_files import (
     CheckpointError,
     check_entries,
@@ -56,7 +56,7 @@ def fold_adapter(
     if any(k.endswith(SUFFIXES) and f"{k.rpartition('.')[0]}.weight" in tensors for k in tensors):
         return _tuned_by_loralib(base, path, tensors, loralib_alpha)
     decoder = None
-    if is_peft(tensors):
+    if any(name.startswith("base_model.") for name in tensors):  # of peft
         if base.lora is not None:
             raise CheckpointError(f"{path}: cannot be folded in, for {base.file} holds a LoRA already")
         tensors, layers, lora = read_peft(path, tensors, base.state)

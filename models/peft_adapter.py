@@ -23,7 +23,6 @@ from litemed.runtime.strict_json import parse_json, shown
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
-MAX_CONFIG_BYTES = 1 << 20
 _NAME = re.compile(r"base_model\.(.+)\.(lora_[AB])(?:\.default)?\.weight")
 _SCOPES = ("", PREFIX, DECODER)  # what was wrapped: all of it, or one part alone
 # What does not change how an update is made; the last two have defaults, and are used with others only.
@@ -39,11 +38,6 @@ _ALLOWED = {
     "use_rslora": (True,),
     "init_lora_weights": (True, "gaussian"),
 }
-
-
-def is_peft(tensors: Mapping[str, Tensor]) -> bool:
-    """Tell whether entries, by names without wrappers, are those of a peft adapter."""
-    return any(name.startswith("base_model.") for name in tensors)
 
 
 def read_peft(
@@ -83,7 +77,7 @@ def _read_config(adapter: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{adapter}: is an adapter of peft, and needs its {CONFIG} beside it")
     try:
-        config = parse_json(read_bytes(path, MAX_CONFIG_BYTES).decode())
+        config = parse_json(read_bytes(path, 1 << 20).decode())
         rank, alpha = config["r"], config["lora_alpha"]
         if type(rank) is not int or not 0 < rank <= MAX_RANK:
             raise ValueError(f"r is {shown(rank)}, not a whole number from 1 to {MAX_RANK}")

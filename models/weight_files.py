@@ -66,6 +66,14 @@ def file_in(path: pathlib.Path, *names: str) -> pathlib.Path:
     raise CheckpointError(f"{path}: is a folder without {' or '.join(names)}")
 
 
+def is_zip(path: pathlib.Path) -> bool:
+    """Tell whether a file is a zip file, whole or damaged at its end."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def read_file(path: pathlib.Path) -> Any:
     """Load what a checkpoint file holds: tensors in plain containers, on the CPU.
 
@@ -74,14 +82,15 @@ def read_file(path: pathlib.Path) -> Any:
     """
     try:
         size = path.stat().st_size
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
+        if is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 size = max(size, sum(entry.file_size for entry in archive.infolist()))
         if size > MAX_BYTES:
             raise ValueError(f"it declares {size} bytes, more than a checkpoint can have, {MAX_BYTES}")
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
+            return (
+                torch.load(path, map_location="cpu", weights_only=True) if is_zip(path) else load_file(path)
+            )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a hostile stream can make the restricted unpickler raise anything
@@ -90,7 +99,7 @@ def read_file(path: pathlib.Path) -> Any:
 
 def _what_it_is(path: pathlib.Path, reason: str) -> str:
     """Say what a file is that was refused for this reason, and what to do; what torch advises is left out."""
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         if "TorchScript" in reason:
             return f"is a TorchScript program; {SAVE_AGAIN}"
         if found := re.search(r"GLOBAL (\S+)", reason):
@@ -145,11 +154,11 @@ def tensors_of(path: pathlib.Path, loaded: Any) -> tuple[dict[str, Tensor], bool
     for key in 2 * CONTAINERS:  # one in another; a hostile one may hold itself
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state, inside = state[key], True
-    if not (isinstance(state, Mapping) and state and all(map(_has_values, state.values()))):
-        names = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    others = [k for k, v in state.items() if not _has_values(v)] if isinstance(state, Mapping) else [state]
+    if others or not state:
         raise CheckpointError(
             f"{path}: holds no state dict of tensors, at the top level or under {', '.join(CONTAINERS)}; "
-            f"it holds {names[:200] or 'nothing'}"
+            f"what lies there is {', '.join(map(shown, others))[:200] or 'empty'}"
         )
     entries = {unwrapped(str(name)): value.detach() for name, value in state.items()}
     if len(entries) < len(state):

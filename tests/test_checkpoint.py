@@ -186,6 +186,7 @@ ZIP = saved(TENSORS)
         (b"\r\n<!DOCTYPE html><title>Sign in</title>", "is a web page"),
         (ZIP[: len(ZIP) // 2], "is cut short"),
         (ZIP.replace(b"data.pkl", b"data.old"), "is a zip file that is damaged"),
+        (ZIP.replace(b"PK\6\7\0\0\0\0", b"PK\6\7\1\0\0\0"), "is a zip file that is damaged"),
         (SAFE[:-10], "is a safetensors file that is cut short or damaged"),
         (SAFE[:30], "is a safetensors file that is cut short or damaged"),
         ((1 << 60).to_bytes(8, "little") + b"{" + SAFE, "it begins with"),
@@ -197,7 +198,8 @@ ZIP = saved(TENSORS)
         (pickle.dumps(argparse.Namespace(lr=1), protocol=2), "asks for argparse.Namespace,"),
         (saved(TENSORS), "has another network's weights, 1 entries such as a,"),
         (saved({"a\x1b[1m\n": torch.zeros(1)}), r"such as a\x1b[1m\n,"),
-        (saved({"epoch": 3}), "holds no state dict"),
+        (saved({"epoch": 3}), "what lies there is 'epoch'"),
+        (saved({"model": TENSORS | {"step": np.int64(3)}}), "what lies there is 'step'"),
     ],
 )
 def test_what_is_no_checkpoint_is_named_for_what_it_is(tmp_path, content, fault):

@@ -58,6 +58,8 @@ def train(request: Request, reporter: Reporter) -> bool:
     for change in request.changes:
         config = updated(config, *change)
     base = read_checkpoint(request.base)
+    for warning in base.warnings:
+        reporter.line(f"warning: {warning}")
     check_base(base, config.run.tune)  # before the folder is made, or an earlier run in it gives way
     data, inputs = open_inputs(request, base)
     if stored is not None:

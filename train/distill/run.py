@@ -91,8 +91,8 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
         teacher = fold_adapter(teacher, request.adapter)
         sha256 = teacher.lora.sha256 if teacher.lora else None
         inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256}
-        for warning in teacher.warnings:
-            reporter.line(f"warning: {warning}")
+    for warning in teacher.warnings:
+        reporter.line(f"warning: {warning}")
     if request.unlabelled is not None:
         images, digest, unreadable = find_images(request.unlabelled)
         inputs["unlabelled"] = {"folder": str(request.unlabelled), "images": len(images), "sha256": digest}
