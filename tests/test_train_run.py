@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -100,18 +101,26 @@ def test_a_run_leaves_what_it_promises(whole_run, base, data):
 
 
 @pytest.mark.slow
-def test_stopped_after_every_step_and_resumed_for_more_epochs_equals_not_stopped(
-    whole_run, data, base, tmp_path
+def test_stopped_wherever_it_asks_and_resumed_for_more_epochs_equals_not_stopped(
+    whole_run, data, base, tmp_path, monkeypatch
 ):
+    """After each step, and after each slice that is scored, before training, too."""
     folder = tmp_path / "stopped"
-    request = Request(data, folder, base, changed(run={"epochs": 1}), stop_after_s=0.0)
-    assert not train(request, SILENT)
-    assert report(folder)["status"] == "stopped"
-    again = dataclasses.replace(request, resume=True, changes=[])
-    assert train(again, SILENT)
-    longer = dataclasses.replace(again, changes=[({"run": {"epochs": 2}}, "test")])
-    assert not train(longer, SILENT)
-    assert train(again, SILENT)
+    request = Request(data, folder, base, changed(run={"epochs": 1}))
+    places = []
+    for asked in itertools.cycle(range(3)):
+        left = iter(range(asked))
+        monkeypatch.setattr(Stop, "is_set", lambda self, left=left: next(left, None) is None)
+        finished = train(request, SILENT)
+        request = dataclasses.replace(request, resume=True, changes=[])
+        if finished and report(folder)["epochs_done"] == 2:
+            break
+        if finished:
+            request = dataclasses.replace(request, changes=[({"run": {"epochs": 2}}, "test")])
+        else:
+            assert report(folder)["status"] == "stopped"
+            places.append(tuple(read_state(folder).progress[name] for name in ("epoch", "step")))
+    assert set(places) == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)}
     assert_equal_runs(folder, whole_run)
     one, other = read_state(folder), read_state(whole_run)
     assert one.schedule == other.schedule
@@ -272,7 +281,8 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(data, base, tmp_path, command
 
 
 def test_a_signal_counts_as_an_interrupt_though_the_time_is_over_too(data, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "step", lambda self, batch: os.kill(os.getpid(), signal.SIGTERM))
+    scores = {"skipped": 0, "dsc": 0.5}
+    monkeypatch.setattr(Trainer, "_validate", lambda self: os.kill(os.getpid(), signal.SIGTERM) or scores)
     with pytest.raises(KeyboardInterrupt):
         train(Request(data, tmp_path / "run", base, changed(), stop_after_s=0.0), SILENT)
     assert read_state(tmp_path / "run").progress["step"] == 1
@@ -334,7 +344,7 @@ def test_the_command_trains_stops_and_says_what_to_do_next(data, base, tmp_path)
             ["draws only MR", "of CT, US"],
         ),
         ("DATA -o NEW --base BASE --config missing.toml", 2, ["missing.toml"]),
-        ("DATA -o NEW --base missing.pth", 1, ["missing.pth"]),
+        ("DATA -o NEW --base missing.pth", 2, ["missing.pth"]),
         ("EMPTY -o NEW --base BASE", 1, ["EMPTY", "litemed-prepare"]),
         ("VAL -o NEW --base BASE", 1, ["VAL", "no training slices"]),
         ("CUT -o NEW --base BASE", 1, ["CUT", ".npy"]),

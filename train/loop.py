@@ -20,7 +20,7 @@ from litemed.train.optimise import LearningRate, averaged, build_optimizer
 from litemed.train.prompts import MIN_OBJECT_PIXELS
 from litemed.train.run_files import BEST, LAST, Inputs, Progress, Reporter, State, TrainingError
 from litemed.train.sampler import Batches, training_sampler
-from litemed.train.validation import validate
+from litemed.train.validation import Stopped, validate
 
 CLIP_NORM = 1.0  # to which gradients are scaled down
 STATE_EVERY = 500  # steps after which the state to resume from is written within an epoch
@@ -32,7 +32,7 @@ class Session:
     """Where a run takes place.
 
     folder: where everything is written; exists. inputs: what the run reads, for its records. stop: asked
-    after each step; True ends the run with its state written, to be resumed.
+    after each step, and each slice that is scored; True ends the run with its state written, to be resumed.
     """
 
     folder: Path
@@ -93,6 +93,9 @@ class Trainer:
         run_files.write_report(here.folder, "running", self.config, here.inputs, here.device, self.progress)
         try:
             status = "finished" if self._train() else "stopped"
+        except Stopped:
+            self._save_state()
+            status = "stopped"
         finally:
             run_files.write_report(here.folder, status, self.config, here.inputs, here.device, self.progress)
         return status == "finished"
@@ -120,6 +123,8 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """Train on the rest of the epoch; returns False when told to stop before its end."""
         progress, reporter, steps = self.progress, self.session.reporter, self.batches.per_epoch
+        if progress.step == steps:  # stopped when it was scored
+            return True
         self.network.train()
         self.batches.start_at(progress.epoch, progress.step)
         with reporter.bar(f"epoch {progress.epoch + 1}", steps, progress.step) as bar:
@@ -168,11 +173,11 @@ class Trainer:
         """Score, write and count the epoch."""
         progress, config = self.progress, self.config
         row = {"epoch": progress.epoch + 1, "lr": self._optimizer.param_groups[0]["lr"], **self._means()}
-        self._rate.after_epoch(row["loss"])
         is_due = row["epoch"] == config.run.epochs or row["epoch"] % config.validation.every_epochs == 0
         if is_due and self._validates:
             scores = self._validate()
             row |= scores | {"skipped": row["skipped"] + scores["skipped"]}
+        self._rate.after_epoch(row["loss"])
         # Without anything to validate on the training loss has to do.
         score = self._score(row) if self._validates else -row["loss"]
         is_best = score is not None and (progress.best is None or score > progress.best)
@@ -220,9 +225,9 @@ class Trainer:
         return totals
 
     def _validate(self) -> dict[str, Any]:
-        """Return the columns of the log about the validation slices and volumes."""
+        """Return the columns of the log about the validation slices and volumes. Raises Stopped."""
         model, settings = self._outcome().model, self.config.validation
-        means, skipped = validate(model, self._data, settings, self.session.device)
+        means, skipped = validate(model, self._data, settings, self.session.device, self.session.stop)
         columns: dict[str, Any] = {"skipped": skipped}
         for part, scores in means.items():
             columns[part] = sum(scores.values()) / len(scores)

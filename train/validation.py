@@ -34,6 +34,10 @@ METHOD: Final = Method(volume="ellipsoid", zoom="off", box_fit="tight")
 Example = tuple[Case, NDArray[Any]]
 
 
+class Stopped(Exception):
+    """Whoever asked for the scores does not want them any more."""
+
+
 class NetworkEngine(Engine):
     """A network in evaluation mode on a device, in the place of a bundle's graphs."""
 
@@ -98,14 +102,24 @@ def read_volume(file: Path) -> Example:
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # the number of boxes differs: each would be compiled anew
 def validate(
-    model: LiteMedSAM, data: Data, settings: Validation, device: torch.device
+    model: LiteMedSAM,
+    data: Data,
+    settings: Validation,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Return the mean DSC in [0, 1] by modality, and how many slices and volumes could not be used.
 
     The DSC of slices is called "dsc", that of volumes, where there are any, "dsc_volumes". Of a slice or a
     volume it is the mean over its objects, of a modality the mean over its slices or volumes. The network is
-    left in evaluation mode.
+    left in evaluation mode. Raises Stopped where `stop`, which is asked after each slice of a volume, too,
+    says so.
     """
+
+    def check(*_: int) -> None:
+        if stop():
+            raise Stopped
+
     slices = data.validation
     parts: dict[str, list[tuple[str, Callable[[], Example]]]] = {
         "dsc": [
@@ -125,7 +139,7 @@ def validate(
             except InputError:
                 skipped += 1
                 continue
-            found = segmenter.run(case, METHOD).labels
+            found = segmenter.run(case, METHOD, progress=check).labels
             dsc.setdefault(modality, []).append(float(dice_by_label(found, truth, len(case.boxes)).mean()))
         if dsc:
             means[part] = {modality: sum(values) / len(values) for modality, values in dsc.items()}

@@ -120,6 +120,8 @@ class Distiller(Trainer):
                     self._ring.add(self.views(batch.to(device), generator))
                     next_step += 1
                     bar.update()
+                    if self.session.stop():
+                        return False
         return super().run()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
