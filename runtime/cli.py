@@ -114,7 +114,7 @@ _PATH = click.Path(path_type=Path)
     default=Method.max_zoom_tiles,
     show_default=True,
     metavar="N",
-    help="Tiles that an image or slice may have; each is encoded.",
+    help="Tiles that a case may have; each is encoded, in volumes once for each slice of its boxes.",
 )
 @click.option(
     "--propagate",

@@ -24,7 +24,7 @@ class Method:
             ellipsoid; "planes": the same, and where it helps planes of the two other directions, see
             `litemed.runtime.planes`; "box": with the box itself on all slices, the paper's.
         zoom: "auto": small boxes of large images are segmented on tiles, see `litemed.runtime.zoom`; "off".
-        max_zoom_tiles: how many tiles an image or slice may have.
+        max_zoom_tiles: how many tiles a case may have.
         box_fit: "drawn": boxes may be looser than their objects, see `litemed.runtime.refit`; "tight": they
             are taken as they are, as in the paper, and as ever where a bundle has no decoder for loose boxes.
         propagate: go the published baseline's way instead, see `litemed.runtime.propagate`; `merge`,
@@ -60,7 +60,8 @@ class Method:
             if asked is not None and asked not in values:
                 raise UsageError(f"{name}: no {asked!r}; choose {', '.join(values[:-1])} or {values[-1]}")
             if asked is not None and self.propagate:
-                raise UsageError(f"{name} {asked} does not go with propagate: leave out one of them")
+                option = "boxes" if name == "box_fit" else name
+                raise UsageError(f"{option} {asked} does not go with propagate: leave out one of them")
             if asked is None and not self.propagate:
                 object.__setattr__(self, name, values[0])
         if self.max_zoom_tiles < 0:

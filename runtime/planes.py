@@ -119,22 +119,29 @@ class CrossPlanes:
             pixels_along: the same on the other one.
             thickness: of a slice in pixels of the other axis.
         """
-        (low, high), depth, (first, last) = across, len(self._volume), self._z
+        (low, high), (first, last) = across, self._z.tolist()
         places = np.floor(low + (np.arange(self._count) + 0.5) * (high - low) / self._count).astype(np.int64)
         places = np.minimum(places, self._volume.shape[axis] - 1)
-        height = round(depth * min(max(thickness, 1.0), _MOST_STRETCH))
+        stretch = min(max(thickness, 1.0), _MOST_STRETCH)
+        # Not much higher than a slice is wide: deeper ones would leave the box few of the network's pixels.
+        width, slices = self._volume.shape[3 - axis], last - first + 1
+        margin = max(round(width / stretch) - slices, slices) // 2
+        begin, end = max(first - margin, 0), min(last + 1 + margin, len(self._volume))
+        ends_with_volume = first == 0, last == len(self._volume) - 1
+        first, last, depth = first - begin, last - begin, end - begin
+        height = round(depth * stretch)
         scale = height / depth
         values = []
         for place in places.tolist():
-            image = np.ascontiguousarray(self._volume.take(place, axis=axis))
+            image = np.ascontiguousarray(self._volume[begin:end].take(place, axis=axis))
             if height != depth:
                 image = cv2.resize(image, (image.shape[1], height), interpolation=cv2.INTER_LINEAR)
             frame = Frame.of(image.shape[0], image.shape[1], self._inference.size)
             box = np.array([[along[0], first * scale, along[1], (last + 1) * scale]])
             prompt = shrink(box, np.array([(2 * place + 1 - low - high) / (high - low)]))
             # Where the box ends with the volume, its object probably does not end there.
-            prompt[:, 1] = box[:, 1] if first == 0 else prompt[:, 1]
-            prompt[:, 3] = box[:, 3] if last == depth - 1 else prompt[:, 3]
+            prompt[:, 1] = box[:, 1] if ends_with_volume[0] else prompt[:, 1]
+            prompt[:, 3] = box[:, 3] if ends_with_volume[1] else prompt[:, 3]
             embedding = self._inference.encode(image)
             logits = self._inference.decode(embedding, scale_boxes(prompt, frame))[0]
             rows = (np.arange(first, last + 1) + 0.5) * scale * (frame.scaled_height / frame.height) - 0.5

@@ -160,6 +160,16 @@ def test_planes_lie_where_they_were_cut(
         np.testing.assert_allclose(corrected[inner, across], logits[inner, across], atol=1.5)
 
 
+@pytest.mark.parametrize("depth", [60, 900])
+def test_planes_of_a_deep_volume_show_the_box_as_large(depth: int, bright: Segmenter) -> None:
+    z, y, x = np.ogrid[:depth, :128, :128]
+    ball = (z - depth // 2) ** 2 + ((y - 60) / 2) ** 2 + ((x - 64) / 2) ** 2 <= 12**2
+    volume = np.where(ball, 200, 40).astype(np.uint8)
+    found = bright.segment(volume, [box_of(ball)], spacing=(3.0, 1.0, 1.0))
+    assert bright.engine.encoded == 25 + 2 * MOST_PLANES
+    assert dice_by_label(found, ball.astype(np.uint8), 1)[0] > 0.95
+
+
 def test_planes_are_for_thick_boxes_and_never_more_than_slices() -> None:
     boxes = np.array([[0, 0, 50, 50]] * 3 + [[0, 0, 50, 2]])
     z = np.array([[0, LEAST_SLICES - 1], [0, LEAST_SLICES - 2], [4, 40], [0, 60]])
