@@ -1,5 +1,6 @@
 """The runtime's label maps are those of the published LiteMedSAM, on both engines."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 import litemed.runtime
 from litemed.runtime.boxes import scale_boxes
+from litemed.runtime.method import Method
 from litemed.runtime.preprocess import preprocess
 
 CASES = ("2DBox_Golden_five", "2DBox_Golden_one", "2DBox_Golden_upscaled", "3DBox_Golden_three")
+PAPER = dataclasses.asdict(Method.of_paper())
 AGREEMENT = 0.999  # of the voxels; these weights give noise-like masks, with many values near zero
 
 Find = Callable[[str], pathlib.Path]
@@ -64,7 +67,7 @@ def test_embedding_logits_and_iou(segmenter, layout, shared, golden_expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_argmax_label_maps(segmenter, layout, name, shared, golden_expected):
-    labels = segmenter.segment(*case(shared, name), merge="argmax")
+    labels = segmenter.segment(*case(shared, name), **PAPER)
     assert_agrees(labels, golden_expected[f"{layout}_argmax_{name}"])
 
 
@@ -82,5 +85,5 @@ def test_label_maps_do_not_hang_on_the_number_of_threads(
     engine, threads, golden_bundle, shared, golden_expected
 ):
     segmenter = litemed.runtime.load(golden_bundle("plain"), engine=engine, threads=threads)
-    labels = segmenter.segment(*case(shared, CASES[0]), merge="argmax")
+    labels = segmenter.segment(*case(shared, CASES[0]), **PAPER)
     assert_agrees(labels, golden_expected[f"plain_argmax_{CASES[0]}"])

@@ -161,7 +161,7 @@ def test_faults_are_one_line(run, box_bundle, tmp_path):
 
     refused("2DBox_nowhere", 2, "--rows", "2DBox_nowhere")
     refused("absent.pth", 2, "--checkpoint", "absent.pth")
-    refused("no-bundle", 1, bundle=tmp_path / "no-bundle")
+    refused("no-bundle", 2, bundle=tmp_path / "no-bundle")
     np.savez(tmp_path / f"{SMALL}.npz", imgs=np.zeros((8, 8), np.uint8), boxes=[[1, 1, 5, 5]])
     refused("(8, 8)", 2, "--cases", tmp_path)
     # What is not of this command is not overwritten, and what was measured otherwise is not mixed in.
