@@ -59,7 +59,7 @@ class Plan:
         plane_count: how many planes each box gets of either other direction, (N,).
         crops: int64 (N, 4), the boxes if masks end at them, else None.
         profile: whether prompts follow an ellipsoid's cross-section.
-        nesting: which boxes lie in others.
+        nesting: which boxes lie in others; None where the method does not ask.
         refitted: bool (N,), which boxes may be looser than their objects: none that lies in another one, and
             in volumes only those on one slice or on all, for the profile fits the others to their slices.
     """
@@ -74,7 +74,7 @@ class Plan:
     plane_count: NDArray[np.int64]
     crops: NDArray[np.int64] | None
     profile: bool
-    nesting: Nesting
+    nesting: Nesting | None
     refitted: NDArray[np.bool_]
 
     @classmethod
@@ -86,7 +86,9 @@ class Plan:
             method: how it is segmented.
             input_size: pixels of the network's input on its longest side.
         """
-        nesting = Nesting.of(case.boxes.xyxy, case.boxes.z)
+        nesting, refitted = None, np.zeros(len(case.boxes.xyxy), np.bool_)
+        if method.merge == "nested" or method.box_fit == "drawn":
+            nesting = Nesting.of(case.boxes.xyxy, case.boxes.z)
         images = case.image if case.is_volume else case.image[np.newaxis]
         xyxy = case.boxes.xyxy
         z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
@@ -99,7 +101,8 @@ class Plan:
                 tiles.append(View(rows, columns, tile, boxes))
         zoomed = np.concatenate([np.empty(0, np.int64), *(view.boxes for view in tiles)])
         rest = np.setdiff1d(np.arange(len(xyxy)), zoomed)
-        flat = np.isin(z[:, 1] - z[:, 0] + 1, (1, len(images)))
+        if nesting is not None and method.box_fit == "drawn":
+            refitted = (nesting.ranks == 0) & np.isin(z[:, 1] - z[:, 0] + 1, (1, len(images)))
         plane_count = np.zeros(len(xyxy), np.int64)
         if method.volume == "planes" and case.is_volume:
             plane_count[rest] = planes_per_box(xyxy[rest], z[rest], len(covered(*z.T)))
@@ -115,7 +118,7 @@ class Plan:
             crops=xyxy if method.crop_masks else None,
             profile=method.volume in ("planes", "ellipsoid"),
             nesting=nesting,
-            refitted=(method.box_fit == "drawn") & (nesting.ranks == 0) & flat,
+            refitted=refitted,
         )
 
     @property
