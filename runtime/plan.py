@@ -53,7 +53,6 @@ class Plan:
         spacing: of slices, rows and columns in mm; None if not known.
         xyxy: int64 (N, 4), the boxes in pixels of a slice.
         z: int64 (N, 2), first and last slice of each box.
-        frame: of a whole slice.
         whole: the whole slice, with the boxes that are segmented on it alone.
         tiles: of the others.
         plane_count: how many planes each box gets of either other direction, (N,).
@@ -68,7 +67,6 @@ class Plan:
     spacing: tuple[float, ...] | None
     xyxy: NDArray[np.int64]
     z: NDArray[np.int64]
-    frame: Frame
     whole: View
     tiles: tuple[View, ...]
     plane_count: NDArray[np.int64]
@@ -111,7 +109,6 @@ class Plan:
             spacing=case.spacing,
             xyxy=xyxy,
             z=z,
-            frame=frame,
             whole=View(slice(0, height), slice(0, width), frame, rest),
             tiles=tuple(tiles),
             plane_count=plane_count,
@@ -120,6 +117,11 @@ class Plan:
             nesting=nesting,
             refitted=refitted,
         )
+
+    @property
+    def frame(self) -> Frame:
+        """How a whole slice lies in the network's input."""
+        return self.whole.frame
 
     @property
     def encodings(self) -> int:
