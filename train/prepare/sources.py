@@ -16,10 +16,10 @@ from typing import Final
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import same_name_key
 from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
+from litemed.runtime.nifti import NIFTI_SUFFIXES
 from litemed.runtime.pictures import PICTURE_SUFFIXES
 
 SPLITS: Final = ("train", "val", "test")
-NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 _SUFFIXES: Final = NIFTI_SUFFIXES + PICTURE_SUFFIXES
 _PARTS: Final = ("images", "labels")
 _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

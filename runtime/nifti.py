@@ -1,0 +1,119 @@
+"""Read volumes of NIfTI files, and write label maps with the geometry of such a file, to the last bit."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litemed.runtime.errors import InputError, one_line
+from litemed.runtime.npz import MAX_VOXELS
+from litemed.runtime.view import View
+
+NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
+# Deflate spends at least two bits on 258 bytes.
+_DEFLATE_MAX_RATIO: Final = 1032
+# A cube of one hundredth of a micrometre: whatever is smaller is no voxel, but a singular affine.
+_SMALLEST_VOXEL_MM3: Final = 1e-15
+# Length of NIfTI's spatial units in mm, by code: metre, millimetre, micrometre. Files that say none use mm.
+_MM: Final = {1: 1000.0, 2: 1.0, 3: 0.001}
+# What nibabel, gzip and zlib raise on damaged files, found by fuzzing.
+_DAMAGE: Final = (OSError, ValueError, EOFError, OverflowError, zlib.error)
+_LABEL: Final = 1002  # NIFTI_INTENT_LABEL
+
+
+@dataclass(frozen=True, eq=False)
+class Nifti:
+    """A NIfTI file of one volume, of which the header was read and checked.
+
+    Attributes:
+        path: of the file.
+        view: how the volume is turned to be seen; as stored where the file says nothing about it (sform and
+            qform codes both 0).
+        image: nibabel's.
+    """
+
+    path: Path
+    view: View
+    image: Any
+
+    @classmethod
+    def open(cls, path: Path) -> Nifti:
+        """Read the header only, and refuse what must not be loaded.
+
+        Raises InputError for what is no sound NIfTI, not one volume, larger than what is read, or of other
+        values than integers and floats; ModuleNotFoundError without nibabel.
+        """
+        import nibabel
+
+        faults = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
+        try:
+            # It logs, without the file's name, what in a header it puts right.
+            with nibabel.imageglobals.LoggingOutputSuppressor():
+                image: Any = nibabel.load(path, mmap=False)
+            shape, dtype = image.shape, image.get_data_dtype()
+            affine = np.asarray(image.affine, np.float64)
+            stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
+        except (*_DAMAGE, *faults) as error:
+            raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)})") from error
+        if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+            raise InputError(f"{path}: NIfTI of shape {shape}; give one volume of three axes")
+        if dtype.kind not in "iuf":
+            raise InputError(f"{path}: voxels of type {dtype}; give integers or floats")
+        if min(shape) < 1 or math.prod(shape) > MAX_VOXELS or math.prod(shape) * dtype.itemsize > stored:
+            raise InputError(
+                f"{path}: header declares shape {shape}, more than the file holds or than is read"
+            )
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _SMALLEST_VOXEL_MM3:
+            raise InputError(f"{path}: affine is singular or not finite; repair the header")
+        placed = image.header["sform_code"] != 0 or image.header["qform_code"] != 0
+        return cls(path, View.of(affine) if placed else View(), image)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the stored axes i, j and k."""
+        i, j, k = self.image.shape[:3]
+        return i, j, k
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of slices, rows and columns as they are seen, in mm."""
+        unit_mm = _MM.get(int(self.image.header["xyzt_units"]) & 0b111, 1.0)
+        lengths = (np.linalg.norm(self.image.affine[:3, :3], axis=0) * unit_mm).tolist()
+        z, y, x = (lengths[axis] for axis in self.view.order)
+        return z, y, x
+
+    def read(self) -> NDArray[Any]:
+        """Return the volume as it is seen, (D, H, W), scaled by the header where it says so, then float32.
+
+        Raises InputError where its data are damaged.
+        """
+        proxy = self.image.dataobj
+        unscaled = (proxy.slope, proxy.inter) == (1, 0)
+        try:
+            data = np.asarray(proxy) if unscaled else self.image.get_fdata("unchanged", np.float32)
+        except _DAMAGE as error:
+            raise InputError(f"{self.path}: voxels cannot be read ({one_line(error)})") from error
+        return self.view.show(data.reshape(self.shape))
+
+    def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO) -> None:
+        """Write a label map (D, H, W), as it is seen, as .nii.gz with the affine, codes and units of this file.
+
+        The same labels give the same bytes.
+        """
+        header = self.image.header.copy()
+        header.set_data_dtype(labels.dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+        header["intent_code"] = _LABEL
+        header.extensions.clear()
+        stored = np.asfortranarray(self.view.store(labels))
+        image = type(self.image)(stored, None, header)
+        with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=6) as packed:
+            packed.write(image.to_bytes())
