@@ -103,7 +103,7 @@ class Nifti:
         return self.view.show(data.reshape(self.shape))
 
     def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO) -> None:
-        """Write a label map (D, H, W), as it is seen, as .nii.gz with the affine, codes and units of this file.
+        """Write a label map (D, H, W), as it is seen, as .nii.gz with affine, codes and units of this file.
 
         The same labels give the same bytes.
         """
