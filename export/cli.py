@@ -114,8 +114,13 @@ def _run(
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
 
-    for package in ("torch", "onnx", "onnxsim", "openvino", "safetensors"):
+    from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
+    from litemed.runtime.engines.openvino_engine import shared_core
+
+    silence_onnxruntime()  # which onnxsim imports
+    for package in ("torch", "onnx", "onnxsim", "safetensors"):
         importlib.import_module(package)  # so that a missing one is told of before the work
+    shared_core()
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
@@ -176,3 +181,7 @@ def describe(folder: pathlib.Path) -> str:
     rows = manifest.parity if isinstance(manifest.parity, list) else []
     lines += [f"  parity   {json.dumps(row)}" for row in rows]
     return "\n".join([*lines, f"  tools    {json.dumps(manifest.tools)}"])
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ from litemed.export.fast_decoder import FastDecoderGraph
 from litemed.export.fast_encoder import FastEncoderGraph, LightEncoderGraph
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
+from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
 from litemed.runtime.errors import LitemedError
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
@@ -99,7 +100,8 @@ def simplify(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     Raises:
         ExportError: onnxsim failed, or its own check found the result to differ.
     """
-    import onnxsim
+    silence_onnxruntime()
+    import onnxsim  # imports it
 
     try:
         simple, same = onnxsim.simplify(graph)
