@@ -1,15 +1,21 @@
 """One image or volume with its box prompts."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from litemed.runtime.nifti import Nifti
 
 MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
 SPACING_MM = (1e-6, 100.0)  # from electron microscopes to slices that are far apart
@@ -41,7 +47,9 @@ class Case:
     `name` is the file's without its suffix, by which its result is called. `image` is uint8, C-contiguous:
     (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
     `Boxes.parse` checked the `boxes` against it. `spacing` is that of a volume's slices, rows and columns in
-    mm, None if the file gives none. `source` is the file it was read from, or None.
+    mm, None if the file gives none. `source` is the file it was read from, or None. `intensity` says by which
+    rule its grey levels were made, empty if they were given. `origin` is the file of a scanner, if it is one,
+    in whose geometry the label map is written.
     """
 
     name: str
@@ -49,6 +57,8 @@ class Case:
     boxes: Boxes
     spacing: tuple[float, ...] | None = None
     source: Path | None = None
+    intensity: str = ""
+    origin: Nifti | None = None
 
     def __post_init__(self) -> None:
         """Check what boxes do not."""

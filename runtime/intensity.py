@@ -24,6 +24,10 @@ class Window:
     level: float
     width: float
 
+    def __str__(self) -> str:
+        """Return it as `parse_window` takes it."""
+        return f"{self.level:g},{self.width:g}"
+
 
 # "soft-tissue" is the published choice for MedSAM; the others are the usual reading windows.
 WINDOWS: Final[dict[str, Window]] = {
@@ -96,6 +100,39 @@ def to_uint8(
             f"the window from {low:g} to {high:g}; give Hounsfield units, or another --window"
         )
     return result
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How values that are not 8 bits yet become grey levels.
+
+    Attributes:
+        modality: of cases of which neither file nor name says it, one of `MODALITIES`; None: they are refused.
+        window: for CT.
+    """
+
+    modality: str | None = None
+    window: Window = WINDOWS["abdomen"]
+
+    def apply(
+        self, image: NDArray[Any], modality: str | None, source: object
+    ) -> tuple[NDArray[np.uint8], str]:
+        """Return `image` as uint8, see `to_uint8`, and in words by which rule.
+
+        `modality` is what the case says. Raises InputError as `to_uint8`, and where the modality is not known.
+        """
+        modality = modality or self.modality
+        if image.dtype == np.uint8:
+            return np.ascontiguousarray(image), "as stored"
+        if modality is None:
+            raise InputError(
+                f"{source}: modality unknown, by which its values become grey; begin its name with it, as in CT_..., "
+                "or give --modality"
+            )
+        levels = to_uint8(image, modality, self.window, source)
+        if modality == "CT":
+            return levels, f"CT, level {self.window.level:g}, width {self.window.width:g}"
+        return levels, f"{modality}, percentiles 0.5 to 99.5 of what is not 0"
 
 
 def _inside(values: NDArray[Any], ct: bool) -> NDArray[np.bool_]:

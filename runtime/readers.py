@@ -1,4 +1,4 @@
-"""Find cases and read them: ``NAME.npz``, or an image with a sidecar ``NAME.json`` beside it.
+"""Find cases and read them: ``NAME.npz``, or an image or a NIfTI with a sidecar ``NAME.json`` beside it.
 
 The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
 width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1, and where known
@@ -7,6 +7,9 @@ width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 
 are free for notes. Alpha is dropped, 16-bit values are stretched from minimum and maximum to 8 bit. An image
 with an orientation tag is refused, for programs disagree on whether boxes count pixels before or after the
 turn; so is a file of several pages.
+
+The boxes of a NIfTI are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values become grey by
+`litemed.runtime.intensity`, and it is turned to be seen as `litemed.runtime.view` says.
 """
 
 import math
@@ -19,11 +22,14 @@ import numpy as np
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.intensity import Scaling
+from litemed.runtime.modalities import modality_of_name
+from litemed.runtime.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.npz import NpzReader
 from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
 from litemed.runtime.strict_json import parse_json
 
-CASE_SUFFIXES = (".npz", *PICTURE_SUFFIXES)
+CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, *PICTURE_SUFFIXES)
 
 MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
 
@@ -40,7 +46,7 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             path.stat()
             is_folder = path.is_dir()
             entries = sorted(path.glob("[!.]*")) if is_folder else [path]
-            cases = [one for one in entries if one.suffix.lower() in CASE_SUFFIXES and one.is_file()]
+            cases = [one for one in entries if case_suffix(one) and one.is_file()]
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file or folder; check the path") from None
         except OSError as error:
@@ -56,24 +62,49 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
+def case_suffix(path: Path) -> str:
+    """Return the suffix of a case's file, one of `CASE_SUFFIXES`, as the file has it; "" if it is no case's."""
+    found = (suffix for suffix in CASE_SUFFIXES if path.name.lower().endswith(suffix))
+    return path.name[-len(suffix) :] if (suffix := next(found, "")) else ""
+
+
+def case_name(path: Path) -> str:
+    """Return the name of a case's file without its suffix."""
+    return path.name.removesuffix(case_suffix(path))
+
+
 def case_files(path: Path) -> tuple[Path, ...]:
     """Return every file that makes up the case: the npz, or the image and its sidecar."""
-    return (path,) if path.suffix.lower() == ".npz" else (path, path.with_suffix(".json"))
+    return (path,) if path.suffix.lower() == ".npz" else (path, path.with_name(f"{case_name(path)}.json"))
 
 
-def read_case(path: str | os.PathLike[str]) -> Case:
-    """Read one case of any kind, see above. Raises InputError, which names the file, if it cannot be used."""
+def read_case(path: str | os.PathLike[str], scaling: Scaling = Scaling()) -> Case:
+    """Read one case of any kind, see above; values that are not 8 bits become grey by `scaling`.
+
+    Raises InputError, which names the file, if it cannot be used.
+    """
     path = Path(path)
-    if path.suffix.lower() == ".npz":
+    suffix, name = case_suffix(path).lower(), case_name(path)
+    if suffix == ".npz":
         return _read_npz(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
+    if not suffix:
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
+    if suffix in NIFTI_SUFFIXES:
+        return _read_nifti(path, name, scaling)
     image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
-    sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
-        raise InputError(f'{path}: no boxes; write them to {sidecar} as {{"boxes": [[x0, y0, x1, y1], ...]}}')
-    boxes = Boxes.parse(_read_sidecar(sidecar), image.shape, source=str(sidecar))
-    return Case(path.stem, image, boxes, source=path)
+    return Case(name, image, _read_sidecar(path, image.shape), source=path)
+
+
+def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
+    try:
+        stored = Nifti.open(path)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: needs nibabel; in the checkout: pip install '.[medical]'") from error
+    # The boxes first: a case that fails for them is not worth decompressing its image.
+    boxes = _read_sidecar(path, stored.shape[::-1])
+    image, rule = scaling.apply(stored.read(), modality_of_name(name), path)
+    boxes = stored.view.show_boxes(boxes, stored.shape)
+    return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored)
 
 
 def _read_npz(path: Path) -> Case:
@@ -91,20 +122,27 @@ def _read_npz(path: Path) -> Case:
         return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
 
 
-def _read_sidecar(path: Path) -> list[list[int | float]]:
-    """Return the boxes of a sidecar as rows of four numbers."""
+def _read_sidecar(case: Path, shape: tuple[int, ...]) -> Boxes:
+    """Return the boxes in the sidecar of a case whose image has a shape: (H, W), (H, W, 3) or (D, H, W)."""
+    path = case_files(case)[-1]
+    numbers, wanted = 4, "[x0, y0, x1, y1]"
+    if case_suffix(case).lower() in NIFTI_SUFFIXES:
+        numbers, wanted = 6, "[x0, y0, z0, x1, y1, z1]"
+    if not path.is_file():
+        raise InputError(f'{case}: no boxes; write them to {path} as {{"boxes": [{wanted}, ...]}}')
     try:
         content = parse_json(read_bytes(path, MAX_SIDECAR_BYTES).decode("utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); correct it") from error
     boxes = content.get("boxes") if isinstance(content, dict) else None
     if not isinstance(boxes, list):
-        raise InputError(f'{path}: no list of boxes; write {{"boxes": [[x0, y0, x1, y1], ...]}}')
+        raise InputError(f'{path}: no list of boxes; write {{"boxes": [{wanted}, ...]}}')
     for number, row in enumerate(boxes, start=1):
         # By type, because True is an int to isinstance.
-        if not isinstance(row, list) or [type(one) in (int, float) for one in row] != [True] * 4:
-            raise InputError(f"{path}: box {number} is not four numbers; write it as [x0, y0, x1, y1]")
-    return boxes
+        if not isinstance(row, list) or [type(one) in (int, float) for one in row] != [True] * numbers:
+            count = {4: "four", 6: "six"}[numbers]
+            raise InputError(f"{path}: box {number} is not {count} numbers; write it as {wanted}")
+    return Boxes.parse(boxes, shape, source=str(path))
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
