@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import EXISTING, Command, run_command, tell_unread
+from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
+from litemed.runtime.scaling import WINDOWS, Scaling, parse_window
 
 EPILOG = """\b
 Examples:
@@ -16,6 +17,7 @@ Examples:
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
   litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
+  litemed-run liver.nii.gz -o segs --modality CT --window 60,160
 
 \b
 Cases:
@@ -23,11 +25,14 @@ Cases:
                      (depth, height, width); boxes: (N, 4) as x0 y0 x1 y1, in a
                      volume (N, 6) as x0 y0 z0 x1 y1 z1, z1 included
   NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
-Boxes count pixels of the image as it is stored.
+  NAME.nii.gz|nii    with NAME.json: {"boxes": [[x0, y0, z0, x1, y1, z1], ...]};
+                     its values become grey by --window or percentiles
+Boxes count pixels of the image as it is stored, in a NIfTI along its axes.
 
 \b
 Results in OUT:
   NAME.npz           segs: label i is box i, 0 is background
+  NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
   report.json        status, error, hashes and seconds of every case
   efficiency.csv     case, seconds
 A case is skipped if its result is there and input, model and settings are
@@ -127,6 +132,19 @@ _PATH = click.Path(path_type=Path)
     is_flag=True,
     help="End each box's mask at the box, which must have been drawn round the object.",
 )
+@click.option(
+    "--modality",
+    metavar="MODALITY",
+    help="Of NIfTI files whose name does not begin with theirs (CT_..., MR_...): by it their values become "
+    "grey. CT is cut to a window, all others to percentiles of their own.",
+)
+@click.option(
+    "--window",
+    default="abdomen",
+    show_default=True,
+    metavar="NAME|LEVEL,WIDTH",
+    help=f"Of CT in Hounsfield units: {', '.join(WINDOWS)}, or level and width such as 40,400.",
+)
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else than cases lies.")
@@ -159,17 +177,21 @@ def _run(
     quiet: bool,
     dry_run: bool,
     strict: bool,
+    modality: str | None,
+    window: str,
     output: Path,
     overlay: Path | None,
     overwrite: bool,
     **method: Any,
 ) -> bool:
     """Run the cases and return whether none failed."""
+    from litemed.runtime.before import tell_costs, tell_what_is_no_case
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
     from litemed.runtime.precision import REFERENCE
 
     how = Method(**method)
+    scaling = Scaling(modality, parse_window(window))
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
     kept = None if cache is None else Cache(cache)
@@ -180,9 +202,9 @@ def _run(
     if method["box_fit"] == "drawn" and not loose:
         raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
     how = how.with_decoder(loose=loose)
-    _tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
+    tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
     if dry_run:
-        return _tell_costs(cases, how, bundle.manifest.input_size)
+        return tell_costs(cases, how, scaling, bundle.manifest.input_size)
     again = output.is_dir() and not overwrite  # then all may be up to date
     loading = open_engine(
         *(engine, bundle, threads),
@@ -212,7 +234,12 @@ def _run(
         click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
     with Console(debug=debug, quiet=quiet) as observer:
         reports = run_cases(
-            cases, output, segmenter, method=how, overlay=overlay, overwrite=overwrite, observer=observer
+            *(cases, output, segmenter),
+            method=how,
+            scaling=scaling,
+            overlay=overlay,
+            overwrite=overwrite,
+            observer=observer,
         )
     counts = [
         f"{sum(r.status == status for r in reports)} {status}" for status in ("done", "skipped", "failed")
@@ -220,42 +247,6 @@ def _run(
     if not quiet:
         click.echo(f"{', '.join(counts)}; see {output / REPORT}")
     return all(report.status != "failed" for report in reports)
-
-
-def _tell_costs(cases: tuple[Path, ...], method: Method, input_size: int) -> bool:
-    """Print what each case would take; return whether all can be read."""
-    from litemed.runtime.errors import InputError
-    from litemed.runtime.plan import Plan
-    from litemed.runtime.readers import list_cases, read_case
-
-    readable = True
-    for path in list_cases(cases):
-        try:
-            plan = Plan.of(read_case(path), method, input_size)
-        except InputError as error:
-            readable = False
-            click.echo(f"error: {error}", err=True)
-        else:
-            counts = {
-                "boxes": len(plan.xyxy),
-                "encodings": plan.encodings,
-                "masks": plan.decodings,
-                "tiles": len(plan.tiles),
-                "planes": 2 * int(plan.plane_count.sum()),
-            }
-            click.echo(f"{path.stem}: {', '.join(f'{name}: {count}' for name, count in counts.items())}")
-    return readable
-
-
-def _tell_what_is_no_case(cases: tuple[Path, ...], results: list[Path], strict: bool) -> None:
-    """Warn of what lies in the folders of cases and is neither read nor a folder of results."""
-    from litemed.runtime.readers import case_files, list_cases
-
-    own = {path.resolve() for path in results}
-    for folder in (path for path in cases if path.is_dir()):
-        read = {file for case in list_cases([folder]) for file in case_files(case)}
-        rest = (one for one in folder.glob("[!.]*") if one not in read and one.resolve() not in own)
-        tell_unread(folder, rest, strict, "no cases")
 
 
 def _note(line: str) -> None:

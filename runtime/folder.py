@@ -26,6 +26,7 @@ from litemed.runtime.method import Method
 from litemed.runtime.readers import list_cases
 from litemed.runtime.report import CaseReport, Settings, describe_environment, litemed_version
 from litemed.runtime.report_files import ReportFile
+from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.steps import Begun, CaseSteps
 
 if TYPE_CHECKING:
@@ -54,17 +55,21 @@ def run_cases(
     segmenter: Segmenter,
     *,
     method: Method | None = None,
+    scaling: Scaling = DEFAULT_SCALING,
     overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
     """Segment cases into a folder: NAME.npz with ``segs``, `report.json` and `efficiency.csv`.
 
+    Of a NIfTI the result is NAME.nii.gz.
+
     Args:
         cases: files and folders, as `litemed.runtime.readers.list_cases` takes them.
         output: folder of the results; made if need be.
         segmenter: from `litemed.runtime.load`.
         method: how to segment them; the default one if it is None.
+        scaling: how values that are not 8 bits become grey levels.
         overlay: folder for a picture NAME.png of each result; made if need be.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
@@ -92,6 +97,7 @@ def run_cases(
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
         method=(method or Method()).with_decoder(loose=segmenter.engine.has_loose_decoder),
+        scaling=scaling,
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
     run = _Run(output, CaseSteps(segmenter, settings, report, overwrite), observer or RunObserver())

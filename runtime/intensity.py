@@ -4,57 +4,38 @@ CT is cut to a window, everything else that is not 8-bit yet to its own percenti
 for MedSAM ("Segment anything in medical images", data curation). 8-bit images stay as they are.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.errors import InputError
+from litemed.runtime.scaling import Scaling, Window
 
 _PIECE: Final = 2**20
 # Fat and water are 14 levels apart in the widest window; values scaled to -3 to 3 leave 5 in the usual one.
 _LEAST_LEVELS: Final = 8
 
 
-@dataclass(frozen=True)
-class Window:
-    """A CT window: `level` is its centre, `width` its whole extent, both in Hounsfield units."""
+def to_grey(
+    image: NDArray[Any], modality: str | None, scaling: Scaling, source: object
+) -> tuple[NDArray[np.uint8], str]:
+    """Return an image as uint8, see `to_uint8`, and in words by which rule.
 
-    level: float
-    width: float
-
-    def __str__(self) -> str:
-        """Return it as `parse_window` takes it."""
-        return f"{self.level:g},{self.width:g}"
-
-
-# "soft-tissue" is the published choice for MedSAM; the others are the usual reading windows.
-WINDOWS: Final[dict[str, Window]] = {
-    "abdomen": Window(50, 400),
-    "bone": Window(400, 1800),
-    "brain": Window(40, 80),
-    "lung": Window(-600, 1500),
-    "mediastinum": Window(50, 350),
-    "soft-tissue": Window(40, 400),
-}
-
-
-def parse_window(text: str) -> Window:
-    """Return the window that `text` names, or gives as LEVEL,WIDTH in Hounsfield units ("40,400").
-
-    Raises UsageError for anything else.
+    `modality` is what the case says. Raises InputError as `to_uint8`, and where the modality is not known.
     """
-    if (name := text.lower().replace(" ", "-")) in WINDOWS:
-        return WINDOWS[name]
-    try:
-        level, width = (float(part) for part in text.split(","))
-    except ValueError:
-        level = width = np.nan
-    if not (np.isfinite(level) and np.isfinite(width) and width > 0):
-        known = ", ".join(WINDOWS)
-        raise UsageError(f"window {text!r}: use one of {known}, or LEVEL,WIDTH such as 40,400")
-    return Window(level, width)
+    modality = modality or scaling.modality
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image), "as stored"
+    if modality is None:
+        raise InputError(
+            f"{source}: modality unknown, by which its values become grey; begin its name with it "
+            "(CT_..., MR_...) or give --modality"
+        )
+    levels = to_uint8(image, modality, scaling.window, source)
+    if modality == "CT":
+        return levels, f"CT, level {scaling.window.level:g}, width {scaling.window.width:g}"
+    return levels, f"{modality}, percentiles 0.5 to 99.5 of what is not 0"
 
 
 def to_uint8(
@@ -100,39 +81,6 @@ def to_uint8(
             f"the window from {low:g} to {high:g}; give Hounsfield units, or another --window"
         )
     return result
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How values that are not 8 bits yet become grey levels.
-
-    Attributes:
-        modality: of cases of which neither file nor name says it, one of `MODALITIES`; None: they are refused.
-        window: for CT.
-    """
-
-    modality: str | None = None
-    window: Window = WINDOWS["abdomen"]
-
-    def apply(
-        self, image: NDArray[Any], modality: str | None, source: object
-    ) -> tuple[NDArray[np.uint8], str]:
-        """Return `image` as uint8, see `to_uint8`, and in words by which rule.
-
-        `modality` is what the case says. Raises InputError as `to_uint8`, and where the modality is not known.
-        """
-        modality = modality or self.modality
-        if image.dtype == np.uint8:
-            return np.ascontiguousarray(image), "as stored"
-        if modality is None:
-            raise InputError(
-                f"{source}: modality unknown, by which its values become grey; begin its name with it, as in CT_..., "
-                "or give --modality"
-            )
-        levels = to_uint8(image, modality, self.window, source)
-        if modality == "CT":
-            return levels, f"CT, level {self.window.level:g}, width {self.window.width:g}"
-        return levels, f"{modality}, percentiles 0.5 to 99.5 of what is not 0"
 
 
 def _inside(values: NDArray[Any], ct: bool) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.files import output_path, same_name_key
-from litemed.runtime.readers import case_files
+from litemed.runtime.readers import case_files, case_name, result_suffix
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Job:
 
 
 def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job]:
-    """Name the results of all cases: OUTPUT/NAME.npz and OVERLAY/NAME.png.
+    """Name the results of all cases: OUTPUT/NAME.npz, of a NIfTI NAME.nii.gz, and OVERLAY/NAME.png.
 
     Cases whose results would share a name, or differ in letter case only, are all refused, so that what comes
     out does not depend on their order.
@@ -43,23 +43,23 @@ def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job
     """
     sharing: dict[str, list[Path]] = {}
     for path in paths:
-        sharing.setdefault(same_name_key(path.stem), []).append(path)
+        sharing.setdefault(same_name_key(case_name(path)), []).append(path)
     inputs = {file.resolve() for path in paths for file in case_files(path)}
     jobs = []
     for path in paths:
-        others = [other for other in sharing[same_name_key(path.stem)] if other is not path]
+        others = [other for other in sharing[same_name_key(case_name(path))] if other is not path]
         if others:
             why = f"{path}: its result would have the name of that of {others[0]}; rename one of them"
             jobs.append(Job(path, str(path), output, None, why))
             continue
         try:
-            target = output_path(output, path.stem, ".npz")
-            picture = None if overlay is None else output_path(overlay, path.stem, ".png")
+            target = output_path(output, case_name(path), result_suffix(path))
+            picture = None if overlay is None else output_path(overlay, case_name(path), ".png")
         except OutputError as error:
             jobs.append(Job(path, str(path), output, None, str(error)))
             continue
         for result in (target, picture):
             if result is not None and result.parent.resolve() / result.name in inputs:
                 raise UsageError(f"{result}: is an input and would be replaced; choose another folder")
-        jobs.append(Job(path, path.stem, target, picture))
+        jobs.append(Job(path, case_name(path), target, picture))
     return jobs

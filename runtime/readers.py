@@ -22,11 +22,12 @@ import numpy as np
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.intensity import Scaling
+from litemed.runtime.intensity import to_grey
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.npz import NpzReader
 from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
+from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.strict_json import parse_json
 
 CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, *PICTURE_SUFFIXES)
@@ -63,7 +64,7 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def case_suffix(path: Path) -> str:
-    """Return the suffix of a case's file, one of `CASE_SUFFIXES`, as the file has it; "" if it is no case's."""
+    """Return the suffix of a case's file, one of `CASE_SUFFIXES`, as it is spelt; "" if it is none's."""
     found = (suffix for suffix in CASE_SUFFIXES if path.name.lower().endswith(suffix))
     return path.name[-len(suffix) :] if (suffix := next(found, "")) else ""
 
@@ -73,12 +74,17 @@ def case_name(path: Path) -> str:
     return path.name.removesuffix(case_suffix(path))
 
 
+def result_suffix(path: Path) -> str:
+    """Return the suffix of the label map of a case's file."""
+    return NIFTI_SUFFIXES[0] if case_suffix(path).lower() in NIFTI_SUFFIXES else ".npz"
+
+
 def case_files(path: Path) -> tuple[Path, ...]:
     """Return every file that makes up the case: the npz, or the image and its sidecar."""
     return (path,) if path.suffix.lower() == ".npz" else (path, path.with_name(f"{case_name(path)}.json"))
 
 
-def read_case(path: str | os.PathLike[str], scaling: Scaling = Scaling()) -> Case:
+def read_case(path: str | os.PathLike[str], scaling: Scaling = DEFAULT_SCALING) -> Case:
     """Read one case of any kind, see above; values that are not 8 bits become grey by `scaling`.
 
     Raises InputError, which names the file, if it cannot be used.
@@ -100,9 +106,11 @@ def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
         stored = Nifti.open(path)
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: needs nibabel; in the checkout: pip install '.[medical]'") from error
+    if 3 in stored.shape[:2]:
+        raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
     boxes = _read_sidecar(path, stored.shape[::-1])
-    image, rule = scaling.apply(stored.read(), modality_of_name(name), path)
+    image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored)
 

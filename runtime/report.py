@@ -17,6 +17,7 @@ import numpy as np
 
 from litemed.runtime.errors import OutputError
 from litemed.runtime.method import Method
+from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 
 if TYPE_CHECKING:
     from litemed.runtime.engines import Engine
@@ -51,9 +52,10 @@ class CaseReport:
         warnings: one line each, such as boxes that were clipped.
         seconds: wall-clock, of read (with hashing the input), preprocess, encode, decode, merge, write (with
             the picture, if any) and total; None if it failed.
+        intensity: by which rule its grey levels were made; empty if they were given.
         encodings: how often the encoder ran: once for each slice, tile and plane.
         decodings: boxes decoded, each slice's and plane's counted.
-        inputs: the npz, or the image and its sidecar.
+        inputs: the npz, or the image or NIfTI and its sidecar.
         settings_sha256: of the settings it was run with (see `Settings`).
         output: the result in the folder; if this run failed, that of an earlier one, if any.
         overlay: the picture, if one was asked for.
@@ -64,6 +66,7 @@ class CaseReport:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] | None = None
+    intensity: str = ""
     encodings: int = 0
     decodings: int = 0
     inputs: tuple[FileRecord, ...] = ()
@@ -104,6 +107,7 @@ class Settings:
         engine: onnxruntime or openvino.
         precision: that the engine computed in, one of the bundle's.
         method: how cases were segmented.
+        scaling: how values that were not 8 bits became grey levels.
     """
 
     litemed: str
@@ -112,6 +116,7 @@ class Settings:
     engine: str
     precision: str
     method: Method
+    scaling: Scaling = DEFAULT_SCALING
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -22,6 +22,7 @@ from litemed.runtime.report import CaseReport, FileRecord, Settings
 from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
+    from litemed.runtime.nifti import Nifti
     from litemed.runtime.segmenter import Labels, Result, Segmenter
 
 _LISTED = 10
@@ -38,6 +39,8 @@ class Begun:
         case: what was read; None if the outcome is settled, or it is no longer needed.
         warnings: about what was read.
         seconds: how long hashing and reading took.
+        intensity: by which rule the case's grey levels were made.
+        origin: in whose geometry the label map is written; None: as npz.
         outcome: skipped or failed, if that is settled already.
         error: what it failed of.
     """
@@ -48,6 +51,8 @@ class Begun:
     case: Case | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    intensity: str = ""
+    origin: Nifti | None = None
     outcome: CaseReport | None = None
     error: Exception | None = None
 
@@ -85,8 +90,9 @@ class CaseSteps:
                 earlier = self._failure(job, KeyboardInterrupt(), _present(job.target), _present(job.picture))
                 self._report.put(earlier)
             self._claim(job, earlier)
-            case = read_case(job.path)
-            return Begun(job, earlier, inputs, case, _warnings(case), time.perf_counter() - start)
+            case = read_case(job.path, self._settings.scaling)
+            seconds, found = time.perf_counter() - start, (case.intensity, case.origin)
+            return Begun(job, earlier, inputs, case, _warnings(case), seconds, *found)
         except Exception as error:
             return Begun(job, earlier, outcome=self._kept(job, earlier, error), error=error)
 
@@ -136,7 +142,10 @@ class CaseSteps:
         start = time.perf_counter()
         job = begun.job
         with atomic_write(job.target) as file:
-            write_npz(file, {"segs": result.labels})
+            if begun.origin is not None:
+                begun.origin.write_labels(result.labels, file)
+            else:
+                write_npz(file, {"segs": result.labels})
         if job.picture is not None and begun.case is not None:
             with atomic_write(job.picture, durable=False) as file:
                 file.write(encode_png(draw_case(begun.case, result.labels)))
@@ -147,6 +156,7 @@ class CaseSteps:
             status="done",
             warnings=(*begun.warnings, *_empty(result.labels, result.boxes)),
             seconds=seconds | {"total": sum(seconds.values())},
+            intensity=begun.intensity,
             encodings=result.encodings,
             decodings=result.decodings,
             inputs=begun.inputs,

@@ -1,0 +1,44 @@
+"""What `litemed-run` tells of cases before it segments any."""
+
+from pathlib import Path
+
+import click
+
+from litemed.runtime.command import tell_unread
+from litemed.runtime.errors import InputError
+from litemed.runtime.method import Method
+from litemed.runtime.plan import Plan
+from litemed.runtime.readers import case_files, case_name, list_cases, read_case
+from litemed.runtime.scaling import Scaling
+
+
+def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_size: int) -> bool:
+    """Print what each case would take; return whether all can be read."""
+    readable = True
+    for path in list_cases(cases):
+        try:
+            plan = Plan.of(read_case(path, scaling), method, input_size)
+        except InputError as error:
+            readable = False
+            click.echo(f"error: {error}", err=True)
+        else:
+            counts = {
+                "boxes": len(plan.xyxy),
+                "encodings": plan.encodings,
+                "masks": plan.decodings,
+                "tiles": len(plan.tiles),
+                "planes": 2 * int(plan.plane_count.sum()),
+            }
+            click.echo(
+                f"{case_name(path)}: {', '.join(f'{name}: {count}' for name, count in counts.items())}"
+            )
+    return readable
+
+
+def tell_what_is_no_case(cases: tuple[Path, ...], results: list[Path], strict: bool) -> None:
+    """Warn of what lies in the folders of cases and is neither read nor a folder of results."""
+    own = {path.resolve() for path in results}
+    for folder in (path for path in cases if path.is_dir()):
+        read = {file for case in list_cases([folder]) for file in case_files(case)}
+        rest = (one for one in folder.glob("[!.]*") if one not in read and one.resolve() not in own)
+        tell_unread(folder, rest, strict, "no cases")
