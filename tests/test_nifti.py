@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+import litemed.runtime
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.folder import run_cases
@@ -20,7 +21,6 @@ from litemed.runtime.nifti import Nifti
 from litemed.runtime.readers import case_name, list_cases, read_case
 from litemed.runtime.report import REPORT, load_report
 from litemed.runtime.scaling import Scaling, parse_window
-from litemed.runtime.segmenter import Segmenter
 
 LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
 AXES = itertools.permutations(("LR", "PA", "IS"))
@@ -54,7 +54,7 @@ def ends(mask: np.ndarray) -> list[int]:
 
 
 def oriented(codes: str, angles: tuple[float, float], shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the affine of a volume of a shape (i, j, k) whose axes run as the codes say, turned by angles."""
+    """Return the affine of a volume of a shape (i, j, k) whose axes run as the codes say, turned."""
     a, b = angles
     about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -120,8 +120,6 @@ def test_a_box_of_one_voxel_stays_at_its_voxel_whichever_way_axes_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def segmenter(box_bundle):
-    import litemed.runtime
-
     return litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
 
 
@@ -239,4 +237,3 @@ def test_a_folder_lists_them_and_one_name_is_one_case(tmp_path, segmenter):
     assert [case_name(path) for path in list_cases([tmp_path])] == ["a", "a", "b"]
     reports = run_cases([tmp_path], tmp_path / "out", segmenter)
     assert ["would have the name" in report.error for report in reports] == [True, True, False]
-    assert Segmenter
