@@ -1,5 +1,6 @@
 """Segments images and volumes with a bundle's model."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,11 @@ import numpy.typing as npt
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.case import Case
+from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference
+from litemed.runtime.interactive import EncodedImage
 from litemed.runtime.merge import RunningMerge
 from litemed.runtime.method import Method
 from litemed.runtime.plan import Plan, covered
@@ -46,12 +48,16 @@ class Result:
 
 
 class Segmenter:
-    """A bundle and the engine that its graphs are loaded in. It takes one call at a time."""
+    """A bundle and the engine that its graphs are loaded in.
+
+    Threads that call it at the same time take turns.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         """Keep a bundle, without its graphs' bytes, and the engine that was opened with it."""
         self.bundle = bundle.released()
         self.engine = engine
+        self.lock = threading.RLock()  # whose owner uses the engine
 
     def segment(
         self,
@@ -77,15 +83,21 @@ class Segmenter:
             UsageError: an unknown method.
             EngineError: as `run`.
         """
-        how, array = Method(**method), np.asarray(image)
-        if array.dtype != np.uint8:
-            raise InputError(
-                f"image: has dtype {array.dtype}, not uint8; scale it to 0..255 first (CT by a window, "
-                "MR and PET by percentiles)"
-            )
-        lengths = None if spacing is None else tuple(map(float, spacing))
-        case = Case("image", np.ascontiguousarray(array), Boxes.parse(boxes, array.shape), lengths)
+        how, array = Method(**method), _checked(image)
+        case = Case("image", array, Boxes.parse(boxes, array.shape), _lengths(spacing))
         return self.run(case, how, progress=progress).labels
+
+    def encode(self, image: npt.ArrayLike, *, spacing: Sequence[float] | None = None) -> EncodedImage:
+        """Return an image or a volume that answers for many boxes, one after the other, encoded once.
+
+        `image` and `spacing` are those of `segment`. Raises InputError and EngineError.
+        """
+        array, lengths = _checked(image), _lengths(spacing)
+        if array.ndim not in (2, 3):
+            raise InputError(f"image: has shape {array.shape}; give (H, W), (H, W, 3) or (D, H, W)")
+        if lengths is not None:
+            check_spacing(lengths, "image")
+        return EncodedImage(self, array, lengths)
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
@@ -112,7 +124,10 @@ class Segmenter:
         Raises:
             EngineError: the engine failed, or what it returned is not finite.
         """
-        method = method or Method()
+        with self.lock:
+            return self._run(case, method or Method(), progress, last)
+
+    def _run(self, case: Case, method: Method, progress: Progress | None, last: bool) -> Result:
         plan = self.plan(case, method)
         labels = plan.blank_labels()
         inference = Inference(self.engine, plan.frame.size)
@@ -130,6 +145,21 @@ class Segmenter:
             inference.decodings,
             len(case.boxes),
         )
+
+
+def _checked(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Return an image of a caller's, C-contiguous."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"image: has dtype {array.dtype}, not uint8; scale it to 0..255 first (CT by a window, "
+            "MR and PET by percentiles)"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _lengths(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if spacing is None else tuple(map(float, spacing))
 
 
 def _merge_boxes(
