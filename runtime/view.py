@@ -58,8 +58,9 @@ class View:
         return 2, self.rows, 1 - self.rows
 
     def show(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Return a volume stored as (i, j, k) as (slices, rows, columns), C-contiguous."""
-        return np.ascontiguousarray(np.flip(stored.transpose(self.order), self.flips))
+        """Return a volume stored as (i, j, k), or (i, j, k, 3), as (slices, rows, columns), C-contiguous."""
+        axes = *self.order, *range(3, stored.ndim)
+        return np.ascontiguousarray(np.flip(stored.transpose(axes), self.flips))
 
     def store(self, shown: NDArray[Any]) -> NDArray[Any]:
         """Return a volume (slices, rows, columns) as it is stored, (i, j, k): what `show` undoes."""
