@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,21 @@ class Dicom:
     def is_cine(self) -> bool:
         """Whether these are several frames that have no place of their own, as of a clip."""
         return len(self.frames) > 1 and self.affine is None
+
+    @property
+    def no_seg(self) -> str:
+        """Why there can be no DICOM segmentation of these; empty if there can."""
+        if self.is_cine:
+            return "frames without a place of their own can have no DICOM segmentation"
+        if self.frames[0].spacing is None or not all(file.uid for file in self.files):
+            return "images without PixelSpacing or SOPInstanceUID can have no DICOM segmentation"
+        return ""
+
+    def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO, objects: int) -> None:
+        """Write a label map of the objects 1, 2, ... as a DICOM segmentation, see `dicom_seg.write_seg`."""
+        from litemed.runtime.dicom_seg import write_seg
+
+        write_seg(self, labels, objects, file)
 
     def read(self) -> NDArray[Any]:
         """Return the values as they are seen: (D, H, W), (D, H, W, 3) R G B in uint8, or one image of these.

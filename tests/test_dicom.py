@@ -6,6 +6,7 @@ import pathlib
 import re
 import warnings
 
+import highdicom
 import nibabel
 import numpy as np
 import pydicom
@@ -15,7 +16,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from litemed.runtime.dicom import Dicom, looks_like_dicom
-from litemed.runtime.errors import InputError, LitemedError
+from litemed.runtime.errors import InputError, LitemedError, OutputError
 from litemed.runtime.nifti import Nifti
 
 SHIPPED = pathlib.Path(pydicom.data.__file__).parent
@@ -253,6 +254,71 @@ def test_a_colour_series_is_turned_as_a_grey_one(tmp_path):
         given |= {"ImagePositionPatient": [0, 0, place], "PhotometricInterpretation": "RGB"}
         save(colour(image, **given), tmp_path / "s" / str(place))
     np.testing.assert_array_equal(Dicom.open(tmp_path / "s").read(), pixels[:, ::-1, ::-1])
+
+
+@pytest.fixture
+def labels():
+    """A label map of objects 1 and 3 of four; the first and the last slice are empty."""
+    labels = np.zeros((5, 6, 4), np.uint8)
+    labels[1:3, :3, 1:], labels[3, 4:] = 1, 3
+    return labels
+
+
+EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyID")
+PATIENT = dict.fromkeys((*EMPTY, "StudyDate", "StudyTime", "AccessionNumber"), "")
+PATIENT |= {"StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.4"}
+
+
+def write_seg(dicom, labels, path):
+    """Write a SEG of four objects and return it as highdicom reads it."""
+    with path.open("wb") as file:
+        dicom.write_labels(labels, file, 4)
+    found = highdicom.seg.segread(path)
+    assert [one.SegmentLabel for one in found.SegmentSequence] == ["box 1", "box 2", "box 3", "box 4"]
+    assert found.NumberOfFrames == 4 * dicom.shape[2]  # with those that are empty
+    return found
+
+
+@pytest.mark.parametrize("step", [(0, 0, -2.5), (0, 0.5, 2.5)])
+def test_a_seg_lies_where_its_sources_do(tmp_path, volume, labels, step):
+    axes = ((-1, 0, 0), (0, -1, 0))
+    dicom = Dicom.open(write_series(tmp_path / "s", volume, axes=axes, step=step, **PATIENT))
+    seg = write_seg(dicom, labels, tmp_path / "seg.dcm")
+    uids = {file.path: file.uid for file in dicom.files}
+    sources = [uids[frame.path] for frame in dicom.frames]
+    found = seg.get_pixels_by_source_instance(sources, combine_segments=True)
+    np.testing.assert_array_equal(found, dicom.view.store(labels).swapaxes(0, 2))
+    places = [frame.position.tolist() for frame in dicom.frames]
+    at = [
+        frame.PlanePositionSequence[0].ImagePositionPatient for frame in seg.PerFrameFunctionalGroupsSequence
+    ]
+    assert sorted(map(list, at)) == sorted(places * 4)
+    # The images say 7.
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices == 2.5
+
+
+def test_a_seg_of_frames_refers_to_them(tmp_path, volume, labels):
+    dataset = enhanced(volume, [2, 0, 4, 1, 3])
+    dataset.update(
+        {name: value for name, value in dataset_of(volume, **PATIENT).items() if name not in dataset}
+    )
+    dicom = Dicom.open(save(dataset, tmp_path / "enhanced.dcm"))
+    seg = write_seg(dicom, labels, tmp_path / "seg.dcm")
+    numbers = [frame.index + 1 for frame in dicom.frames]
+    found = seg.get_pixels_by_source_frame(dicom.files[0].uid, numbers, combine_segments=True)
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_a_single_image_has_a_seg_and_a_clip_has_none(tmp_path, labels):
+    dicom = Dicom.open(SHIPPED / "test_files/CT_small.dcm")
+    mask = np.zeros((128, 128), np.uint8)
+    mask[10:20, 30:70] = 4
+    seg = write_seg(dicom, mask, tmp_path / "seg.dcm")
+    found = seg.get_pixels_by_source_instance([dicom.files[0].uid], combine_segments=True)
+    np.testing.assert_array_equal(found[0], mask)
+    clip = Dicom.open(SHIPPED / "test_files/examples_ybr_color.dcm")
+    with pytest.raises(OutputError, match="without a place of their own"):
+        clip.write_labels(labels, None, 4)
 
 
 def enhanced(volume, order):
