@@ -4,6 +4,7 @@ In float32 and by the runtime, in which the network takes an engine's place. On 
 prompted with its tight box, in a volume with one box for all of its slices.
 """
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,7 @@ class NetworkSegmenter(Segmenter):
     def __init__(self, model: LiteMedSAM, device: torch.device) -> None:
         """Use a network in evaluation mode on a device."""
         self.engine, self._size = NetworkEngine(model, device), model.size
+        self.lock = threading.RLock()
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
