@@ -102,7 +102,7 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
         if loralib_alpha:
             warnings = (
                 f"{path}: LoRA of loralib is added with alpha {loralib_alpha:g}; if saved in evaluation "
-                "mode, its weights hold it already: litemed-export --loralib-alpha 0",
+                "mode, its weights hold it already: give --loralib-alpha 0",
             )
     return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora, warnings=warnings)
 

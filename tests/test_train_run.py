@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from litemed.benchmarks.phantoms import draw_volume
 from litemed.models.adapter import decoder_path
@@ -98,6 +98,29 @@ def test_a_run_leaves_what_it_promises(whole_run, base, data):
     assert said["config"]["optimizer"]["lr"] == 1e-3
     assert said["inputs"]["base"]["sha256"] == read_checkpoint(base).sha256
     assert said["inputs"]["data"]["folder"] == str(data)
+
+
+def test_a_base_of_loralib_saved_in_evaluation_mode_counts_once_if_told(data, base, tmp_path):
+    """And keeps to that: a run that is resumed has the base that it was started from."""
+    state, layer = load_file(base), "image_encoder.layers.1.blocks.0.attn.proj"
+    a, b = torch.ones(4, 128) / 50, torch.ones(128, 4) / 50
+    state[f"{layer}.weight"] += b @ a / 4
+    right = state[f"{layer}.weight"]
+    merged = tmp_path / "merged.safetensors"
+    save_file(state | {f"{layer}.lora_A": a, f"{layer}.lora_B": b}, merged)
+    for alpha in (1.0, 0.0):
+        folder = tmp_path / f"{alpha}"
+        decoder = changed(run={"tune": "decoder"})
+        request = Request(data, folder, merged, decoder, stop_after_s=0.0, loralib_alpha=alpha)
+        with (tmp_path / "log").open("w") as log:
+            assert not train(request, Reporter(log))
+        told = "merged.safetensors: LoRA of loralib is added with alpha 1" in (tmp_path / "log").read_text()
+        assert told == (alpha == 1.0)
+        kept = read_state(folder).model
+        assert any(torch.equal(value, right) for value in kept.values()) == (alpha == 0.0)
+    resumed = dataclasses.replace(request, resume=True, changes=[], loralib_alpha=1.0)
+    with pytest.raises(UsageError, match="base: the run was started with another one"):
+        train(resumed, SILENT)
 
 
 @pytest.mark.slow

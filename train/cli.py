@@ -47,6 +47,11 @@ _OPTIONS = (
     click.option(
         "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; may be repeated."
     ),
+    click.option(
+        "--loralib-alpha",
+        default=1.0,
+        help="As of litemed-export: 0 for weights in the paper's layout saved in evaluation mode.",
+    ),
     click.option("--resume", is_flag=True, help="Go on with the run in the output folder."),
     click.option("--overwrite", is_flag=True, help="Start over though the output folder holds a run."),
     click.option(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
+from litemed.models.lora_folding import LORALIB_ALPHA
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import FolderLock, make_folder, sha256_of_file
 from litemed.train.config import Changes, Config, differences, updated
@@ -33,6 +34,7 @@ class Request:
     start from. changes: settings that differ from the defaults (from those of the run, when resumed). resume:
     go on with the run in `folder`. overwrite: start over. stop_after_s: stop then, to be resumed. volumes: a
     folder of test cases that `litemed-prepare` made, whose `val` volumes are scored beside the slices.
+    loralib_alpha: of LoRA in the paper's layout, as `litemed.models.checkpoint.read_checkpoint` takes it.
     """
 
     data: Path
@@ -43,6 +45,7 @@ class Request:
     overwrite: bool = False
     stop_after_s: float | None = None
     volumes: Path | None = None
+    loralib_alpha: float = LORALIB_ALPHA
 
 
 def train(request: Request, reporter: Reporter) -> bool:
@@ -57,7 +60,7 @@ def train(request: Request, reporter: Reporter) -> bool:
     config = before
     for change in request.changes:
         config = updated(config, *change)
-    base = read_checkpoint(request.base)
+    base = read_checkpoint(request.base, loralib_alpha=request.loralib_alpha)
     for warning in base.warnings:
         reporter.line(f"warning: {warning}")
     check_base(base, config.run.tune)  # before the folder is made, or an earlier run in it gives way
@@ -96,7 +99,14 @@ def open_inputs(request: Request, base: Checkpoint) -> tuple[Data, Inputs]:
     training = Slices.open(request.data, split="train")
     if not len(training):
         raise InputError(f'{request.data}: no training slices; prepare data of the split "train"')
-    weights = {"file": base.file, "sha256": base.sha256, "layout": base.layout, "encoder": base.encoder}
+    weights: dict[str, Any] = {
+        "file": base.file,
+        "sha256": base.sha256,
+        "layout": base.layout,
+        "encoder": base.encoder,
+    }
+    if base.lora is not None:
+        weights["alpha"] = base.lora.alpha
     volumes = open_volumes(request.volumes, split="val") if request.volumes else []
     # The manifest has hashes of all slices.
     folders = {"data": request.data} | ({"volumes": request.volumes} if request.volumes else {})
@@ -121,9 +131,9 @@ def check_settings(before: Config, config: Config, where: str = "") -> None:
 def check_inputs(before: Inputs, inputs: Inputs) -> None:
     """Raise UsageError unless a run that had the inputs `before` goes on with the same ones."""
     for name in [*inputs, *before]:
-        was, now = (some.get(name, {}).get("sha256") for some in (before, inputs))
-        if was != now:
-            other = "none" if was is None else "one" if now is None else "another one"
+        was, now = (some.get(name, {}) for some in (before, inputs))
+        if any(was.get(key) != now.get(key) for key in ("sha256", "alpha")):
+            other = "none" if not was else "one" if not now else "another one"
             raise UsageError(
                 f"{name}: the run was started with {other}; give the same to resume it, or start a run anew"
             )
