@@ -100,8 +100,16 @@ def _lost(stream: TextIO) -> OSError | None:
     return raw.error if isinstance(raw, _Lasting) else None
 
 
-def tell_unread(folder: Path, unread: Iterable[Path], strict: bool, what: str) -> None:
-    """Warn on stderr of files and folders that a command passes over, by their kinds; `what` they are.
+def tell_unread(
+    folder: Path,
+    unread: Iterable[Path],
+    strict: bool,
+    what: str,
+    tell: Callable[[str], None] | None = None,
+) -> None:
+    """Warn of files and folders that a command passes over, by their kinds; `what` they are.
+
+    tell: what takes the line; without it, it goes to stderr.
 
     Raises UsageError instead if `strict`.
     """
@@ -111,7 +119,7 @@ def tell_unread(folder: Path, unread: Iterable[Path], strict: bool, what: str) -
         line = f"{folder}: {kinds.total()} in it are {what} and were left out: {listed}"
         if strict:
             raise UsageError(f"{line}; take them away or leave --strict out")
-        click.echo(f"warning: {line}", err=True)
+        (tell or _note)(f"warning: {line}")
 
 
 def run_command(
@@ -146,8 +154,12 @@ def run_command(
     sys.exit(code)
 
 
+def _note(line: str) -> None:
+    click.echo(line, err=True)
+
+
 def _tell(line: str, debug: bool) -> None:
     """Print how a command ends, under `debug` below the traceback of what is being handled."""
     if debug:
         traceback.print_exc()
-    click.echo(line, err=True)
+    _note(line)

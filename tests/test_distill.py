@@ -24,7 +24,7 @@ from litemed.models.encoders import LIGHT
 from litemed.models.lora import add_lora
 from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
-from litemed.runtime.errors import LitemedError, UsageError
+from litemed.runtime.errors import InputError, LitemedError, UsageError
 from litemed.runtime.preprocess import preprocess
 from litemed.train.dataset import Data, generator_of
 from litemed.train.distill.cli import main
@@ -207,7 +207,10 @@ def test_images_that_cannot_be_read_are_each_named_once_and_left_out(data, base,
     shutil.copytree(images, folder)
     (folder / "bad.png").write_bytes(b"no picture")
     (folder / "below" / "cut.png").write_bytes((folder / "grey.png").read_bytes()[:100])
-    paths, digest, _ = find_images(folder)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._grey.png").write_bytes(b"what a Mac leaves")
+    paths, digest, _, rest = find_images(folder)
+    assert [path.name for path in rest] == ["notes.txt"]
     assert [path.name for path in paths] == ["colour.JPG", "grey.png"]
     assert digest == find_images(images)[1]
     request = DistillRequest(data, tmp_path / "run", base, changed(), unlabelled=folder, stop_after_s=0.0)
@@ -215,6 +218,14 @@ def test_images_that_cannot_be_read_are_each_named_once_and_left_out(data, base,
         assert not distill(request, Reporter(log))
     said = (tmp_path / "log").read_text()
     assert said.count("bad.png") == said.count("cut.png") == said.count("warning: left out") - 1 == 1
+    assert f"warning: {folder}: 1 in it are no images and were left out: 1 .txt\n" in said
+    strict = dataclasses.replace(request, folder=tmp_path / "other", strict=True)
+    with pytest.raises(UsageError, match=r"images: 1 in it are no images .*: 1 \.txt; take them away"):
+        distill(strict, Reporter(None))
+    (folder / "notes.txt").unlink()
+    with pytest.raises(InputError, match=r"bad\.png: not a PNG, JPEG or TIFF"):
+        distill(strict, Reporter(None))
+    assert not strict.folder.exists()
     recorded = json.loads((tmp_path / "run" / SETTINGS).read_text())["inputs"]["unlabelled"]
     assert (recorded["images"], recorded["sha256"]) == (2, digest)
     # Other images of the same names and sizes are not the same.

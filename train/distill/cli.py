@@ -27,6 +27,7 @@ Examples:
 @click.option(
     "--unlabelled", type=EXISTING, help="Folder of PNG, JPEG and TIFF images; also those below it are read."
 )
+@click.option("--strict", is_flag=True, help="Refuse such a folder if something else lies in it.")
 @run_options
 def main(**options: Any) -> None:
     """Train a light image encoder to imitate that of BASE, on the slices that litemed-prepare wrote to DATA.

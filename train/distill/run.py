@@ -21,7 +21,8 @@ from litemed.models.checkpoint import read_checkpoint
 from litemed.models.encoders import TINY_VIT
 from litemed.models.lora_folding import fold_adapter
 from litemed.models.weight_files import weights_digest
-from litemed.runtime.errors import UsageError
+from litemed.runtime.command import tell_unread
+from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import make_folder
 from litemed.train.config import Changes, updated
 from litemed.train.distill.trainer import DistillConfig, Distiller, build_student
@@ -50,11 +51,13 @@ FORMAT: Final = "litemed-distilled-1"
 class DistillRequest(Request):
     """What to distil, from what, and where to.
 
-    base: the teacher. adapter: folded into it. unlabelled: a folder of images without labels.
+    base: the teacher. adapter: folded into it. unlabelled: a folder of images without labels. strict: refuse
+    one in which something else lies, or an image that cannot be read.
     """
 
     adapter: Path | None = None
     unlabelled: Path | None = None
+    strict: bool = False
 
 
 def stage_configs(changes: Sequence[Changes]) -> dict[str, DistillConfig]:
@@ -83,18 +86,21 @@ def distill(request: DistillRequest, reporter: Reporter) -> bool:
     stored = _read_settings(folder / SETTINGS) if request.resume else {}
     start = [(stored["stages"], str(folder / SETTINGS))] if stored else []
     configs = stage_configs([*start, *request.changes])
-    teacher = read_checkpoint(request.base)
+    teacher = read_checkpoint(request.base, loralib_alpha=request.loralib_alpha)
     if teacher.encoder != TINY_VIT:
         raise UsageError(f"{teacher.file}: has the {teacher.encoder} encoder itself; distil from TinyViT's")
     (data, inputs), images = open_inputs(request, teacher), list[Path]()
     if request.adapter is not None:
-        teacher = fold_adapter(teacher, request.adapter)
-        sha256 = teacher.lora.sha256 if teacher.lora else None
-        inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256}
+        teacher = fold_adapter(teacher, request.adapter, loralib_alpha=request.loralib_alpha)
+        sha256, alpha = (teacher.lora.sha256, teacher.lora.alpha) if teacher.lora else (None, None)
+        inputs["adapter"] = {"file": request.adapter.name, "sha256": sha256, "alpha": alpha}
     for warning in teacher.warnings:
         reporter.line(f"warning: {warning}")
     if request.unlabelled is not None:
-        images, digest, unreadable = find_images(request.unlabelled)
+        images, digest, unreadable, rest = find_images(request.unlabelled)
+        tell_unread(request.unlabelled, rest, request.strict, "no images", reporter.line)
+        if unreadable and request.strict:
+            raise InputError(unreadable[0])
         inputs["unlabelled"] = {"folder": str(request.unlabelled), "images": len(images), "sha256": digest}
         for problem in unreadable:
             reporter.line(f"warning: left out {problem}")

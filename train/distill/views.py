@@ -23,15 +23,16 @@ CHANNELS, STRIDE = 256, 4  # of an embedding
 _UNLABELLED_STREAM = 3  # keeps these random numbers apart from the sampler's and the examples'
 
 
-def find_images(folder: Path) -> tuple[list[Path], str, list[str]]:
+def find_images(folder: Path) -> tuple[list[Path], str, list[str], list[Path]]:
     """Read the PNG, JPEG and TIFF files in a folder and below it once.
 
-    Returns those that can be read, by name, the sha256 of their names and contents, and a line for each other
-    one. Raises UsageError without any.
+    Returns those that can be read, by name, the sha256 of their names and contents, a line for each other
+    one, and files that are no such. Hidden ones are passed over. Raises UsageError without any image.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of unlabelled images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    shown = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    files = [path for path in shown if path.suffix.lower() in PICTURE_SUFFIXES]
     digest, paths, unreadable = hashlib.sha256(), [], []
     with ThreadPoolExecutor() as pool:
         for path, (content, problem) in zip(files, pool.map(_try_to_read, files), strict=True):
@@ -43,7 +44,7 @@ def find_images(folder: Path) -> tuple[list[Path], str, list[str]]:
     if not paths:
         such_as = f", such as {unreadable[0]}" if unreadable else ""
         raise UsageError(f"{folder}: no {', '.join(PICTURE_SUFFIXES)} file in it can be read{such_as}")
-    return paths, digest.hexdigest(), unreadable
+    return paths, digest.hexdigest(), unreadable, sorted({*shown} - {*files})
 
 
 def _try_to_read(path: Path) -> tuple[str, str]:
