@@ -15,6 +15,7 @@ from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from litemed.runtime.dicom import Dicom
     from litemed.runtime.nifti import Nifti
 
 MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
@@ -48,8 +49,8 @@ class Case:
     (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
     `Boxes.parse` checked the `boxes` against it. `spacing` is that of a volume's slices, rows and columns in
     mm, None if the file gives none. `source` is the file it was read from, or None. `intensity` says by which
-    rule its grey levels were made, empty if they were given. `origin` is the file of a scanner, if it is one,
-    in whose geometry the label map is written.
+    rule its grey levels were made, empty if they were given. `origin` is what a scanner's file or files
+    are, if they are, in whose geometry the label map is written.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Case:
     spacing: tuple[float, ...] | None = None
     source: Path | None = None
     intensity: str = ""
-    origin: Nifti | None = None
+    origin: Nifti | Dicom | None = None
 
     def __post_init__(self) -> None:
         """Check what boxes do not."""

@@ -27,12 +27,14 @@ Cases:
   NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
   NAME.nii.gz|nii    with NAME.json: {"boxes": [[x0, y0, z0, x1, y1, z1], ...]};
                      its values become grey by --window or percentiles
+  NAME.dcm, NAME/    with NAME.json: DICOM, one image or slices of one series
 Boxes count pixels of the image as it is stored, in a NIfTI along its axes.
 
 \b
 Results in OUT:
   NAME.npz           segs: label i is box i, 0 is background
   NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
+  NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
   report.json        status, error, hashes and seconds of every case
   efficiency.csv     case, seconds
 A case is skipped if its result is there and input, model and settings are

@@ -1,4 +1,4 @@
-"""Find cases and read them: ``NAME.npz``, or an image or a NIfTI with a sidecar ``NAME.json`` beside it.
+"""Find cases and read them: ``NAME.npz``, or an image, NIfTI or DICOM with a sidecar ``NAME.json`` beside it.
 
 The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
 width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1, and where known
@@ -9,7 +9,9 @@ with an orientation tag is refused, for programs disagree on whether boxes count
 turn; so is a file of several pages.
 
 The boxes of a NIfTI are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values become grey by
-`litemed.runtime.intensity`, and it is turned to be seen as `litemed.runtime.view` says.
+`litemed.runtime.intensity`, and it is turned to be seen as `litemed.runtime.view` says. So are those of a
+DICOM of several slices, a file or a folder NAME of one series: in columns, rows, and slices upwards along
+their normal, or as they were taken if they have no place. Of a DICOM of one image they are as of any image.
 """
 
 import math
@@ -21,6 +23,7 @@ import numpy as np
 
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
+from litemed.runtime.dicom import Dicom, looks_like_dicom
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.intensity import to_grey
 from litemed.runtime.modalities import modality_of_name
@@ -30,7 +33,8 @@ from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode
 from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.strict_json import parse_json
 
-CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, *PICTURE_SUFFIXES)
+DICOM_SUFFIX = ".dcm"
+CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, DICOM_SUFFIX, *PICTURE_SUFFIXES)
 
 MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
 
@@ -38,7 +42,8 @@ MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with gene
 def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the case files that ``paths`` name, each once, in the order given.
 
-    A folder stands for the files directly in it that have a case's suffix and no dot in front, by name.
+    A folder stands for the files directly in it that have a case's suffix and no dot in front, by name, or is
+    a case itself if it holds a DICOM series, see `is_series`.
     Raises UsageError if a path cannot be read or is of no kind that is read, or there is no case at all.
     """
     found: dict[Path, Path] = {}
@@ -48,6 +53,8 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             is_folder = path.is_dir()
             entries = sorted(path.glob("[!.]*")) if is_folder else [path]
             cases = [one for one in entries if case_suffix(one) and one.is_file()]
+            if is_folder and is_series(path):
+                cases = [path if path.name.strip(".") else path.resolve()]
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file or folder; check the path") from None
         except OSError as error:
@@ -63,6 +70,15 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
+def is_series(folder: Path) -> bool:
+    """Return whether a folder is one case: DICOM files lie in it, of which none has boxes of its own."""
+    files = [one for one in folder.glob("[!.]*") if case_suffix(one).lower() in ("", DICOM_SUFFIX)]
+    boxes = {one.stem for one in files if one.suffix == ".json"}
+    return not boxes & {case_name(one) for one in files if case_suffix(one)} and any(
+        looks_like_dicom(one) for one in files if one.suffix != ".json"
+    )
+
+
 def case_suffix(path: Path) -> str:
     """Return the suffix of a case's file, one of `CASE_SUFFIXES`, as it is spelt; "" if it is none's."""
     found = (suffix for suffix in CASE_SUFFIXES if path.name.lower().endswith(suffix))
@@ -75,13 +91,28 @@ def case_name(path: Path) -> str:
 
 
 def result_suffix(path: Path) -> str:
-    """Return the suffix of the label map of a case's file."""
+    """Return the suffix of the label map of a case's file; of DICOM the headers say which is possible."""
+    if _is_dicom(path):
+        try:
+            return ".npz" if Dicom.open(path).no_seg else DICOM_SUFFIX
+        except (InputError, OSError, ModuleNotFoundError):
+            return ".npz"  # reading it will say why
     return NIFTI_SUFFIXES[0] if case_suffix(path).lower() in NIFTI_SUFFIXES else ".npz"
 
 
 def case_files(path: Path) -> tuple[Path, ...]:
-    """Return every file that makes up the case: the npz, or the image and its sidecar."""
-    return (path,) if path.suffix.lower() == ".npz" else (path, path.with_name(f"{case_name(path)}.json"))
+    """Return every file that makes up the case: the npz, or the image or all of a folder and its sidecar."""
+    if path.is_dir():
+        return (*sorted(one for one in path.glob("[!.]*") if one.is_file()), _sidecar(path))
+    return (path,) if path.suffix.lower() == ".npz" else (path, _sidecar(path))
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{case_name(path)}.json")
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_dir() or case_suffix(path).lower() == DICOM_SUFFIX
 
 
 def read_case(path: str | os.PathLike[str], scaling: Scaling = DEFAULT_SCALING) -> Case:
@@ -93,12 +124,14 @@ def read_case(path: str | os.PathLike[str], scaling: Scaling = DEFAULT_SCALING) 
     suffix, name = case_suffix(path).lower(), case_name(path)
     if suffix == ".npz":
         return _read_npz(path)
+    if _is_dicom(path):
+        return _read_dicom(path, name, scaling)
     if not suffix:
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
     if suffix in NIFTI_SUFFIXES:
         return _read_nifti(path, name, scaling)
     image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
-    return Case(name, image, _read_sidecar(path, image.shape), source=path)
+    return Case(name, image, _read_sidecar(path, image.shape, 4), source=path)
 
 
 def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
@@ -109,10 +142,28 @@ def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
     if 3 in stored.shape[:2]:
         raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
-    boxes = _read_sidecar(path, stored.shape[::-1])
+    boxes = _read_sidecar(path, stored.shape[::-1], 6)
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored)
+
+
+def _read_dicom(path: Path, name: str, scaling: Scaling) -> Case:
+    try:
+        stored = Dicom.open(path)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: needs pydicom; in the checkout: pip install '.[medical]'") from error
+    columns, rows, depth = stored.shape
+    if depth > 1 and (stored.files[0].colour or 3 in (columns, rows)):
+        what = "clips in colour" if stored.files[0].colour else "slices with a side of 3 pixels"
+        raise InputError(f"{path}: {what} are not segmented; give single images, or grey ones")
+    shape = (depth, rows, columns) if depth > 1 else (rows, columns, 3)[: 3 if stored.files[0].colour else 2]
+    boxes = _read_sidecar(path, shape, 6 if depth > 1 else 4)
+    image, rule = to_grey(stored.read(), stored.modality or modality_of_name(name), scaling, path)
+    if depth > 1:
+        boxes = stored.view.show_boxes(boxes, stored.shape)
+    spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)
+    return Case(name, image, boxes, spacing, path, rule, stored)
 
 
 def _read_npz(path: Path) -> Case:
@@ -130,12 +181,10 @@ def _read_npz(path: Path) -> Case:
         return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
 
 
-def _read_sidecar(case: Path, shape: tuple[int, ...]) -> Boxes:
-    """Return the boxes in the sidecar of a case whose image has a shape: (H, W), (H, W, 3) or (D, H, W)."""
-    path = case_files(case)[-1]
-    numbers, wanted = 4, "[x0, y0, x1, y1]"
-    if case_suffix(case).lower() in NIFTI_SUFFIXES:
-        numbers, wanted = 6, "[x0, y0, z0, x1, y1, z1]"
+def _read_sidecar(case: Path, shape: tuple[int, ...], numbers: int) -> Boxes:
+    """Return the boxes, of 4 or 6 numbers, of a case with an image (H, W), (H, W, 3) or (D, H, W)."""
+    path = _sidecar(case)
+    wanted = {4: "[x0, y0, x1, y1]", 6: "[x0, y0, z0, x1, y1, z1]"}[numbers]
     if not path.is_file():
         raise InputError(f'{case}: no boxes; write them to {path} as {{"boxes": [{wanted}, ...]}}')
     try:

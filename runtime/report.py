@@ -55,7 +55,7 @@ class CaseReport:
         intensity: by which rule its grey levels were made; empty if they were given.
         encodings: how often the encoder ran: once for each slice, tile and plane.
         decodings: boxes decoded, each slice's and plane's counted.
-        inputs: the npz, or the image or NIfTI and its sidecar.
+        inputs: the npz, or the image, NIfTI or DICOM files and the sidecar.
         settings_sha256: of the settings it was run with (see `Settings`).
         output: the result in the folder; if this run failed, that of an earlier one, if any.
         overlay: the picture, if one was asked for.

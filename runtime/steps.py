@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from litemed.runtime.case import Case, looks_like_xyz
+from litemed.runtime.dicom import Dicom
 from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.runtime.jobs import Job
@@ -52,7 +53,7 @@ class Begun:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     intensity: str = ""
-    origin: Nifti | None = None
+    origin: Nifti | Dicom | None = None
     outcome: CaseReport | None = None
     error: Exception | None = None
 
@@ -142,10 +143,12 @@ class CaseSteps:
         start = time.perf_counter()
         job = begun.job
         with atomic_write(job.target) as file:
-            if begun.origin is not None:
-                begun.origin.write_labels(result.labels, file)
-            else:
+            if begun.origin is None or job.target.suffix == ".npz":
                 write_npz(file, {"segs": result.labels})
+            elif isinstance(begun.origin, Dicom):
+                begun.origin.write_labels(result.labels, file, result.boxes)
+            else:
+                begun.origin.write_labels(result.labels, file)
         if job.picture is not None and begun.case is not None:
             with atomic_write(job.picture, durable=False) as file:
                 file.write(encode_png(draw_case(begun.case, result.labels)))
@@ -224,6 +227,8 @@ def _warnings(case: Case) -> tuple[str, ...]:
     if case.spacing is not None and looks_like_xyz(case.spacing):
         mm = ", ".join(f"{length:g}" for length in case.spacing)
         lines.append(f"spacing {mm} is read as z, y, x, but looks like x, y, z")
+    if isinstance(case.origin, Dicom) and case.origin.no_seg:
+        lines.append(f"the label map is npz: {case.origin.no_seg}")
     if (low := case.image.min()) == case.image.max():
         lines.append(f"the image is {low} everywhere")
     return tuple(lines)
