@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from litemed.runtime.errors import LitemedError, one_line, printable
+from litemed.runtime.errors import LitemedError, one_line
 from litemed.runtime.strict_json import shown
 
 MAX_BYTES = 4 << 30  # a training checkpoint with its optimizer state is under 200 MB
@@ -31,10 +31,7 @@ _BEGINNINGS = {
 
 
 class CheckpointError(LitemedError):
-    """A checkpoint or adapter cannot be used as it is; control characters are escaped."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    """A checkpoint or adapter cannot be used as it is."""
 
 
 class _Unread:

@@ -2,7 +2,11 @@
 
 
 class LitemedError(Exception):
-    """Base of every error that litemed raises on purpose."""
+    """Base of every error that litemed raises on purpose; what it quotes of a file is made printable."""
+
+    def __init__(self, message: str) -> None:
+        """Take a message, which becomes one line."""
+        super().__init__(printable(message))
 
 
 class UsageError(LitemedError):

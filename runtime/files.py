@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -18,8 +19,18 @@ from litemed.runtime.errors import OutputError
 
 def sha256_of_file(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal. Raises OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_input(path: Path) -> io.BufferedReader:
+    """Open a file that a user named, or a link to one.
+
+    Raises OSError if it is something else, or cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a device may never end, a pipe never begin
+        raise OSError(0, "is not a plain file")
+    return path.open("rb")
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -73,7 +73,10 @@ class Nifti:
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _SMALLEST_VOXEL_MM3:
             raise InputError(f"{path}: affine is singular or not finite; repair the header")
         placed = image.header["sform_code"] != 0 or image.header["qform_code"] != 0
-        return cls(path, View.of(affine) if placed else View(), image)
+        try:
+            return cls(path, View.of(affine) if placed else View(), image)
+        except ValueError as error:
+            raise InputError(f"{path}: affine is singular ({error}); repair the header") from error
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from litemed.runtime.errors import InputError, one_line
+from litemed.runtime.files import open_input
 
 MAX_VOXELS = 2**29  # of one array: 2048 slices of 512 x 512, or a colour image of 13 000 x 13 000
 MAX_MEMBERS = 64  # of an archive; the challenge's files have at most four
@@ -46,7 +47,7 @@ class NpzReader:
         """Open the archive and check its directory."""
         self.path = path
         try:
-            self._file: BinaryIO = path.open("rb")
+            self._file: BinaryIO = open_input(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be opened: {error.strerror or error}") from error
         try:
@@ -124,7 +125,7 @@ class NpzReader:
     def _check_members(self) -> None:
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
-            member, name = f"{self.path}: member {info.filename!r}", info.filename.removesuffix(".npy")
+            member, name = f"{self.path}: member {info.filename[:100]!r}", info.filename.removesuffix(".npy")
             if info.compress_type not in _MAX_RATIO:
                 raise InputError(f"{member} is compressed in an odd way; save it with numpy.savez_compressed")
             if info.file_size > _MAX_RATIO[info.compress_type] * info.compress_size:
@@ -137,7 +138,9 @@ class NpzReader:
     @contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
         if name not in self._members:
-            raise InputError(f"{self.path}: no array {name!r}, only {', '.join(self.names) or 'nothing'}")
+            names = ", ".join(self.names)
+            listed = f"{names[:200]}..." if len(names) > 200 else names or "nothing"
+            raise InputError(f"{self.path}: no array {name!r}, only {listed}")
         with self._naming_damage(), self._archive.open(self._members[name]) as stream:
             yield stream
 

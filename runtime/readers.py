@@ -25,6 +25,7 @@ from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.dicom import Dicom, looks_like_dicom
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.files import open_input
 from litemed.runtime.intensity import to_grey
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.nifti import NIFTI_SUFFIXES, Nifti
@@ -205,7 +206,7 @@ def _read_sidecar(case: Path, shape: tuple[int, ...], numbers: int) -> Boxes:
 def read_bytes(path: Path, limit: int) -> bytes:
     """Read a whole file of at most ``limit`` bytes. Raises InputError where that is not possible."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

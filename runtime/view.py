@@ -36,12 +36,15 @@ class View:
     def of(cls, affine: NDArray[np.float64]) -> Self:
         """Return the usual view of a volume stored as (i, j, k).
 
-        `affine` (4, 4) takes i, j, k to millimetres to the right, front and top of the patient.
+        `affine` (4, 4) takes i, j, k to millimetres to the right, front and top of the patient. Raises
+        ValueError where two axes run the same way.
         """
         import nibabel
 
         # Row a: the world axis (0 right, 1 front, 2 up) nearest to stored axis a, and its sign.
         world = nibabel.orientations.io_orientation(affine)
+        if np.isnan(world).any():
+            raise ValueError("two axes run the same way")
         nearest = [int(axis) for axis in world[:, 0]]
         view = cls(rows=max((0, 1), key=lambda axis: nearest[axis]))
         # Columns run to the patient's left or back, rows to the back or down: against the world axes.

@@ -17,9 +17,11 @@ from litemed.runtime.files import (
     LockedError,
     atomic_write,
     make_folder,
+    open_input,
     output_path,
     remove_leftovers,
     same_name_key,
+    sha256_of_file,
 )
 
 OLD, NEW = b"old", b"new"
@@ -210,3 +212,16 @@ def test_processes_that_count_under_a_lock_lose_nothing(tmp_path):
         assert process.exitcode == 0
     assert (tmp_path / "counter").read_text() == "100"
     assert names(tmp_path) == {"counter"}
+
+
+def test_a_device_or_pipe_that_a_file_of_a_stranger_names_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe.npz")
+    for path in (pipe, Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="not a plain file"):
+            open_input(path)
+        with pytest.raises(OSError, match="not a plain file"):
+            sha256_of_file(path)
+    (tmp_path / "link").symlink_to(whole := tmp_path / "whole")
+    whole.write_bytes(b"abc")
+    with open_input(tmp_path / "link") as file:
+        assert file.read() == b"abc"

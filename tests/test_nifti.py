@@ -237,3 +237,10 @@ def test_a_folder_lists_them_and_one_name_is_one_case(tmp_path, segmenter):
     assert [case_name(path) for path in list_cases([tmp_path])] == ["a", "a", "b"]
     reports = run_cases([tmp_path], tmp_path / "out", segmenter)
     assert ["would have the name" in report.error for report in reports] == [True, True, False]
+
+
+def test_axes_that_all_but_run_the_same_way_are_refused(tmp_path):
+    affine = LPS.copy()
+    affine[2, 1] = 1e16
+    with pytest.raises(InputError, match=r"MR_a\.nii: affine is singular"):
+        read_case(write(tmp_path / "MR_a.nii", ball(), affine, codes=(0, 2)))

@@ -45,7 +45,10 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = 4  # errors are raised; logged as well they would stand on stderr twice
         options.add_session_config_entry("session.load_model_format", "ONNX")  # no other that it would guess
         providers = ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(bundle.graphs[key], options, providers=providers)
+        # With a fallback it would try again what it refuses, and print so.
+        session = onnxruntime.InferenceSession(
+            bundle.graphs[key], options, providers=providers, enable_fallback=False
+        )
         session._model_bytes = None  # it would keep the file's bytes, to open it anew with other providers
         inputs = {
             one.name: tuple(axis if isinstance(axis, int) else None for axis in one.shape)

@@ -173,6 +173,8 @@ def _pair_of_row(base: Path, row: dict[str, str], where: str, options: SourceOpt
     modality = parse_modality(row["modality"], where)
     if not row["image"] or not row["label"]:
         raise InputError(f"{where}: no image or label path")
+    if "\0" in row["image"] + row["label"]:
+        raise InputError(f"{where}: a path with a null byte; correct it")
     source = row.get("source") or base.resolve().name
     case = row.get("case") or _stem(base / row["image"])
     split = row.get("split") or options.draw_split(source, case)
