@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom.data
 import pytest
 import torch
 from bundle_edits import edit
@@ -29,6 +30,7 @@ from litemed.models.adapter import FORMAT, read_adapter_header
 from litemed.models.peft_adapter import read_peft
 from litemed.models.weight_files import check_entries, read_file, tensors_of
 from litemed.runtime.bundle import Bundle
+from litemed.runtime.dicom import Dicom
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import LitemedError, OutputError
 from litemed.runtime.pictures import decode_labels, decode_picture
@@ -163,6 +165,23 @@ def read_nifti(path: Path) -> None:
     read_pair(Pair("MR", "s", "c", "train", other, path))
 
 
+SHIPPED = Path(pydicom.data.__file__).parent / "test_files"
+DICOM = [
+    (SHIPPED / f"{name}.dcm").read_bytes()
+    for name in (
+        "MR_small",
+        "MR_small_RLE",
+        "MR_small_jpeg_ls_lossless",
+        "SC_rgb_jpeg_dcmtk",
+        "SC_rgb_small_odd",
+    )
+]
+
+
+def read_dicom(path: Path) -> None:
+    assert Dicom.open(path).read().size
+
+
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.count": torch.tensor(3)}
 
 
@@ -260,6 +279,7 @@ READERS: dict[str, Make] = {
     "index": lambda _: Reader("index.csv", read_index, [INDEX], [b'"', b"\n", b",", b"\0", b"../", b"/"]),
     "nifti": lambda _: Reader("a.nii", read_nifti, [nifti(np.int16), nifti(np.uint8)]),
     "nifti_gz": lambda _: Reader("a.nii.gz", read_nifti, [gzip.compress(nifti(np.uint8))]),
+    "dicom": lambda _: Reader("a.dcm", read_dicom, DICOM),
     "manifest": lambda folder: Reader(
         "manifest.json", read_bundle, [(folder / "manifest.json").read_bytes()], JSON_WORDS
     ),
