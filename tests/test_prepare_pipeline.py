@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from litemed.runtime.files import FolderLock
 from litemed.runtime.modalities import MODALITIES
@@ -96,6 +97,26 @@ def test_every_kind_of_input_and_what_the_manifest_says(tmp_path):
     # The level, in the middle of the window, is mid-grey; air is black.
     assert set(np.unique(image[80:120, 80:120])) == {128}
     assert image[0, 0] == 0
+
+
+@pytest.mark.parametrize("colours", [(255, 200, 90), (255, 255, 255)], ids=["grey", "same colour"])
+def test_masks_with_a_palette_give_the_boxes_of_its_indices_and_lossy_ones_none(tmp_path, colours):
+    """The image may be a JPEG, its labels not."""
+    labelled_folder(tmp_path / "in", "Microscopy", 2)
+    folder = tmp_path / "in/Microscopy/labels"
+    labels = cv2.imread(str(folder / "000.png"), cv2.IMREAD_UNCHANGED)
+    palette = Image.fromarray(labels).convert("P")
+    palette.putpalette([value for colour in colours for value in [colour] * 3])
+    palette.save(folder / "000.png")
+    (folder / "001.png").unlink()
+    Image.fromarray(labels * 100).save(folder / "001.jpg")
+    for out, *cases in (("slices",), ("cases", "--cases")):
+        finished = prepare(tmp_path / "in", "-o", tmp_path / out, *cases)
+        assert finished.exit_code == 1
+        why = "a lossy file (JPEG) does not keep labels; save them as PNG"
+        assert finished.stderr == f"error: {folder / '001.jpg'}: {why}\n"
+    (path,) = (tmp_path / "cases/cases").iterdir()
+    assert read_case(path).boxes.xyxy.tolist() == [[30, 20, 149, 119], [100, 130, 199, 179]]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--cases",)])
