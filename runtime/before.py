@@ -39,6 +39,6 @@ def tell_what_is_no_case(cases: tuple[Path, ...], results: list[Path], strict: b
     """Warn of what lies in the folders of cases and is neither read nor a folder of results."""
     own = {path.resolve() for path in results}
     for folder in (path for path in cases if path.is_dir()):
-        read = {file for case in list_cases([folder]) for file in case_files(case)}
-        rest = (one for one in folder.glob("[!.]*") if one not in read and one.resolve() not in own)
+        known = own.union(file.resolve() for case in list_cases([folder]) for file in case_files(case))
+        rest = (one for one in folder.glob("[!.]*") if one.resolve() not in known)
         tell_unread(folder, rest, strict, "no cases")

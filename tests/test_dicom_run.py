@@ -1,6 +1,7 @@
 """DICOM in, DICOM segmentations out: runs of series, single images and clips."""
 
 import json
+import pathlib
 import sys
 
 import highdicom
@@ -10,6 +11,7 @@ import pytest
 from test_dicom import PATIENT, SHIPPED, dataset_of, save, write_series
 
 import litemed.runtime
+from litemed.runtime.before import tell_what_is_no_case
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.folder import run_cases
 from litemed.runtime.readers import list_cases, read_case
@@ -89,6 +91,9 @@ def test_single_images_lie_in_a_folder_beside_others(segmenter, tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, series, monkeypatch):
     assert list_cases([series]) == [series]
+    monkeypatch.chdir(series)
+    assert list_cases([pathlib.Path()]) == [series.resolve()]
+    tell_what_is_no_case((pathlib.Path(),), [], True)  # all in it belongs to the case
     (tmp_path / "chest.json").unlink()
     with pytest.raises(InputError, match=r"chest: no boxes; write them to .*chest\.json .*z0"):
         read_case(series)
