@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from litemed.runtime.codestream import coded_size
 from litemed.runtime.errors import InputError, LitemedError, one_line, printable
 from litemed.runtime.npz import MAX_VOXELS
 from litemed.runtime.scaling import Window
@@ -127,11 +128,15 @@ class DicomFile:
 
         Raises InputError where they cannot be decoded.
         """
-        from pydicom import dcmread, pixels
+        from pydicom import dcmread, encaps, pixels, uid
 
         with naming_damage(self.path, "its pixels cannot be read"):
             dataset = dcmread(self.path, force=True)
-            _syntax(dataset)
+            syntax = _syntax(dataset)
+            if syntax.is_compressed and syntax != uid.RLELossless:
+                for data in encaps.generate_frames(dataset.PixelData, number_of_frames=len(self.frames)):
+                    if (size := coded_size(data)) != self.size:
+                        raise InputError(f"{self.path}: a compressed frame of {size}, not {self.size}")
             count = 0
             for frame in islice(pixels.iter_pixels(dataset), len(self.frames)):
                 bits = dataset.BitsStored

@@ -390,7 +390,7 @@ def test_a_missing_plugin_is_named(monkeypatch):
 # Files with pixels that pydicom ships and that are refused, and why; all others with pixels are read.
 REFUSED = {
     "JPEG-lossy.dcm": "its pixels cannot be read",  # pydicom's list says so: only GDCM reads it
-    "JPEG2000-embedded-sequence-delimiter.dcm": "its pixels cannot be read",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "a compressed frame of (1024, 3722445056)",
     "MR_truncated.dcm": "its pixels cannot be read (The number of bytes of pixel data is less than expected",
     **dict.fromkeys(("meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm"), "DICOM without pixels"),  # of no size
     **dict.fromkeys(("liver_1frame.dcm", "liver_expb_1frame.dcm"), "Segmentation Storage, which is no image"),
@@ -439,3 +439,20 @@ def test_damage_gives_the_projects_errors_only(tmp_path, name):
         (tmp_path / "x").write_bytes(damaged)
         with contextlib.suppress(LitemedError):
             Dicom.open(tmp_path / "x").read()
+
+
+@pytest.mark.parametrize(
+    ("name", "marker", "at"),
+    [
+        ("MR_small_jp2klossless", b"\xff\x4f\xff\x51", 8),
+        ("SC_rgb_jpeg", b"\xff\xc0\0\x11", 5),
+        ("MR_small_jpeg_ls_lossless", b"\xff\xf7\0\x0b", 5),
+    ],
+)
+def test_a_codestream_larger_than_the_header_says_is_refused_undecoded(tmp_path, name, marker, at):
+    data = bytearray((SHIPPED / f"test_files/{name}.dcm").read_bytes())
+    side = (60_000).to_bytes(4 if at == 8 else 2, "big")
+    place = data.index(marker) + at
+    data[place : place + 2 * len(side)] = side * 2
+    (tmp_path / "bomb.dcm").write_bytes(data)
+    assert refusal(tmp_path / "bomb.dcm").startswith("a compressed frame of (60000, 60000), not")
