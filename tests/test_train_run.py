@@ -152,6 +152,18 @@ def test_stopped_wherever_it_asks_and_resumed_for_more_epochs_equals_not_stopped
             assert torch.equal(value, other.optimizer["state"][number][key])
 
 
+@pytest.mark.slow
+def test_two_runs_of_all_weights_on_two_threads_are_equal(data, base, tmp_path):
+    """The gradients of the encoder's attention biases were added up as the threads came."""
+    torch.set_num_threads(2)  # "one_thread" sets it back
+    settings = changed(run={"tune": "all", "epochs": 1})
+    for name in ("one", "other"):
+        assert train(Request(data, tmp_path / name, base, settings), SILENT)
+    one, other = (tmp_path / name / "last.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_an_average_of_the_weights_is_what_is_written(whole_run):
     state = read_state(whole_run)
     tensors = load_file(decoder_path(whole_run / "last.safetensors"))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from litemed.models.checkpoint import Checkpoint, read_checkpoint
 from litemed.models.lora_folding import LORALIB_ALPHA
@@ -145,11 +148,23 @@ def carry_out(
     """Do the work of a run in its folder, which is made and locked; returns whether it reached its end."""
     device = choose_device(config.hardware.device)
     make_folder(request.folder)
-    with FolderLock(request.folder), Stop(request.stop_after_s) as stop:
+    with FolderLock(request.folder), Stop(request.stop_after_s) as stop, _in_order(device):
         finished = work(Session(request.folder, inputs, device, reporter, stop.is_set))
     if stop.signalled and not finished:
         raise KeyboardInterrupt
     return finished
+
+
+@contextlib.contextmanager
+def _in_order(device: torch.device) -> Iterator[None]:
+    """On CPUs have PyTorch add in one order; else its threads add as they come, and no two runs are equal."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu", warn_only=before and warn_only)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 class Stop:
