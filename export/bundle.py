@@ -209,6 +209,14 @@ def _staging(out: pathlib.Path) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
         ) as folder:
-            yield pathlib.Path(folder)
+            before = tempfile.tempdir
+            try:
+                tempfile.gettempdir()
+            except FileNotFoundError:  # the machine has none: ONNX Runtime, which quantises, asks for one
+                tempfile.tempdir = folder
+            try:
+                yield pathlib.Path(folder)
+            finally:
+                tempfile.tempdir = before
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error

@@ -118,9 +118,9 @@ def _run(
     from litemed.runtime.engines.openvino_engine import shared_core
 
     silence_onnxruntime()  # which onnxsim imports
-    for package in ("torch", "onnx", "onnxsim", "safetensors"):
-        importlib.import_module(package)  # so that a missing one is told of before the work
     shared_core()
+    for package in ("torch", "onnx", "onnxsim", "openvino", "safetensors"):
+        importlib.import_module(package)  # so that a missing one is told of before the work
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS

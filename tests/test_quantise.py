@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import tempfile
 
 import numpy as np
 import onnx
@@ -73,7 +74,10 @@ def measured(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(calibration, measured, tmp_path_factory):
-    """A small bundle with int8 and a decoder for loose boxes; its weights mean nothing: the gate is open."""
+    """A small bundle with int8 and a decoder for loose boxes; its weights mean nothing: the gate is open.
+
+    It is made on a machine without a folder for temporary files.
+    """
     path = tmp_path_factory.mktemp("int8") / "bundle"
     options = ExportOptions(
         size=SIZE,
@@ -86,6 +90,8 @@ def bundle(calibration, measured, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "MIN_DICE", 0.0)
         patch.setattr(precision, "MAX_DSC_LOSS", 1.0)
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(tempfile, "_candidate_tempdir_list", lambda: [])
         loose = LooseDecoder(decoder_tensors(untrained_checkpoint(1).state), "loose.safetensors", "0" * 64)
         write_bundle(dataclasses.replace(untrained_checkpoint(), loose_decoder=loose), path, options)
     return path

@@ -73,7 +73,8 @@ def test_every_command_works(places):
     work = places["work"]
     (work / "scratch").mkdir()
     for line in COMMANDS:
-        done = small(work, line.format(**places), f"TMPDIR={work}/scratch")
+        needs_none = line.startswith("export.")
+        done = small(work, line.format(**places), *[f"TMPDIR={work}/scratch"] * (not needs_none))
         assert done.returncode == 0, (line, done.stderr)
         for sign in ("Traceback", "Error", "error:", "telemetry"):
             assert sign not in done.stderr, line
@@ -83,9 +84,8 @@ def test_every_command_works(places):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [3, 6])
-def test_without_a_folder_for_temporary_files_a_line_says_what_to_set(places, number):
-    done = small(places["work"], COMMANDS[number].replace("-o {work}/", "-o {work}/no-").format(**places))
+def test_without_a_folder_for_temporary_files_a_line_says_what_to_set(places):
+    done = small(places["work"], COMMANDS[-1].replace("-o {work}/", "-o {work}/no-").format(**places))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "temporary directory" in done.stderr
     assert done.stderr.endswith("name one by TMPDIR\n")
