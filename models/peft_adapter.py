@@ -84,7 +84,7 @@ def _read_config(adapter: pathlib.Path) -> dict[str, Any]:
         if type(alpha) not in (int, float) or not 0 < alpha < 1e30:
             raise ValueError(f"lora_alpha is {shown(alpha)}, not a number above 0")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: has no settings of a LoRA: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: has no settings of a LoRA: {one_line(error)[:300]}") from error
     if odd := [
         f"{key} {shown(value)}"
         for key, value in config.items()

@@ -109,7 +109,9 @@ def _what_it_is(path: pathlib.Path, reason: str) -> str:
     if not start:
         return "is empty"
     if start[5:9] == b"\0\0\0{":
-        return f"is a safetensors file that is cut short or damaged ({reason}); copy or download it again"
+        return (
+            f"is a safetensors file that is cut short or damaged ({reason[:300]}); copy or download it again"
+        )
     for beginning, what in _BEGINNINGS.items():
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
             return what

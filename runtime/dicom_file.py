@@ -169,7 +169,7 @@ def naming_damage(path: Path, what: str) -> Iterator[None]:
     except (LitemedError, MemoryError):
         raise
     except Exception as error:  # of a dozen kinds: pydicom parses values when they are asked for
-        raise InputError(f"{path}: {what} ({printable(one_line(error))})") from error
+        raise InputError(f"{path}: {what} ({printable(one_line(error))[:300]})") from error
 
 
 def _checked(path: Path, dataset: Any) -> DicomFile:

@@ -1,7 +1,5 @@
 """The errors that litemed raises on purpose; each is one line, which the commands print as it stands."""
 
-_MOST_SAID = 300
-
 
 class LitemedError(Exception):
     """Base of every error that litemed raises on purpose; what it quotes of a file is made printable."""
@@ -37,6 +35,5 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what a foreign error says, or its name, in one line that is not too long."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
+    """Return what a foreign error says, or its name, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -61,7 +61,7 @@ class Nifti:
             affine = np.asarray(image.affine, np.float64)
             stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
         except (*_DAMAGE, *faults) as error:
-            raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)})") from error
+            raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)[:300]})") from error
         if len(shape) < 3 or any(side != 1 for side in shape[3:]):
             raise InputError(f"{path}: NIfTI of shape {shape}; give one volume of three axes")
         if dtype.kind not in "iuf":
@@ -102,7 +102,7 @@ class Nifti:
         try:
             data = np.asarray(proxy) if unscaled else self.image.get_fdata("unchanged", np.float32)
         except _DAMAGE as error:
-            raise InputError(f"{self.path}: voxels cannot be read ({one_line(error)})") from error
+            raise InputError(f"{self.path}: voxels cannot be read ({one_line(error)[:300]})") from error
         return self.view.show(data.reshape(self.shape))
 
     def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO) -> None:

@@ -149,7 +149,9 @@ class NpzReader:
         try:
             yield
         except _DAMAGE as error:
-            raise InputError(f"{self.path}: not a readable npz ({one_line(error)}); copy it again") from error
+            raise InputError(
+                f"{self.path}: not a readable npz ({one_line(error)[:300]}); copy it again"
+            ) from error
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -225,7 +225,7 @@ def _sound(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{source}: not a readable image ({one_line(error)}); copy it again, or save it as PNG"
+            f"{source}: not a readable image ({one_line(error)[:300]}); copy it again, or save it as PNG"
         ) from error
 
 

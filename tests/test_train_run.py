@@ -155,10 +155,13 @@ def test_stopped_wherever_it_asks_and_resumed_for_more_epochs_equals_not_stopped
 @pytest.mark.slow
 def test_two_runs_of_all_weights_on_two_threads_are_equal(data, base, tmp_path):
     """The gradients of the encoder's attention biases were added up as the threads came."""
-    torch.set_num_threads(2)  # "one_thread" sets it back
     settings = changed(run={"tune": "all", "epochs": 1})
-    for name in ("one", "other"):
-        assert train(Request(data, tmp_path / name, base, settings), SILENT)
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "other"):
+            assert train(Request(data, tmp_path / name, base, settings), SILENT)
+    finally:
+        torch.set_num_threads(1)
     one, other = (tmp_path / name / "last.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
     assert not torch.are_deterministic_algorithms_enabled()
