@@ -8,20 +8,25 @@ from litemed.runtime.command import tell_unread
 from litemed.runtime.errors import InputError
 from litemed.runtime.method import Method
 from litemed.runtime.plan import Plan
-from litemed.runtime.readers import case_files, case_name, list_cases, read_case
+from litemed.runtime.readers import case_files, list_cases, read_case
 from litemed.runtime.scaling import Scaling
 
 
 def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_size: int) -> bool:
     """Print what each case would take; return whether all can be read."""
+    from litemed.runtime.steps import case_warnings
+
     readable = True
     for path in list_cases(cases):
         try:
-            plan = Plan.of(read_case(path, scaling), method, input_size)
+            case = read_case(path, scaling)
+            plan = Plan.of(case, method, input_size)
         except InputError as error:
             readable = False
             click.echo(f"error: {error}", err=True)
         else:
+            for line in case_warnings(case):
+                click.echo(f"warning: {case.name}: {line}", err=True)
             counts = {
                 "boxes": len(plan.xyxy),
                 "encodings": plan.encodings,
@@ -29,9 +34,7 @@ def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_
                 "tiles": len(plan.tiles),
                 "planes": 2 * int(plan.plane_count.sum()),
             }
-            click.echo(
-                f"{case_name(path)}: {', '.join(f'{name}: {count}' for name, count in counts.items())}"
-            )
+            click.echo(f"{case.name}: {', '.join(f'{name}: {count}' for name, count in counts.items())}")
     return readable
 
 

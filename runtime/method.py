@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Self
 
 from litemed.runtime.errors import UsageError
@@ -55,6 +56,9 @@ class Method:
 
     def __post_init__(self) -> None:
         """Check the values and fill in the defaults."""
+        for name in ("propagate", "crop_masks"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise UsageError(f"{name}: {given!r}; give True or False")
         for name, values in (("merge", MERGES), ("volume", VOLUMES), ("zoom", ZOOMS), ("box_fit", BOX_FITS)):
             asked = getattr(self, name)
             if asked is not None and asked not in values:
@@ -64,5 +68,8 @@ class Method:
                 raise UsageError(f"{option} {asked} does not go with propagate: leave out one of them")
             if asked is None and not self.propagate:
                 object.__setattr__(self, name, values[0])
-        if self.max_zoom_tiles < 0:
-            raise UsageError(f"max_zoom_tiles: {self.max_zoom_tiles}; give 0 or more")
+        most = self.max_zoom_tiles
+        if not isinstance(most, Integral) or isinstance(most, bool) or most < 0:
+            raise UsageError(f"max_zoom_tiles: {most!r}; give a whole number, 0 or more")
+        if self.zoom != "auto":  # it changes nothing, so that it makes no result out of date
+            object.__setattr__(self, "max_zoom_tiles", type(self).max_zoom_tiles)

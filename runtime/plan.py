@@ -16,7 +16,7 @@ from litemed.runtime.nesting import Nesting
 from litemed.runtime.planes import planes_per_box
 from litemed.runtime.preprocess import Frame
 from litemed.runtime.resize import interpolate
-from litemed.runtime.zoom import plan_tiles
+from litemed.runtime.zoom import plan_tiles, small_boxes
 
 LAST_PIXEL = np.array([0, 0, 0.5, 0.5])
 """What is added to boxes on tiles."""
@@ -61,6 +61,7 @@ class Plan:
         nesting: which boxes lie in others; None where the method does not ask.
         refitted: bool (N,), which boxes may be looser than their objects: none that lies in another one, and
             in volumes only those on one slice or on all, for the profile fits the others to their slices.
+        untiled: indices of the small boxes for which there was no tile left.
     """
 
     images: NDArray[np.uint8]
@@ -74,6 +75,7 @@ class Plan:
     profile: bool
     nesting: Nesting | None
     refitted: NDArray[np.bool_]
+    untiled: NDArray[np.int64]
 
     @classmethod
     def of(cls, case: Case, method: Method, input_size: int) -> Plan:
@@ -92,8 +94,9 @@ class Plan:
         z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
         height, width = images.shape[1:3]
         frame = Frame.of(height, width, input_size)
-        tiles = []
+        tiles, untiled = [], np.empty(0, np.int64)
         if method.zoom == "auto":
+            untiled = small_boxes(xyxy, height, width, input_size)
             for rows, columns, boxes in plan_tiles(xyxy, height, width, input_size, method.max_zoom_tiles):
                 tile = Frame.of(rows.stop - rows.start, columns.stop - columns.start, input_size)
                 tiles.append(View(rows, columns, tile, boxes))
@@ -116,6 +119,7 @@ class Plan:
             profile=method.volume in ("planes", "ellipsoid"),
             nesting=nesting,
             refitted=refitted,
+            untiled=np.setdiff1d(untiled, zoomed),
         )
 
     @property

@@ -38,6 +38,7 @@ class Result:
         encodings: how often the encoder ran: once for each slice, tile and plane.
         decodings: how many boxes were decoded; see `Plan.decodings`.
         boxes: how many the case has; the labels of some may have no pixel.
+        untiled: how many small ones were segmented without a tile, for there were tiles enough.
     """
 
     labels: Labels
@@ -45,6 +46,7 @@ class Result:
     encodings: int
     decodings: int
     boxes: int
+    untiled: int
 
 
 class Segmenter:
@@ -144,6 +146,7 @@ class Segmenter:
             inference.encodings,
             inference.decodings,
             len(case.boxes),
+            len(plan.untiled),
         )
 
 
@@ -159,7 +162,10 @@ def _checked(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def _lengths(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if spacing is None else tuple(map(float, spacing))
+    try:
+        return None if spacing is None else tuple(map(float, spacing))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"image: spacing {spacing!r}; give z, y, x in mm") from error
 
 
 def _merge_boxes(

@@ -93,7 +93,7 @@ class CaseSteps:
             self._claim(job, earlier)
             case = read_case(job.path, self._settings.scaling)
             seconds, found = time.perf_counter() - start, (case.intensity, case.origin)
-            return Begun(job, earlier, inputs, case, _warnings(case), seconds, *found)
+            return Begun(job, earlier, inputs, case, case_warnings(case), seconds, *found)
         except Exception as error:
             return Begun(job, earlier, outcome=self._kept(job, earlier, error), error=error)
 
@@ -157,7 +157,7 @@ class CaseSteps:
         return CaseReport(
             case=job.name,
             status="done",
-            warnings=(*begun.warnings, *_empty(result.labels, result.boxes)),
+            warnings=(*begun.warnings, *_untiled(result), *_empty(result.labels, result.boxes)),
             seconds=seconds | {"total": sum(seconds.values())},
             intensity=begun.intensity,
             encodings=result.encodings,
@@ -218,7 +218,7 @@ def _is(path: Path, record: FileRecord | None) -> bool:
     return record is not None and _present(path) == record
 
 
-def _warnings(case: Case) -> tuple[str, ...]:
+def case_warnings(case: Case) -> tuple[str, ...]:
     """Return one line for each thing about a case that may not be meant."""
     lines = []
     if clipped := case.boxes.clipped:
@@ -232,6 +232,13 @@ def _warnings(case: Case) -> tuple[str, ...]:
     if (low := case.image.min()) == case.image.max():
         lines.append(f"the image is {low} everywhere")
     return tuple(lines)
+
+
+def _untiled(result: Result) -> tuple[str, ...]:
+    """Return a line on small boxes for which there was no tile left."""
+    if not result.untiled:
+        return ()
+    return (f"{result.untiled} of {result.boxes} boxes are small and had no tile; see --max-zoom-tiles",)
 
 
 def _empty(labels: Labels, boxes: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ Boxes near each other share a tile; every box lies in one tile or in none.
 from __future__ import annotations
 
 import collections
+import heapq
 import itertools
 
 import numpy as np
@@ -21,6 +22,14 @@ _SIDES = 8
 """A tile has at least so many sides of its boxes, and less than twice as many."""
 
 _LEAST_TILE = 16
+
+
+def small_boxes(xyxy: NDArray[np.int64], height: int, width: int, input_size: int) -> NDArray[np.int64]:
+    """Return the indices of boxes (N, 4) that are small, in an image that has more to show of them."""
+    if max(height, width) <= input_size:
+        return np.empty(0, np.int64)
+    sides = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
+    return np.flatnonzero(sides * input_size < SMALL * max(height, width))
 
 
 def plan_tiles(
@@ -38,10 +47,10 @@ def plan_tiles(
         input_size: longest side of the network's input.
         most: how many tiles there may be: those with the most boxes.
     """
-    sides = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
-    small = np.flatnonzero(sides * input_size < SMALL * max(height, width))
-    if max(height, width) <= input_size or not len(small) or most < 1:
+    small = small_boxes(xyxy, height, width, input_size)
+    if not len(small) or most < 1:
         return []
+    sides = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
     # A power of two, so that boxes of about one size share a grid of tiles.
     tile_sides = np.maximum(2 ** np.ceil(np.log2(_SIDES * sides[small])).astype(np.int64), _LEAST_TILE)
     return _cover(xyxy, small, tile_sides, height, width, most)
@@ -64,16 +73,20 @@ def _cover(
         tiles_of[box] = [(side, top, left) for top, left in corners]
         for tile in tiles_of[box]:
             boxes_in[tile].add(box)
+    # Negated, so that the tile with the most boxes comes first, of these the largest, and so on.
+    waiting = [(-len(boxes), -side, -top, -left) for (side, top, left), boxes in boxes_in.items()]
+    heapq.heapify(waiting)
     chosen: list[tuple[slice, slice, NDArray[np.int64]]] = []
-    while len(chosen) < most:
-        tile = max(boxes_in, key=lambda tile: (len(boxes_in[tile]), tile))
-        boxes = sorted(boxes_in[tile])
-        if not boxes:
-            break
+    while waiting and len(chosen) < most:
+        count, side, top, left = (-part for part in heapq.heappop(waiting))
+        boxes = sorted(boxes_in[side, top, left])
+        if len(boxes) < count:  # some have a tile by now
+            if boxes:
+                heapq.heappush(waiting, (-len(boxes), -side, -top, -left))
+            continue
         for box in boxes:
             for other in tiles_of[box]:
                 boxes_in[other].discard(box)
-        side, top, left = tile
         rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
         chosen.append((rows, columns, np.array(boxes, np.int64)))
     return chosen

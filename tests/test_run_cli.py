@@ -541,6 +541,23 @@ def test_a_dry_run_says_what_the_report_says_afterwards(options, cost, loose_bun
     assert f"encodings: {case['encodings']}, masks: {case['decodings']}," in cost
 
 
+def test_a_dry_run_warns_of_what_a_run_does(box_bundle, tmp_path):
+    save(tmp_path / "case.npz", imgs=VOLUME, boxes=[[10, 10, 1, 90, 50, 3]], spacing=[1.0, 1.0, 3.0])
+    given = (tmp_path / "case.npz", "-o", tmp_path / "segs", "--model", box_bundle)
+    dry, done = invoke(*given, "--dry-run"), invoke(*given, *ONE_THREAD)
+    assert dry.stderr == done.stderr
+    assert "clipped" in dry.stderr
+    assert "looks like x, y, z" in dry.stderr
+
+
+def test_small_boxes_for_which_no_tile_is_left_are_warned_of(tmp_path, run):
+    boxes = [[10, 10, 16, 16], [900, 900, 906, 906], [500, 20, 506, 26]]
+    save(tmp_path / "case.npz", imgs=np.tile(IMAGE, (17, 13)), boxes=boxes)
+    assert "had no tile" not in run(tmp_path / "case.npz").stderr
+    done = run(tmp_path / "case.npz", "--max-zoom-tiles", 1)
+    assert "2 of 3 boxes are small and had no tile; see --max-zoom-tiles" in done.stderr
+
+
 def test_a_dry_run_names_what_cannot_be_read(box_bundle, tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"no archive")
     done = invoke(tmp_path, "-o", tmp_path / "segs", "--model", box_bundle, "--dry-run")

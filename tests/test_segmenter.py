@@ -28,7 +28,7 @@ def test_a_wrong_spacing_is_refused(box_bundle):
     segmenter = litemed.runtime.load(box_bundle, engine="onnxruntime", threads=1)
     volume, boxes = np.zeros((3, 8, 8), np.uint8), [[0, 0, 0, 4, 4, 2]]
     assert segmenter.segment(volume, boxes, spacing=np.array([3, 1, 1])).shape == (3, 8, 8)
-    for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, np.nan)):
+    for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, np.nan), "abc", ("a", "b", "c"), 3):
         with pytest.raises(InputError, match="image: spacing"):
             segmenter.segment(volume, boxes, spacing=spacing)
 

@@ -221,8 +221,9 @@ def test_every_box_is_in_one_view_and_small_ones_are_seen_larger(
     assert plan.decodings == len(boxes) + sum(len(inside) for _, _, inside in tiles)
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     small = (sides * SIZE < SMALL * max(height, width)).sum() if max(height, width) > SIZE else 0
+    assert len(plan.untiled) == small - sum(len(inside) for _, _, inside in tiles)
     if most == 64:
-        assert sum(len(inside) for _, _, inside in tiles) == small
+        assert not len(plan.untiled)
     assert not plan_tiles(boxes, min(height, SIZE), min(width, SIZE), SIZE, most)
     off = Plan.of(case_, Method(box_fit="tight", zoom="off"), SIZE)
     assert (off.encodings, off.decodings, off.whole.boxes.tolist()) == (1, len(boxes), [*range(len(boxes))])
@@ -301,9 +302,19 @@ def test_in_volumes_tiles_are_of_their_slices_and_planes_for_the_others(bright: 
         ({"volume": "cube"}, "volume: no 'cube'; choose planes, ellipsoid or box"),
         ({"zoom": "on"}, "zoom: no 'on'; choose auto or off"),
         ({"max_zoom_tiles": -1}, "max_zoom_tiles: -1"),
+        ({"max_zoom_tiles": "3"}, "max_zoom_tiles: '3'; give a whole number"),
+        ({"max_zoom_tiles": True}, "max_zoom_tiles: True"),
+        ({"crop_masks": "no"}, "crop_masks: 'no'; give True or False"),
+        ({"propagate": 1}, "propagate: 1"),
         ({"volume": "box", "propagate": True}, "volume box does not go with propagate"),
     ],
 )
 def test_a_method_that_there_is_not_is_refused(method: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Method(**method)
+
+
+def test_the_number_of_tiles_makes_no_difference_where_there_are_none() -> None:
+    for without in ({"zoom": "off"}, {"propagate": True}):
+        assert Method(**without, max_zoom_tiles=3) == Method(**without)
+    assert Method(max_zoom_tiles=3) != Method()

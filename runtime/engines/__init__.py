@@ -51,8 +51,8 @@ def open_engine(
         UsageError: an unknown name, precision or number of threads.
         EngineError: no candidate is installed and accepts the precision and, with `wait`, the graphs.
     """
-    if threads is not None and not 1 <= threads <= _MAX_THREADS:
-        raise UsageError(f"{threads} threads; give 1 to {_MAX_THREADS}")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= _MAX_THREADS):
+        raise UsageError(f"{threads!r} threads; give 1 to {_MAX_THREADS}")
     threads = threads or available_threads()
     found, left_out = candidates(bundle.manifest, name, precision)
     open_choice = len(found) + len(left_out) > 1
