@@ -23,7 +23,7 @@ from litemed.benchmarks.report import PUBLISHED, Contender, Measurement, Table
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import ENGINES, available_threads
 from litemed.runtime.engines.cpu import cpu_instructions
-from litemed.runtime.errors import LitemedError, printable
+from litemed.runtime.errors import LitemedError
 from litemed.runtime.files import atomic_write, make_folder, sha256_of_file
 
 _PACKAGES = ("litemed", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
@@ -112,7 +112,7 @@ def run_process(command: Sequence[str]) -> Process:
         watch.join()
     if process.returncode:
         lines = errors.strip().splitlines() or ["said nothing"]
-        raise LitemedError(f"exit code {process.returncode}: {printable(lines[-1][:300])}")
+        raise LitemedError(f"exit code {process.returncode}: {lines[-1][:300]}")
     return Process(seconds, round(max(peaks) / 2**20, 1), output)
 
 

@@ -16,7 +16,7 @@ from litemed.models.adapter import DECODER, MAX_RANK
 from litemed.models.encoders import PREFIX
 from litemed.models.lora import FoldedLoRA, kinds_of
 from litemed.models.weight_files import CheckpointError, unwrapped
-from litemed.runtime.errors import one_line
+from litemed.runtime.errors import in_short
 from litemed.runtime.files import sha256_of_file
 from litemed.runtime.readers import read_bytes
 from litemed.runtime.strict_json import parse_json, shown
@@ -84,7 +84,7 @@ def _read_config(adapter: pathlib.Path) -> dict[str, Any]:
         if type(alpha) not in (int, float) or not 0 < alpha < 1e30:
             raise ValueError(f"lora_alpha is {shown(alpha)}, not a number above 0")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: has no settings of a LoRA: {one_line(error)[:300]}") from error
+        raise CheckpointError(f"{path}: has no settings of a LoRA: {in_short(error)}") from error
     if odd := [
         f"{key} {shown(value)}"
         for key, value in config.items()

@@ -72,8 +72,7 @@ class Dicom:
         if len(frames) > 1 and _have_places(path, frames):
             frames, affine, lengths = _stack(path, frames)
             view = View.of(affine)
-            z, y, x = (lengths[axis] for axis in view.order)
-            spacing = z, y, x
+            spacing = view.show_lengths(lengths)
         return cls(path, tuple(files), tuple(frames), view, affine, spacing, passed_over)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.codestream import coded_size
-from litemed.runtime.errors import InputError, LitemedError, one_line, printable
+from litemed.runtime.errors import InputError, LitemedError, in_short, printable
 from litemed.runtime.npz import MAX_VOXELS
 from litemed.runtime.scaling import Window
 
@@ -169,7 +169,7 @@ def naming_damage(path: Path, what: str) -> Iterator[None]:
     except (LitemedError, MemoryError):
         raise
     except Exception as error:  # of a dozen kinds: pydicom parses values when they are asked for
-        raise InputError(f"{path}: {what} ({printable(one_line(error))[:300]})") from error
+        raise InputError(f"{path}: {what} ({in_short(error)})") from error
 
 
 def _checked(path: Path, dataset: Any) -> DicomFile:

@@ -1,5 +1,7 @@
 """The errors that litemed raises on purpose; each is one line, which the commands print as it stands."""
 
+_MOST_SAID = 300  # characters
+
 
 class LitemedError(Exception):
     """Base of every error that litemed raises on purpose; what it quotes of a file is made printable."""
@@ -32,6 +34,11 @@ class OutputError(LitemedError):
 def printable(text: str) -> str:
     """Return text as one line without control characters, which are written as their escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def in_short(error: BaseException) -> str:
+    """Return what a foreign error says of a file, whose content it may quote, in one printable line, cut."""
+    return printable(one_line(error))[:_MOST_SAID]
 
 
 def one_line(error: BaseException) -> str:

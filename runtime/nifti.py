@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import InputError, one_line
+from litemed.runtime.errors import InputError, in_short
 from litemed.runtime.npz import MAX_VOXELS
 from litemed.runtime.view import View
 
@@ -61,7 +61,7 @@ class Nifti:
             affine = np.asarray(image.affine, np.float64)
             stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
         except (*_DAMAGE, *faults) as error:
-            raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)[:300]})") from error
+            raise InputError(f"{path}: cannot be read as NIfTI ({in_short(error)})") from error
         if len(shape) < 3 or any(side != 1 for side in shape[3:]):
             raise InputError(f"{path}: NIfTI of shape {shape}; give one volume of three axes")
         if dtype.kind not in "iuf":
@@ -88,9 +88,7 @@ class Nifti:
     def spacing(self) -> tuple[float, float, float]:
         """Of slices, rows and columns as they are seen, in mm."""
         unit_mm = _MM.get(int(self.image.header["xyzt_units"]) & 0b111, 1.0)
-        lengths = (np.linalg.norm(self.image.affine[:3, :3], axis=0) * unit_mm).tolist()
-        z, y, x = (lengths[axis] for axis in self.view.order)
-        return z, y, x
+        return self.view.show_lengths((np.linalg.norm(self.image.affine[:3, :3], axis=0) * unit_mm).tolist())
 
     def read(self) -> NDArray[Any]:
         """Return the volume as it is seen, (D, H, W), scaled by the header where it says so, then float32.
@@ -102,7 +100,7 @@ class Nifti:
         try:
             data = np.asarray(proxy) if unscaled else self.image.get_fdata("unchanged", np.float32)
         except _DAMAGE as error:
-            raise InputError(f"{self.path}: voxels cannot be read ({one_line(error)[:300]})") from error
+            raise InputError(f"{self.path}: voxels cannot be read ({in_short(error)})") from error
         return self.view.show(data.reshape(self.shape))
 
     def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO) -> None:

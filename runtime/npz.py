@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from litemed.runtime.errors import InputError, one_line
+from litemed.runtime.errors import InputError, in_short
 from litemed.runtime.files import open_input
 
 MAX_VOXELS = 2**29  # of one array: 2048 slices of 512 x 512, or a colour image of 13 000 x 13 000
@@ -149,9 +149,7 @@ class NpzReader:
         try:
             yield
         except _DAMAGE as error:
-            raise InputError(
-                f"{self.path}: not a readable npz ({one_line(error)[:300]}); copy it again"
-            ) from error
+            raise InputError(f"{self.path}: not a readable npz ({in_short(error)}); copy it again") from error
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from litemed.runtime.errors import InputError, one_line
+from litemed.runtime.errors import InputError, in_short
 from litemed.runtime.npz import MAX_VOXELS
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _sound(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{source}: not a readable image ({one_line(error)[:300]}); copy it again, or save it as PNG"
+            f"{source}: not a readable image ({in_short(error)}); copy it again, or save it as PNG"
         ) from error
 
 

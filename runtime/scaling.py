@@ -15,10 +15,6 @@ class Window:
     level: float
     width: float
 
-    def __str__(self) -> str:
-        """Return it as `parse_window` takes it."""
-        return f"{self.level:g},{self.width:g}"
-
 
 # "soft-tissue" is the published choice for MedSAM; the others are the usual reading windows.
 WINDOWS: Final[dict[str, Window]] = {

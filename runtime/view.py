@@ -11,6 +11,7 @@ Within a slice, rows and columns come to the usual view of the nearest plane:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -59,6 +60,11 @@ class View:
     def order(self) -> tuple[int, int, int]:
         """The stored axes that become slices, rows and columns."""
         return 2, self.rows, 1 - self.rows
+
+    def show_lengths(self, stored: Sequence[float]) -> tuple[float, float, float]:
+        """Return lengths of a voxel along i, j and k as those of slices, rows and columns."""
+        z, y, x = (stored[axis] for axis in self.order)
+        return z, y, x
 
     def show(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Return a volume stored as (i, j, k), or (i, j, k, 3), as (slices, rows, columns), C-contiguous."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
-from litemed.runtime.errors import EngineError, LitemedError, one_line
+from litemed.runtime.errors import EngineError, LitemedError, in_short
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -176,7 +176,7 @@ class Engine:
             advice = f"pip install {self.package}"
             raise EngineError(f"{self.title} cannot be loaded ({error}); {advice}") from error
         except Exception as error:
-            raise EngineError(f"{self.title} failed: {one_line(error)[:300]}") from error
+            raise EngineError(f"{self.title} failed: {in_short(error)}") from error
 
 
 def _tidy(graphs: list[Future[Any]]) -> None:
