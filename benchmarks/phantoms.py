@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.files import atomic_write, make_folder
-from litemed.runtime.npz import write_npz
+from litemed.runtime.inputs.npz import write_npz
 
 # Centre x y and outline (P, 2) round it, in pixels; grey value.
 _Object = tuple[NDArray[np.float64], NDArray[np.float64], float]

@@ -47,7 +47,7 @@ def run_published(checkpoint: Path, threads: int | None, case: Path | None, outp
     from litemed.benchmarks.table4.baseline import Baseline
     from litemed.models.checkpoint import read_checkpoint
     from litemed.runtime.files import make_folder
-    from litemed.runtime.readers import read_case
+    from litemed.runtime.inputs.cases import read_case
 
     if threads is not None:
         torch.set_num_threads(threads)

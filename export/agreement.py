@@ -22,8 +22,9 @@ from litemed.runtime.dice import dice_by_label
 from litemed.runtime.engines import open_engine
 from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.inputs.cases import list_cases, read_case
+from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.modalities import modality_of_name
-from litemed.runtime.npz import NpzReader
 from litemed.runtime.precision import (
     ENGINES,
     REFERENCE,
@@ -33,7 +34,6 @@ from litemed.runtime.precision import (
     ModalityAgreement,
     Precision,
 )
-from litemed.runtime.readers import list_cases, read_case
 from litemed.runtime.segmenter import Segmenter
 
 MIN_CASES = 10  # fewer say nothing about the images of others

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from litemed.export.graphs import ExportError
 from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
 from litemed.runtime.errors import UsageError
+from litemed.runtime.inputs.cases import list_cases, read_case
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.preprocess import preprocess
-from litemed.runtime.readers import list_cases, read_case
 
 # Of the graphs in a bundle: for both engines, and for OpenVINO with bf16 between the quantised operators.
 KEY, KEY_BF16 = "encoder_int8", "encoder_int8_bf16"

@@ -6,10 +6,10 @@ import click
 
 from litemed.runtime.command import tell_unread
 from litemed.runtime.errors import InputError
+from litemed.runtime.inputs.cases import case_files, list_cases, read_case
+from litemed.runtime.inputs.scaling import Scaling
 from litemed.runtime.method import Method
 from litemed.runtime.plan import Plan
-from litemed.runtime.readers import case_files, list_cases, read_case
-from litemed.runtime.scaling import Scaling
 
 
 def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_size: int) -> bool:

@@ -15,8 +15,8 @@ from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from litemed.runtime.dicom import Dicom
-    from litemed.runtime.nifti import Nifti
+    from litemed.runtime.inputs.dicom import Dicom
+    from litemed.runtime.inputs.nifti import Nifti
 
 MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
 SPACING_MM = (1e-6, 100.0)  # from electron microscopes to slices that are far apart

@@ -7,8 +7,8 @@ import click
 
 from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
+from litemed.runtime.inputs.scaling import WINDOWS, Scaling, parse_window
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
-from litemed.runtime.scaling import WINDOWS, Scaling, parse_window
 
 EPILOG = """\b
 Examples:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from litemed.runtime.errors import OutputError
 from litemed.runtime.files import FolderLock, LockedError, make_folder
+from litemed.runtime.inputs.cases import list_cases
+from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.jobs import Job, plan_jobs
 from litemed.runtime.method import Method
-from litemed.runtime.readers import list_cases
 from litemed.runtime.report import CaseReport, Settings, describe_environment, litemed_version
 from litemed.runtime.report_files import ReportFile
-from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.steps import Begun, CaseSteps
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run_cases(
     Of a NIfTI the result is NAME.nii.gz.
 
     Args:
-        cases: files and folders, as `litemed.runtime.readers.list_cases` takes them.
+        cases: files and folders, as `litemed.runtime.inputs.cases.list_cases` takes them.
         output: folder of the results; made if need be.
         segmenter: from `litemed.runtime.load`.
         method: how to segment them; the default one if it is None.

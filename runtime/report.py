@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from litemed.runtime.errors import OutputError
+from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.method import Method
-from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 
 if TYPE_CHECKING:
     from litemed.runtime.engines import Engine

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from litemed.runtime.case import Case, looks_like_xyz
-from litemed.runtime.dicom import Dicom
 from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
+from litemed.runtime.inputs.cases import case_files, read_case
+from litemed.runtime.inputs.dicom import Dicom
+from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.jobs import Job
-from litemed.runtime.npz import write_npz
-from litemed.runtime.overlay import draw_case, encode_png
-from litemed.runtime.readers import case_files, read_case
+from litemed.runtime.outputs.overlay import draw_case, encode_png
 from litemed.runtime.report import CaseReport, FileRecord, Settings
 from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
-    from litemed.runtime.nifti import Nifti
+    from litemed.runtime.inputs.nifti import Nifti
     from litemed.runtime.segmenter import Labels, Result, Segmenter
 
 _LISTED = 10

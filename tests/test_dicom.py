@@ -15,9 +15,9 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from litemed.runtime.dicom import Dicom, looks_like_dicom
 from litemed.runtime.errors import InputError, LitemedError, OutputError
-from litemed.runtime.nifti import Nifti
+from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
+from litemed.runtime.inputs.nifti import Nifti
 
 SHIPPED = pathlib.Path(pydicom.data.__file__).parent
 AXIAL = ((1, 0, 0), (0, 1, 0))

@@ -14,7 +14,7 @@ import litemed.runtime
 from litemed.runtime.before import tell_what_is_no_case
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.folder import run_cases
-from litemed.runtime.readers import list_cases, read_case
+from litemed.runtime.inputs.cases import list_cases, read_case
 from litemed.runtime.report import REPORT, load_report
 
 BOX = [5, 16, 3, 25, 36, 9]

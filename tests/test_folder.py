@@ -24,8 +24,8 @@ from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import EngineError, OutputError, UsageError
 from litemed.runtime.files import FolderLock, atomic_write, sha256_of_file
 from litemed.runtime.folder import RunObserver, run_cases
+from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.method import Method
-from litemed.runtime.npz import write_npz
 from litemed.runtime.report import REPORT, CaseReport, Settings, load_report
 from litemed.runtime.report_files import EFFICIENCY, LOG
 from litemed.runtime.segmenter import Result, Segmenter

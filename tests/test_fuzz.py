@@ -30,11 +30,11 @@ from litemed.models.adapter import FORMAT, read_adapter_header
 from litemed.models.peft_adapter import read_peft
 from litemed.models.weight_files import check_entries, read_file, tensors_of
 from litemed.runtime.bundle import Bundle
-from litemed.runtime.dicom import Dicom
 from litemed.runtime.engines import open_engine
 from litemed.runtime.errors import LitemedError, OutputError
-from litemed.runtime.pictures import decode_labels, decode_picture
-from litemed.runtime.readers import read_case
+from litemed.runtime.inputs.cases import read_case
+from litemed.runtime.inputs.dicom import Dicom
+from litemed.runtime.inputs.pictures import decode_labels, decode_picture
 from litemed.runtime.report import Settings as RunSettings
 from litemed.runtime.report_files import ReportFile
 from litemed.train.config import Config, read_toml, updated
@@ -305,7 +305,7 @@ READERS: dict[str, Make] = {
 
 @pytest.mark.parametrize("kind", READERS)
 def test_whatever_a_file_holds_it_is_read_or_refused_by_name(kind, box_bundle, tmp_path, monkeypatch, capfd):
-    for module in ("runtime.npz", "runtime.pictures", "runtime.nifti"):
+    for module in ("runtime.inputs.npz", "runtime.inputs.pictures", "runtime.inputs.nifti"):
         monkeypatch.setattr(f"litemed.{module}.MAX_VOXELS", MOST_VOXELS)
     monkeypatch.setattr("litemed.models.weight_files.MAX_BYTES", 64 * MOST_VOXELS)
     folder = Path(shutil.copytree(box_bundle, tmp_path / "here"))

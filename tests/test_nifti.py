@@ -17,10 +17,10 @@ import litemed.runtime
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.folder import run_cases
-from litemed.runtime.nifti import Nifti
-from litemed.runtime.readers import case_name, list_cases, read_case
+from litemed.runtime.inputs.cases import case_name, list_cases, read_case
+from litemed.runtime.inputs.nifti import Nifti
+from litemed.runtime.inputs.scaling import Scaling, parse_window
 from litemed.runtime.report import REPORT, load_report
-from litemed.runtime.scaling import Scaling, parse_window
 
 LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
 AXES = itertools.permutations(("LR", "PA", "IS"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.npz import MAX_MEMBERS, MAX_VOXELS, NpzReader, write_npz
+from litemed.runtime.inputs.npz import MAX_MEMBERS, MAX_VOXELS, NpzReader, write_npz
 
 SAME_FOLDER = [HealthCheck.function_scoped_fixture]
 

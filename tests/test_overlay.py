@@ -6,7 +6,7 @@ import pytest
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
-from litemed.runtime.overlay import colours, draw_case
+from litemed.runtime.outputs.overlay import colours, draw_case
 
 
 def grey_case(boxes: list[list[int]], shape: tuple[int, ...] = (768, 768)) -> Case:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.pictures import decode_image, decode_labels, decode_picture
+from litemed.runtime.inputs.pictures import decode_image, decode_labels, decode_picture
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 40), np.uint8)
@@ -146,7 +146,7 @@ def test_pictures_are_read_where_there_is_no_stderr(closed, tmp_path):
     code = f"""
 import os, pathlib
 from litemed.runtime.errors import InputError
-from litemed.runtime.pictures import decode_image
+from litemed.runtime.inputs.pictures import decode_image
 for one in ({closed},):
     os.close(one)
 for _ in range(2):

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from litemed.runtime.files import FolderLock
+from litemed.runtime.inputs.cases import read_case
 from litemed.runtime.modalities import MODALITIES
 from litemed.runtime.preprocess import preprocess
-from litemed.runtime.readers import read_case
 from litemed.train.prepare.cli import main
 from litemed.train.prepare.store import Slices
 

@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.intensity import to_uint8
+from litemed.runtime.inputs.cases import read_case
+from litemed.runtime.inputs.intensity import to_uint8
+from litemed.runtime.inputs.scaling import WINDOWS, Window, parse_window
 from litemed.runtime.preprocess import preprocess
-from litemed.runtime.readers import read_case
-from litemed.runtime.scaling import WINDOWS, Window, parse_window
 from litemed.train.prepare.objects import boxes_of, keep, number, number_sharp
 from litemed.train.prepare.pipeline import prepare
 from litemed.train.prepare.slices import (

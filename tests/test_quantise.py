@@ -34,8 +34,8 @@ from litemed.runtime.dice import dice_by_label
 from litemed.runtime.engines import ENGINES
 from litemed.runtime.engines.openvino_engine import computes_bf16
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.inputs.cases import read_case
 from litemed.runtime.precision import Agreement, EngineAgreement, ModalityAgreement, Precision
-from litemed.runtime.readers import read_case
 
 SIZE = 64
 MODALITIES = ("US", "MR", "X-Ray")

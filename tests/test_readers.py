@@ -17,9 +17,9 @@ from PIL import Image
 
 from litemed.runtime.boxes import MAX_BOXES
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.npz import MAX_VOXELS
-from litemed.runtime.pictures import decode_image
-from litemed.runtime.readers import MAX_SIDECAR_BYTES, case_files, list_cases, read_case
+from litemed.runtime.inputs.cases import MAX_SIDECAR_BYTES, case_files, list_cases, read_case
+from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.pictures import decode_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 40), np.uint8)

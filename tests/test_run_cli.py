@@ -26,7 +26,7 @@ from PIL import Image
 
 from litemed.runtime.cli import main
 from litemed.runtime.engines import Engine
-from litemed.runtime.npz import write_npz
+from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.report import REPORT, load_report
 from litemed.runtime.report_files import EFFICIENCY, LOG
 

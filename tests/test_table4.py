@@ -18,7 +18,7 @@ from litemed.benchmarks.report import PROPOSED, PUBLISHED, Contender
 from litemed.benchmarks.table4.table4 import ABLATION, DEFAULT, FAST, ROWS, draw, find_rows, run_table4
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import LitemedError
-from litemed.runtime.readers import read_case
+from litemed.runtime.inputs.cases import read_case
 
 Find = Callable[[str], pathlib.Path]
 

@@ -20,10 +20,10 @@ from litemed.runtime.case import Case
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.engines.protocol import Engine, Float
 from litemed.runtime.errors import InputError
+from litemed.runtime.inputs.cases import read_case
+from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.method import Method
-from litemed.runtime.npz import NpzReader
 from litemed.runtime.plan import Plan
-from litemed.runtime.readers import read_case
 from litemed.runtime.segmenter import Segmenter
 from litemed.train.config import Validation
 from litemed.train.dataset import Data, SliceSource

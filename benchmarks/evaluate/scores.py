@@ -13,9 +13,9 @@ from litemed.benchmarks.evaluate.predictors import Trivial, predict
 from litemed.runtime.case import check_spacing, looks_like_xyz
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.inputs.cases import read_case
+from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.modalities import modality_of_name
-from litemed.runtime.npz import NpzReader
-from litemed.runtime.readers import read_case
 
 # The most that a uint16 label map holds, as in the runtime.
 _MAX_LABEL = 65_535

@@ -19,8 +19,8 @@ from litemed.export.agreement import mean_dice
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.errors import LitemedError, OutputError, UsageError
 from litemed.runtime.files import atomic_write, make_folder, sha256_of_file
-from litemed.runtime.npz import NpzReader
-from litemed.runtime.readers import read_case
+from litemed.runtime.inputs.cases import read_case
+from litemed.runtime.inputs.npz import NpzReader
 
 ABLATION, FAST, DEFAULT = "Ablation", "Proposed, fast", "litemed-run"
 # Proposed is as the paper has it, whatever litemed-run does by default.

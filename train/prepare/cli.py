@@ -9,8 +9,8 @@ import click
 
 from litemed.runtime.command import Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
+from litemed.runtime.inputs.scaling import WINDOWS, parse_window
 from litemed.runtime.modalities import MODALITIES
-from litemed.runtime.scaling import WINDOWS, parse_window
 from litemed.train.prepare.sources import SPLITS, SourceOptions, find_pairs, select
 
 EPILOG = """\b

@@ -1,6 +1,6 @@
 """Read one pair of image and labels, whatever its files are, into arrays in one frame.
 
-Volumes come out as (slice, row, column), a NIfTI in the view of `litemed.runtime.view`.
+Volumes come out as (slice, row, column), a NIfTI in the view of `litemed.runtime.inputs.view`.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from litemed.runtime.case import check_spacing
 from litemed.runtime.errors import InputError
-from litemed.runtime.nifti import NIFTI_SUFFIXES, Nifti
-from litemed.runtime.npz import NpzReader
-from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
-from litemed.runtime.readers import read_bytes
+from litemed.runtime.inputs.cases import read_bytes
+from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
+from litemed.runtime.inputs.npz import NpzReader
+from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
 from litemed.train.prepare.sources import Pair
 
 # Corners of image and label volume may differ by this much, in voxels: headers store rounded floats.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.files import atomic_write, make_folder, output_path, remove_leftovers
-from litemed.runtime.intensity import to_uint8
-from litemed.runtime.npz import write_npz
+from litemed.runtime.inputs.intensity import to_uint8
+from litemed.runtime.inputs.npz import write_npz
+from litemed.runtime.inputs.scaling import WINDOWS, Window
 from litemed.runtime.preprocess import INPUT_SIZE, Frame
-from litemed.runtime.scaling import WINDOWS, Window
 from litemed.train.prepare.labelled_pairs import read_pair
 from litemed.train.prepare.objects import Objects, boxes_of, keep, number, number_sharp
 from litemed.train.prepare.sources import Pair

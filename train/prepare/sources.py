@@ -15,9 +15,9 @@ from typing import Final
 
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import same_name_key
+from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES
+from litemed.runtime.inputs.pictures import PICTURE_SUFFIXES
 from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
-from litemed.runtime.nifti import NIFTI_SUFFIXES
-from litemed.runtime.pictures import PICTURE_SUFFIXES
 
 SPLITS: Final = ("train", "val", "test")
 _SUFFIXES: Final = NIFTI_SUFFIXES + PICTURE_SUFFIXES

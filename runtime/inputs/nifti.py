@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError, in_short
-from litemed.runtime.npz import MAX_VOXELS
-from litemed.runtime.view import View
+from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.view import View
 
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 # Deflate spends at least two bits on 258 bytes.

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.codestream import coded_size
 from litemed.runtime.errors import InputError, LitemedError, in_short, printable
-from litemed.runtime.npz import MAX_VOXELS
-from litemed.runtime.scaling import Window
+from litemed.runtime.inputs.codestream import coded_size
+from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.scaling import Window
 
 # Photometric interpretations that pydicom gives as they are, and those of which it makes R G B.
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")

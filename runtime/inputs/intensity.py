@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.scaling import Scaling, Window
+from litemed.runtime.inputs.scaling import Scaling, Window
 
 _PIECE: Final = 2**20
 # Fat and water are 14 levels apart in the widest window; values scaled to -3 to 3 leave 5 in the usual one.

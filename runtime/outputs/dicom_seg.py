@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.dicom_file import naming_damage
 from litemed.runtime.errors import OutputError
+from litemed.runtime.inputs.dicom_file import naming_damage
 
 if TYPE_CHECKING:
-    from litemed.runtime.dicom import Dicom
+    from litemed.runtime.inputs.dicom import Dicom
 
 _MAX_BYTES: Final = 2**32 - 2  # of the pixels of one DICOM file
 

@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.dicom_file import DicomFile, Frame, NoImageError
 from litemed.runtime.errors import InputError
-from litemed.runtime.npz import MAX_VOXELS
-from litemed.runtime.scaling import Window
-from litemed.runtime.view import View
+from litemed.runtime.inputs.dicom_file import DicomFile, Frame, NoImageError
+from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.scaling import Window
+from litemed.runtime.inputs.view import View
 
 # (0008,0060), and under which name the challenge knows it.
 _MODALITIES: Final = {
@@ -107,7 +107,7 @@ class Dicom:
 
     def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO, objects: int) -> None:
         """Write a label map of the objects 1, 2, ... as a DICOM segmentation, see `dicom_seg.write_seg`."""
-        from litemed.runtime.dicom_seg import write_seg
+        from litemed.runtime.outputs.dicom_seg import write_seg
 
         write_seg(self, labels, objects, file)
 

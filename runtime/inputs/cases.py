@@ -9,9 +9,10 @@ with an orientation tag is refused, for programs disagree on whether boxes count
 turn; so is a file of several pages.
 
 The boxes of a NIfTI are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values become grey by
-`litemed.runtime.intensity`, and it is turned to be seen as `litemed.runtime.view` says. So are those of a
-DICOM of several slices, a file or a folder NAME of one series: in columns, rows, and slices upwards along
-their normal, or as they were taken if they have no place. Of a DICOM of one image they are as of any image.
+`litemed.runtime.inputs.intensity`, and it is turned to be seen as `litemed.runtime.inputs.view` says. So are
+those of a DICOM of several slices, a file or a folder NAME of one series: in columns, rows, and slices
+upwards along their normal, or as they were taken if they have no place. Of a DICOM of one image they are as
+of any image.
 """
 
 import math
@@ -23,15 +24,15 @@ import numpy as np
 
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
-from litemed.runtime.dicom import Dicom, looks_like_dicom
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import open_input
-from litemed.runtime.intensity import to_grey
+from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
+from litemed.runtime.inputs.intensity import to_grey
+from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
+from litemed.runtime.inputs.npz import NpzReader
+from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
+from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.modalities import modality_of_name
-from litemed.runtime.nifti import NIFTI_SUFFIXES, Nifti
-from litemed.runtime.npz import NpzReader
-from litemed.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
-from litemed.runtime.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.strict_json import parse_json
 
 DICOM_SUFFIX = ".dcm"

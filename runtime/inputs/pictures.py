@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from litemed.runtime.errors import InputError, in_short
-from litemed.runtime.npz import MAX_VOXELS
+from litemed.runtime.inputs.npz import MAX_VOXELS
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

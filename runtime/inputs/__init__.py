@@ -1,0 +1,1 @@
+"""Files of images and boxes: how they are found, read, made grey and turned to be seen."""
