@@ -74,8 +74,8 @@ def run_one_by_one(segmenter: Segmenter, case: Path, output: Path) -> None:
 
     together = segmenter.engine.decode
 
-    def decode(embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
-        decoded = [together(embedding, boxes[[i]], loose) for i in range(len(boxes))]
+    def decode(embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
+        decoded = [together(embedding, boxes[[i]], decoder) for i in range(len(boxes))]
         return np.concatenate([logits for logits, _ in decoded]), np.concatenate([iou for _, iou in decoded])
 
     segmenter.engine.decode = decode  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ import torch
 
 from litemed.export.agreement import Plan, Progress, measure_agreement, passing, plan
 from litemed.export.graphs import (
-    LOOSE_DECODER,
+    DECODER_GRAPHS,
     OPSET,
     GraphSpec,
     check,
@@ -89,7 +89,7 @@ class Contents:
                 end: [{"name": k, "dtype": "float32", "shape": list(v)} for k, v in shapes.items()]
                 for end, shapes in (("inputs", spec.inputs), ("outputs", spec.outputs))
             }
-        weights, loose = self.checkpoint, self.checkpoint.loose_decoder
+        weights = self.checkpoint
         manifest = {
             "schema": SCHEMA,
             "name": self.name,
@@ -103,7 +103,7 @@ class Contents:
             },
             "weights": {k: getattr(weights, k) for k in ("file", "sha256", "layout", "encoder", "trained")}
             | {"lora": None if weights.lora is None else asdict(weights.lora)}
-            | ({"loose_decoder": {"file": loose.file, "sha256": loose.sha256}} if loose else {}),
+            | {k: {"file": one.file, "sha256": one.sha256} for k, one in weights.decoders.items()},
             "parity": [asdict(p) for p in self.parity],
             "tools": {"torch": torch.__version__} | {k: importlib.metadata.version(k) for k in TOOLS},
         }
@@ -134,8 +134,8 @@ def write_bundle(
     options = options or ExportOptions()
     _check_target(out, options.overwrite)
     planned = plan(options.int8, options.calibration, options.agreement, options.ground_truth)
-    model, loose = checkpoint.model(options.size), checkpoint.loose_model(options.size)
-    specs = graph_specs(model, loose)
+    models = checkpoint.models(options.size)
+    specs = graph_specs(models)
     with _staging(out) as staging:
         progress("writing the graphs")
         exported = {spec.name: to_onnx(spec) for spec in specs}
@@ -145,9 +145,9 @@ def write_bundle(
             check(exported[spec.name], spec)
             check(simplified[spec.name], spec)
         progress("running PyTorch for reference")
-        expected = list(references(model, max(options.box_counts), loose))
+        expected = list(references(models, max(options.box_counts)))
         name = options.name or out.resolve().name
-        float32 = replace(FLOAT32, loose_decoder=LOOSE_DECODER if loose else None)
+        float32 = _with_decoders(FLOAT32, checkpoint)
         contents = Contents(
             *(name, checkpoint, options.size, specs, simplified),
             precisions={REFERENCE: float32},
@@ -171,12 +171,16 @@ def write_bundle(
     return parity
 
 
+def _with_decoders(precision: Precision, checkpoint: Checkpoint) -> Precision:
+    keys = {name: DECODER_GRAPHS[name] for name in checkpoint.decoders}
+    return replace(precision, loose_decoder=keys.get("loose_decoder"), tile_decoder=keys.get("tile_decoder"))
+
+
 def _with_precisions(
     contents: Contents, planned: Plan, candidate: pathlib.Path, progress: Progress
 ) -> Contents:
     """Make the graphs of the planned precisions, measure them in a folder, and add those that pass."""
-    loose = contents.precisions[REFERENCE].loose_decoder
-    tried = {name: replace(one, loose_decoder=loose) for name, one in planned.precisions.items()}
+    tried = {k: _with_decoders(one, contents.checkpoint) for k, one in planned.precisions.items()}
     encoder, *_ = specs = list(contents.specs)
     graphs, float32 = dict(contents.graphs), contents.precisions
     for key in {p.encoder: None for p in tried.values() if p.encoder in (KEY, KEY_BF16)}:

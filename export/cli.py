@@ -17,7 +17,8 @@ Examples:
   litemed-export lite_medsam.pth --adapter run/best.safetensors -o bundle
   litemed-export lite_medsam.pth --adapter peft_folder -o bundle
   litemed-export weights/light.safetensors -o bundle \\
-      --loose-decoder weights/light-loose-decoder.safetensors
+      --loose-decoder weights/light-loose-decoder.safetensors \\
+      --tile-decoder weights/light-tile-decoder.safetensors
   litemed-export lite_medsam.pth -o bundle --int8 --calibration train/cases \\
       --agreement val/cases --ground-truth val/gts
   litemed-export lite_medsam.pth -o bundle --compact      half the bytes
@@ -40,6 +41,11 @@ _FOLDER = click.Path(path_type=pathlib.Path, exists=True, file_okay=False)
     "--loose-decoder",
     type=EXISTING,
     help="Second mask decoder to add, for loose boxes (safetensors); tuned on CHECKPOINT's encoder.",
+)
+@click.option(
+    "--tile-decoder",
+    type=EXISTING,
+    help="Mask decoder to add for small boxes, which are segmented on tiles; likewise.",
 )
 @click.option("--inspect", type=EXISTING, help="Verify and describe a bundle instead.")
 @click.option("--untrained", is_flag=True, help="Export weights drawn at random; their masks mean nothing.")
@@ -93,6 +99,7 @@ def _run(
     output: pathlib.Path | None,
     adapter: pathlib.Path | None,
     loose_decoder: pathlib.Path | None,
+    tile_decoder: pathlib.Path | None,
     inspect: pathlib.Path | None,
     untrained: bool,
     size: int,
@@ -100,16 +107,18 @@ def _run(
     loralib_alpha: float,
     **options: Any,
 ) -> None:
+    added = {"loose_decoder": loose_decoder, "tile_decoder": tile_decoder}
+    further = {name: path for name, path in added.items() if path is not None}
     if inspect is not None:
-        if checkpoint or output or adapter or loose_decoder or untrained:
+        if checkpoint or output or adapter or further or untrained:
             raise UsageError("--inspect stands alone")
         click.echo(describe(inspect))
         return
     if output is None:
         raise UsageError("name the bundle folder to create with -o")
-    if (checkpoint is None) != untrained or (untrained and (adapter or loose_decoder)):
+    if (checkpoint is None) != untrained or (untrained and (adapter or further)):
         raise UsageError(
-            "name one checkpoint (with or without --adapter and --loose-decoder), or pass --untrained"
+            "name one checkpoint (with or without --adapter and further decoders), or pass --untrained"
         )
     if size % 64:
         raise UsageError(f"input size {size} is not a multiple of 64")
@@ -124,7 +133,7 @@ def _run(
 
     from litemed.export.bundle import ExportOptions, write_bundle
     from litemed.export.verify import BOX_COUNTS, COMPACT, QUICK_BOX_COUNTS
-    from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
+    from litemed.models.checkpoint import add_decoder, read_checkpoint, untrained_checkpoint
     from litemed.models.lora_folding import fold_adapter
 
     weights = (
@@ -134,8 +143,8 @@ def _run(
     )
     if adapter is not None:
         weights = fold_adapter(weights, adapter, loralib_alpha=loralib_alpha)
-    if loose_decoder is not None:
-        weights = add_loose_decoder(weights, loose_decoder)
+    for name, path in further.items():
+        weights = add_decoder(weights, name, path)
     if untrained:
         click.echo("warning: untrained weights; the masks mean nothing", err=True)
     for warning in weights.warnings:
@@ -143,8 +152,8 @@ def _run(
     click.echo(f"{weights.file}: layout {weights.layout}, encoder {weights.encoder}")
     if lora := weights.lora:
         click.echo(f"folded LoRA of rank {lora.rank}, alpha {lora.alpha:g}, in {', '.join(lora.targets)}")
-    if loose := weights.loose_decoder:
-        click.echo(f"{loose.file}: mask decoder for loose boxes")
+    for name, decoder in weights.decoders.items():
+        click.echo(f"{decoder.file}: {name.replace('_', ' ')}")
     counts = BOX_COUNTS if verify == "full" else QUICK_BOX_COUNTS
     settings = ExportOptions(size=size, box_counts=counts, **options)
     parity = write_bundle(weights, output, settings, progress=click.echo)
@@ -166,7 +175,11 @@ def describe(folder: pathlib.Path) -> str:
         f"  weights  {weights.file}, layout {weights.layout}, encoder {weights.encoder}{untrained}",
         f"  sha256   {weights.sha256 or '-'}",
         f"  LoRA     {json.dumps(weights.lora)}",
-        *[f"  loose    {json.dumps(weights.loose_decoder)}"] * (weights.loose_decoder is not None),
+        *[
+            f"  {name:<9}{json.dumps(said)}"
+            for name, said in (("loose", weights.loose_decoder), ("tiles", weights.tile_decoder))
+            if said is not None
+        ],
     ]
     for graph in manifest.graphs.values():
         lines.append(f"  graph    {graph.file}, {graph.bytes / 1e6:.1f} MB, opset {graph.opset}")

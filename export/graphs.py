@@ -4,7 +4,7 @@ encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4,
 decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
          ->  logits (N, S, S), iou (N,)
 
-A checkpoint with a decoder for loose boxes gives a third, decoder_loose, with the decoder's interface.
+Further decoders of a checkpoint, decoder_loose and decoder_tiles, have the decoder's interface.
 """
 
 import io
@@ -26,7 +26,7 @@ from litemed.runtime.errors import LitemedError
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 HALF_FROM = 4096  # elements that are worth a cast; biases, and the scales of a quantised graph, have fewer
-LOOSE_DECODER = "decoder_loose"
+DECODER_GRAPHS = {"decoder": "decoder", "loose_decoder": "decoder_loose", "tile_decoder": "decoder_tiles"}
 Shapes = Mapping[str, tuple[int | str, ...]]
 ENCODER_GRAPHS = {TINY_VIT: FastEncoderGraph, LIGHT: LightEncoderGraph}
 
@@ -45,15 +45,16 @@ class GraphSpec:
     outputs: Shapes
 
 
-def graph_specs(model: LiteMedSAM, loose: LiteMedSAM | None = None) -> tuple[GraphSpec, ...]:
-    """Return the encoder and the decoder of a model, and the decoder of the one for loose boxes."""
+def graph_specs(models: Mapping[str, LiteMedSAM]) -> tuple[GraphSpec, ...]:
+    """Return the encoder and the decoders of what `Checkpoint.models` gives."""
+    model = models["decoder"]
     size, n = model.size, "N"
     embedding: Shapes = {"image_embedding": (1, 256, size // 4, size // 4)}
     outputs: Shapes = {"logits": (n, size, size), "iou": (n,)}
     encoder = GraphSpec(
         "encoder", ENCODER_GRAPHS[model.encoder](model), {"image": (1, 3, size, size)}, embedding
     )
-    decoders = {"decoder": model} | ({LOOSE_DECODER: loose} if loose else {})
+    decoders = {DECODER_GRAPHS[name]: one for name, one in models.items()}
     prompts = {**embedding, "boxes": (n, 4)}
     return encoder, *(GraphSpec(k, FastDecoderGraph(one), prompts, outputs) for k, one in decoders.items())
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from litemed.export.graphs import LOOSE_DECODER, ExportError
+from litemed.export.graphs import DECODER_GRAPHS, ExportError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
@@ -79,15 +79,15 @@ class Reference(NamedTuple):
     embedding: Float  # (1, 256, S/4, S/4)
     rounding: float  # largest absolute difference of that embedding from PyTorch's in float64
     boxes: Float  # (N, 4), input pixels
-    outputs: Mapping[str, tuple[Float, Float]]  # logits (N, S, S) and IoU (N,) by the decoder's graph
+    outputs: Mapping[str, tuple[Float, Float]]  # logits (N, S, S) and IoU (N,) by the decoder's name
 
 
-def references(model: LiteMedSAM, count: int, loose: LiteMedSAM | None = None) -> Iterator[Reference]:
+def references(models: Mapping[str, LiteMedSAM], count: int) -> Iterator[Reference]:
     """Run PyTorch on two images of noise with `count` random boxes each, at most `MANY` on the second.
 
-    `loose` is the model with the decoder for loose boxes, if there is one.
+    `models` are what `Checkpoint.models` gives.
     """
-    decoders = {"decoder": model} | ({LOOSE_DECODER: loose} if loose else {})
+    model = models["decoder"]
     rng = np.random.default_rng(0)
     exact = copy.deepcopy(model.image_encoder).double()
     for shape, boxes_here in (((512, 512), count), ((300, 420), min(count, MANY))):
@@ -101,10 +101,10 @@ def references(model: LiteMedSAM, count: int, loose: LiteMedSAM | None = None) -
             embedding = model.encode(torch.from_numpy(image))
             rounding = float((exact(torch.from_numpy(image).double()) - embedding).abs().max())
             outputs = {}
-            for graph, one in decoders.items():
+            for name, one in models.items():
                 parts = [one.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
                 logits, iou = (torch.cat([part[i][:, 0] for part in parts]).numpy() for i in range(2))
-                outputs[graph] = logits, iou
+                outputs[name] = logits, iou
         yield Reference(image, embedding.numpy(), rounding, boxes, outputs)
 
 
@@ -135,12 +135,11 @@ def measure(
             own = list(zip(embeddings, expected, strict=True))
             given = [(r.embedding, r) for r in expected]
             both = max(n for n in counts if n <= MANY)
-            decoders = [(graph, n, given) for graph in expected[0].outputs for n in counts]
-            for graph, count, inputs in (*decoders, ("both", both, own)):
+            decoders = [(DECODER_GRAPHS[k], k, n, given) for k in expected[0].outputs for n in counts]
+            for graph, decoder, count, inputs in (*decoders, ("both", "decoder", both, own)):
                 able = [(embedding, r) for embedding, r in inputs if len(r.boxes) >= count]
-                loose = graph == LOOSE_DECODER
-                decoded = [engine.decode(embedding, r.boxes[:count], loose) for embedding, r in able]
-                outputs = [r.outputs["decoder" if graph == "both" else graph] for _, r in able]
+                decoded = [engine.decode(embedding, r.boxes[:count], decoder) for embedding, r in able]
+                outputs = [r.outputs[decoder] for _, r in able]
                 logits, wanted = [one for one, _ in decoded], [one[:count] for one, _ in outputs]
                 diff, largest = _difference(logits, wanted)
                 of_iou, _ = _difference([iou for _, iou in decoded], [iou[:count] for _, iou in outputs])

@@ -14,7 +14,7 @@ before anything is read.
 
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
-class LooseDecoder:
-    """A second mask decoder, for loose boxes: entries by the names of `LiteMedSAM`, float32; their file."""
+class FurtherDecoder:
+    """A mask decoder beside the first one: entries by the names of `LiteMedSAM`, float32; their file."""
 
     state: dict[str, Tensor]
     file: str
@@ -46,7 +46,8 @@ class Checkpoint:
     `state` has all entries of a `LiteMedSAM` by its names, float32 (counters int64), on the CPU; `encoder` is
     a name in `litemed.models.encoders.ENCODERS`; `layout` is "plain", "training", "loralib" or "training,
     loralib", or "untrained"; `file` and `sha256` are of the file it came from; `lora` is what was folded;
-    `loose_decoder` is what was added for loose boxes; `warnings` is what a person should be told.
+    `decoders` are those that were added, by their names in `litemed.runtime.precision.DECODERS`; `warnings`
+    is what a person should be told.
     """
 
     state: dict[str, Tensor]
@@ -55,7 +56,7 @@ class Checkpoint:
     file: str
     sha256: str
     lora: FoldedLoRA | None = None
-    loose_decoder: LooseDecoder | None = None
+    decoders: Mapping[str, FurtherDecoder] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -69,11 +70,10 @@ class Checkpoint:
         model.load_state_dict(self.state)
         return model.eval()
 
-    def loose_model(self, size: int = 256) -> LiteMedSAM | None:
-        """Build the same with the decoder for loose boxes in the decoder's place, None if there is none."""
-        if self.loose_decoder is None:
-            return None
-        return replace(self, state=self.state | self.loose_decoder.state).model(size)
+    def models(self, size: int = 256) -> dict[str, LiteMedSAM]:
+        """Build it with each of its decoders, by their names in `litemed.runtime.precision.DECODERS`."""
+        states = {"decoder": self.state} | {k: self.state | v.state for k, v in self.decoders.items()}
+        return {name: replace(self, state=state).model(size) for name, state in states.items()}
 
 
 def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_ALPHA) -> Checkpoint:
@@ -106,8 +106,10 @@ def read_checkpoint(path: str | pathlib.Path, *, loralib_alpha: float = LORALIB_
     return Checkpoint(state, encoder, layout, path.name, sha256_of_file(path), lora, warnings=warnings)
 
 
-def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
-    """Return a new checkpoint that has a second mask decoder, for loose boxes, of a safetensors file.
+def add_decoder(base: Checkpoint, name: str, path: str | pathlib.Path) -> Checkpoint:
+    """Return a new checkpoint that has a further mask decoder, of a safetensors file.
+
+    `name` is that of its use in `litemed.runtime.precision.DECODERS`.
 
     Raises:
         CheckpointError: it cannot be read, is no safetensors file, or has other entries than a mask decoder.
@@ -118,7 +120,8 @@ def add_loose_decoder(base: Checkpoint, path: str | pathlib.Path) -> Checkpoint:
     state, _ = tensors_of(path, read_file(path))
     check_entries(state, decoder_tensors(base.state), str(path))
     state = {k: v.float() for k, v in state.items()}
-    return replace(base, loose_decoder=LooseDecoder(state, path.name, sha256_of_file(path)))
+    added = FurtherDecoder(state, path.name, sha256_of_file(path))
+    return replace(base, decoders={**base.decoders, name: added})
 
 
 def untrained_checkpoint(seed: int = 0, encoder: str = TINY_VIT) -> Checkpoint:

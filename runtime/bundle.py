@@ -83,7 +83,7 @@ class Graph(Record):
 class Weights(Record):
     """Where the weights came from; `trained` is False for random ones, whose masks mean nothing.
 
-    `loose_decoder` says it of the decoder for loose boxes, None where there is none.
+    `loose_decoder` and `tile_decoder` say it of those decoders, None where there is none.
     """
 
     file: str
@@ -93,6 +93,7 @@ class Weights(Record):
     trained: bool
     lora: object
     loose_decoder: object = None
+    tile_decoder: object = None
     further_keys = True
 
 

@@ -200,10 +200,10 @@ def _run(
     bundle = Bundle.default() if model is None else Bundle.open(model)
     if model is None and not quiet:
         _note(f"model {bundle.name}, which ships with litemed")
-    loose = bundle.manifest.precisions[REFERENCE].loose_decoder is not None
-    if method["box_fit"] == "drawn" and not loose:
+    decoders = bundle.manifest.precisions[REFERENCE].decoders
+    if method["box_fit"] == "drawn" and "loose_decoder" not in decoders:
         raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
-    how = how.with_decoder(loose=loose)
+    how = how.with_decoders(decoders)
     tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
     if dry_run:
         return tell_costs(cases, how, scaling, bundle.manifest.input_size)
@@ -217,7 +217,7 @@ def _run(
         tell=_ignore if quiet else _note,
     )
     if how.box_fit == "drawn" and not again:
-        loading.load_loose_decoder()
+        loading.load_decoder("loose_decoder")
     if verbose:
         chosen = f"{loading.name} {loading.version}, {loading.precision}, {loading.threads} threads"
         _note(f"{chosen}: {loading.choice or 'as asked'}")

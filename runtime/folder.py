@@ -96,7 +96,7 @@ def run_cases(
         bundle_sha256=segmenter.bundle.digest,
         engine=segmenter.engine.name,
         precision=segmenter.engine.precision,
-        method=(method or Method()).with_decoder(loose=segmenter.engine.has_loose_decoder),
+        method=(method or Method()).with_decoders(segmenter.engine.decoders),
         scaling=scaling,
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)

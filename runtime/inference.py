@@ -41,13 +41,13 @@ class Inference:
         self.encodings += 1
         return embedding
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> Float:
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> Float:
         """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input.
 
-        With `loose` they are those of the decoder for loose boxes.
+        `decoder` is one of the engine's `decoders`.
         """
         with self.timing("decode"):
-            logits, _ = self.engine.decode(embedding, boxes, loose)
+            logits, _ = self.engine.decode(embedding, boxes, decoder)
         self.decodings += len(boxes)
         return logits
 

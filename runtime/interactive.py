@@ -64,7 +64,7 @@ class _Remembering(Engine):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.has_loose_decoder = engine.has_loose_decoder
+        self.decoders = engine.decoders
         self._kept: OrderedDict[bytes, Float] = OrderedDict()
 
     def encode(self, image: Float) -> Float:
@@ -76,5 +76,8 @@ class _Remembering(Engine):
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
-        return self._engine.decode(embedding, boxes, loose)
+    def load_decoder(self, name: str) -> None:
+        self._engine.load_decoder(name)
+
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
+        return self._engine.decode(embedding, boxes, decoder)

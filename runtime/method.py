@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Self
@@ -50,8 +51,9 @@ class Method:
         """Return the paper's: boxes as they are, on whole slices, merged by argmax."""
         return cls(merge="argmax", volume="box", zoom="off", box_fit="tight")
 
-    def with_decoder(self, *, loose: bool) -> Self:
+    def with_decoders(self, decoders: Collection[str]) -> Self:
         """Return the same, but that boxes are tight where there is no decoder for loose ones."""
+        loose = "loose_decoder" in decoders
         return self if loose or self.box_fit != "drawn" else replace(self, box_fit="tight")
 
     def __post_init__(self) -> None:

@@ -21,6 +21,9 @@ from litemed.runtime.zoom import plan_tiles, small_boxes
 LAST_PIXEL = np.array([0, 0, 0.5, 0.5])
 """What is added to boxes on tiles."""
 
+TILE_SHARES = {"decoder": 0.5, "tile_decoder": 0.7}
+"""The weight of a tile's logits in the mean with the whole slice's, by the decoder that gives them."""
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -170,8 +173,13 @@ class Plan:
         xyxy = prompts * (side / tile.frame.size) - LAST_PIXEL + tile.corner
         return scale_boxes(xyxy, self.frame, fractions=True)
 
-    def average(self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32]) -> None:
-        """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice."""
+    def average(
+        self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32], share: float
+    ) -> None:
+        """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice.
+
+        `share` is the weight of the tile's.
+        """
         height, width = tile.frame.scaled_height, tile.frame.scaled_width
         at = []
         for start, side, scaled, of, of_scaled in (
@@ -180,8 +188,9 @@ class Plan:
         ):
             at.append((start + (np.arange(scaled) + 0.5) * side / scaled) * of_scaled / of - 0.5)
         whole = whole[:, : self.frame.scaled_height, : self.frame.scaled_width]
-        logits[:, :height, :width] += interpolate(interpolate(whole, at[0], axis=1), at[1], axis=2)
-        logits[:, :height, :width] /= 2
+        logits[:, :height, :width] *= share
+        whole = interpolate(interpolate(whole, at[0], axis=1), at[1], axis=2)
+        logits[:, :height, :width] += (1 - share) * whole
 
 
 def covered(first: Iterable[int], last: Iterable[int]) -> list[int]:

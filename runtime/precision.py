@@ -16,6 +16,9 @@ REFERENCE = "float32"
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
 
 ROLES = ("encoder", "decoder")
+# Graphs of the role "decoder", as fields of `Precision`: the network's own, and those for loose boxes and for
+# tiles, which not every bundle has.
+DECODERS = ("decoder", "loose_decoder", "tile_decoder")
 ENGINES = ("onnxruntime", "openvino")
 
 MIN_DICE = 0.99  # the least mean Dice of a precision's label maps with those of float32, in every modality
@@ -65,7 +68,7 @@ class Precision(Record):
     """The graphs, by key, that make up one precision; `agreement` is None for float32 alone.
 
     `bf16` has the roles, "encoder" and "decoder", whose float32 operators are to be computed in bf16.
-    `loose_decoder`, which not every bundle has, is a second graph of the role "decoder", for loose boxes.
+    `loose_decoder` and `tile_decoder`, which not every bundle has, are further graphs of the role "decoder".
     """
 
     encoder: str
@@ -73,6 +76,7 @@ class Precision(Record):
     agreement: Agreement | None = None
     bf16: tuple[str, ...] = ()
     loose_decoder: str | None = None
+    tile_decoder: str | None = None
 
     def check_as(self, name: str) -> None:
         """Raise ValueError if this cannot be the precision of that name."""
@@ -86,8 +90,12 @@ class Precision(Record):
     @property
     def graphs(self) -> tuple[str, ...]:
         """The keys of all its graphs."""
-        keys = (self.encoder, self.decoder, self.loose_decoder)
-        return tuple(key for key in keys if key is not None)
+        return self.encoder, *self.decoders.values()
+
+    @property
+    def decoders(self) -> dict[str, str]:
+        """The keys of its decoders, by the names in `DECODERS`."""
+        return {name: key for name in DECODERS if (key := getattr(self, name)) is not None}
 
     @property
     def runs_on(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from litemed.runtime.inference import Inference
 from litemed.runtime.interactive import EncodedImage
 from litemed.runtime.merge import RunningMerge
 from litemed.runtime.method import Method
-from litemed.runtime.plan import Plan, covered
+from litemed.runtime.plan import TILE_SHARES, Plan, covered
 from litemed.runtime.planes import CrossPlanes
 from litemed.runtime.propagate import propagate
 from litemed.runtime.refit import refit
@@ -103,7 +103,7 @@ class Segmenter:
 
     def plan(self, case: Case, method: Method) -> Plan:
         """Return what will be encoded and decoded of a case."""
-        method = method.with_decoder(loose=self.engine.has_loose_decoder)
+        method = method.with_decoders(self.engine.decoders)
         return Plan.of(case, method, self.bundle.manifest.input_size)
 
     def run(
@@ -172,6 +172,10 @@ def _merge_boxes(
     plan: Plan, labels: Labels, inference: Inference, nested: bool, last_case: bool
 ) -> Iterator[tuple[int, int]]:
     """Segment every slice that a box covers; yield the encodings done and all as they advance."""
+    on_tiles = "decoder"
+    if plan.tiles and "tile_decoder" in inference.engine.decoders:
+        on_tiles = "tile_decoder"
+        inference.engine.load_decoder(on_tiles)  # while the first slice is encoded
     planes: dict[int, CrossPlanes] = {}
     for box in np.flatnonzero(plan.plane_count).tolist():
         planes[box] = CrossPlanes(
@@ -204,14 +208,14 @@ def _merge_boxes(
             for chunk in merge.chunks(here, BOXES_PER_CALL):
                 prompts, loose = plan.prompts(view, chunk, position), plan.refitted[chunk]
                 if loose.any():
-                    first_pass = inference.decode(embedding, prompts[loose], loose=True)
+                    first_pass = inference.decode(embedding, prompts[loose], "loose_decoder")
                     prompts[loose] = refit(first_pass, prompts[loose], view.frame)
-                logits = inference.decode(embedding, prompts)
+                logits = inference.decode(embedding, prompts, on_tiles if is_tile else "decoder")
                 if is_tile:
                     on_slice = inference.decode(slice_embedding, plan.on_whole(view, prompts))
                 with inference.timing("merge"):
                     if is_tile:
-                        plan.average(view, logits, on_slice)
+                        plan.average(view, logits, on_slice, TILE_SHARES[on_tiles])
                     for plane, box in zip(logits, chunk.tolist(), strict=True):
                         if box in planes:
                             planes[box].correct(plane, position)

@@ -161,7 +161,7 @@ def golden_bundle(golden_checkpoint, tmp_path_factory):
             tmp_path_factory.mktemp("bundles") / layout,
             read_checkpoint(golden_checkpoint(layout)),
         )
-        specs = graph_specs(checkpoint.model())
+        specs = graph_specs(checkpoint.models())
         graphs = {spec.name: simplify(to_onnx(spec), spec.name) for spec in specs}
         Contents(layout, checkpoint, 256, specs, graphs).write(path)
         return path
@@ -261,17 +261,26 @@ def box_bundle(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loose_bundle(box_bundle, tmp_path_factory):
-    """Return the same with a decoder for loose boxes, to which an object is its box less 8 pixels a side."""
+    """Return the same with further decoders, to which an object is its box less some pixels a side.
+
+    Of that for loose boxes it is 8 pixels, of that for tiles 1.
+    """
     import onnx
 
     folder = pathlib.Path(shutil.copytree(box_bundle, tmp_path_factory.mktemp("loose") / "bundle"))
-    text = DECODER.replace("(distance, nothing)", "(distance, margin)").replace(
-        "nothing = Mul (mean, zero)",
-        "nothing = Mul (mean, zero) less = Constant <value_float = -8.0> () margin = Add (nothing, less)",
-    )
-    entry = {"file": "decoder_loose.onnx", "opset": 20}
-    edit(folder, lambda manifest: manifest["graphs"].update(decoder_loose=entry))
-    edit(folder, lambda manifest: manifest["precisions"]["float32"].update(loose_decoder="decoder_loose"))
-    model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]>' + text)
-    replace_graph(folder, "decoder_loose", model)
+    for name, key, margin in (("loose_decoder", "decoder_loose", 8), ("tile_decoder", "decoder_tiles", 1)):
+        text = DECODER.replace("(distance, nothing)", "(distance, margin)").replace(
+            "nothing = Mul (mean, zero)",
+            f"nothing = Mul (mean, zero) less = Constant <value_float = -{margin}.0> () "
+            "margin = Add (nothing, less)",
+        )
+        edit(
+            folder,
+            lambda manifest, key=key: manifest["graphs"].update({key: {"file": f"{key}.onnx", "opset": 20}}),
+        )
+        edit(
+            folder, lambda manifest, name=name, key=key: manifest["precisions"]["float32"].update({name: key})
+        )
+        model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]>' + text)
+        replace_graph(folder, key, model)
     return folder

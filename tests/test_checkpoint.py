@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from litemed.models.adapter import decoder_tensors
-from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
+from litemed.models.checkpoint import add_decoder, read_checkpoint, untrained_checkpoint
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.models.weight_files import CheckpointError, read_file, weights_digest
 
@@ -266,14 +266,14 @@ def test_the_digest_is_of_the_weights_not_of_the_file(tmp_path, state):
         (None, "is no safetensors file"),
     ],
 )
-def test_a_decoder_for_loose_boxes_is_a_mask_decoder_in_safetensors(state, change, fault, tmp_path):
+def test_a_further_decoder_is_a_mask_decoder_in_safetensors(state, change, fault, tmp_path):
     base = untrained_checkpoint(1)
-    assert base.loose_model() is None
+    assert list(base.models()) == ["decoder"]
     entries = {k: v.half() for k, v in decoder_tensors(state).items()}
     save_file(entries, tmp_path / "loose.safetensors")
-    both = add_loose_decoder(base, tmp_path / "loose.safetensors")
-    assert all(torch.equal(v, base.state[k]) for k, v in both.model().state_dict().items())
-    for name, value in both.loose_model().state_dict().items():
+    models = add_decoder(base, "tile_decoder", tmp_path / "loose.safetensors").models()
+    assert all(torch.equal(v, base.state[k]) for k, v in models["decoder"].state_dict().items())
+    for name, value in models["tile_decoder"].state_dict().items():
         assert torch.equal(value, entries[name].float() if name in entries else base.state[name])
     if change is None:
         torch.save(entries, tmp_path / "loose.safetensors")
@@ -281,7 +281,7 @@ def test_a_decoder_for_loose_boxes_is_a_mask_decoder_in_safetensors(state, chang
         change(entries)
         save_file(entries, tmp_path / "loose.safetensors")
     with pytest.raises(CheckpointError) as error:
-        add_loose_decoder(base, tmp_path / "loose.safetensors")
+        add_decoder(base, "tile_decoder", tmp_path / "loose.safetensors")
     assert fault in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "loose.safetensors"))
     assert "\n" not in str(error.value)

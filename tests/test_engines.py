@@ -81,9 +81,7 @@ def test_a_decoder_that_returns_other_shapes(engine, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_the_decoder_for_loose_boxes_is_loaded_when_it_is_first_needed(
-    name, loose_bundle, tmp_path, monkeypatch
-):
+def test_further_decoders_are_loaded_when_they_are_first_needed(name, loose_bundle, tmp_path, monkeypatch):
     if name == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is an extra")
     bundle, loaded, load = Bundle.open(loose_bundle), [], Engine._load
@@ -96,26 +94,26 @@ def test_the_decoder_for_loose_boxes_is_loaded_when_it_is_first_needed(
     engine = open_engine(name, bundle, 1, cache=Cache(tmp_path / "cache"))
     boxes, embedding = some_boxes(BOXES_PER_CALL + 1), np.zeros((1, 256, 64, 64), np.float32)
     np.testing.assert_array_equal(engine.decode(embedding, boxes)[0], distances(boxes))
-    assert engine.has_loose_decoder
+    assert list(engine.decoders) == ["decoder", "loose_decoder", "tile_decoder"]
     assert sorted(loaded) == [("decoder", "decoder"), ("encoder", "encoder")]
-    for loose in (True, True, False):
-        expected = distances(boxes) - 8 * loose
-        np.testing.assert_array_equal(engine.decode(embedding, boxes, loose)[0], expected)
-    assert loaded[2:] == [("decoder", "decoder_loose")]
-    assert len(list((tmp_path / "cache").iterdir())) == (3 if name == "openvino" else 0)
+    for decoder, margin in (("tile_decoder", 1), ("loose_decoder", 8), ("tile_decoder", 1), ("decoder", 0)):
+        expected = distances(boxes) - margin
+        np.testing.assert_array_equal(engine.decode(embedding, boxes, decoder)[0], expected)
+    assert loaded[2:] == [("decoder", "decoder_tiles"), ("decoder", "decoder_loose")]
+    assert len(list((tmp_path / "cache").iterdir())) == (4 if name == "openvino" else 0)
 
 
-def test_a_decoder_for_loose_boxes_that_is_none_or_not_there(loose_bundle, box_bundle, tmp_path):
+def test_a_further_decoder_that_is_none_or_not_there(loose_bundle, box_bundle, tmp_path):
     folder = pathlib.Path(shutil.copytree(loose_bundle, tmp_path / "bundle"))
     replace_graph(folder, "decoder_loose", onnx.load(folder / "encoder.onnx"))
     engine = open_engine("onnxruntime", Bundle.open(folder), threads=1)  # needs it not yet
-    engine.load_loose_decoder()
+    engine.load_decoder("loose_decoder")
     with pytest.raises(EngineError, match=r"decoder_loose\.onnx: is no decoder"):
         engine.ready()
     engine = open_engine("onnxruntime", Bundle.open(box_bundle), threads=1)
-    assert not engine.has_loose_decoder
-    with pytest.raises(EngineError, match="no decoder for loose boxes"):
-        engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(1), loose=True)
+    assert list(engine.decoders) == ["decoder"]
+    with pytest.raises(EngineError, match="no loose decoder; export it with --loose-decoder"):
+        engine.decode(np.zeros((1, 256, 64, 64), np.float32), some_boxes(1), "loose_decoder")
 
 
 def edit_graph(folder: pathlib.Path, role: str, change: Callable[[Any], object]) -> None:

@@ -83,7 +83,7 @@ def test_a_bundle_of_three_files_opens_after_a_move_and_the_number_of_boxes_stay
 
 
 def test_a_frozen_number_of_boxes_is_found_out(checkpoint, bundle):
-    _, spec = graph_specs(checkpoint.model(SIZE))
+    _, spec = graph_specs(checkpoint.models(SIZE))
     graph = onnx.load(bundle / "decoder.onnx")
     check(graph, spec)
     graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
@@ -117,27 +117,28 @@ def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(checkpoi
 
 
 @pytest.mark.slow
-def test_the_command_adds_a_decoder_for_loose_boxes_and_compares_it_too(checkpoint, tmp_path):
-    path, light, loose = (tmp_path / name for name in ("bundle", "light.safetensors", "loose.safetensors"))
+def test_the_command_adds_further_decoders_and_compares_them_too(checkpoint, tmp_path):
+    path, light = tmp_path / "bundle", tmp_path / "light.safetensors"
     save_file(checkpoint.state, light)
-    save_file(decoder_tensors(untrained_checkpoint(1, LIGHT).state), loose)
-    result = run(light, "--loose-decoder", loose, "-o", path, "--verify", "quick", "--size", SIZE)
+    names = {"loose_decoder": "decoder_loose", "tile_decoder": "decoder_tiles"}
+    given, digests = [], {}
+    for seed, name in enumerate(names, 1):
+        file = tmp_path / f"{name}.safetensors"
+        save_file(decoder_tensors(untrained_checkpoint(seed, LIGHT).state), file)
+        given += [f"--{name.replace('_', '-')}", file]
+        digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    result = run(light, *given, "-o", path, "--verify", "quick", "--size", SIZE)
     assert result.exit_code == 0, result.output
-    assert "loose.safetensors: mask decoder for loose boxes" in result.output
-    said = manifest(path)
-    digest = hashlib.sha256(loose.read_bytes()).hexdigest()
-    assert said["weights"]["loose_decoder"] == {"file": "loose.safetensors", "sha256": digest}
-    compared = [
-        (p["stage"], p["engine"], p["boxes"]) for p in said["parity"] if p["graph"] == "decoder_loose"
-    ]
-    assert compared == [(s, e, n) for s in ("exported", "simplified") for e in ENGINES for n in (1, 2)]
-    described = run("--inspect", path).output
-    for part in (
-        f'loose    {{"file": "loose.safetensors", "sha256": "{digest}"}}',
-        "graph    decoder_loose.onnx",
-    ):
-        assert part in described
-    assert "float32  encoder + decoder + decoder_loose" in described
+    said, described = manifest(path), run("--inspect", path).output
+    for name, title, label in (("loose_decoder", "loose", "loose"), ("tile_decoder", "tile", "tiles")):
+        assert f"{name}.safetensors: {title} decoder" in result.output
+        assert said["weights"][name] == {"file": f"{name}.safetensors", "sha256": digests[name]}
+        graph = names[name]
+        compared = [(p["stage"], p["engine"], p["boxes"]) for p in said["parity"] if p["graph"] == graph]
+        assert compared == [(s, e, n) for s in ("exported", "simplified") for e in ENGINES for n in (1, 2)]
+        assert f'{label}    {{"file": "{name}.safetensors", "sha256": "{digests[name]}"}}' in described
+        assert f"graph    {graph}.onnx" in described
+    assert "float32  encoder + decoder + decoder_loose + decoder_tiles" in described
 
 
 def test_weights_that_float16_cannot_hold_stay_as_they_are():
@@ -167,7 +168,7 @@ def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypa
 
 
 def test_weights_other_than_the_bundles_are_found_out(bundle):
-    other = untrained_checkpoint(1, LIGHT).model(SIZE)
+    other = untrained_checkpoint(1, LIGHT).models(SIZE)
     expected = list(verify.references(other, 2))
     with pytest.raises(VerificationError, match="6 of 6 comparisons"):
         verify.judge(verify.measure(bundle, "simplified", expected, counts=(2,)))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import litemed.runtime
 from litemed.export.bundle import ExportOptions, write_bundle
-from litemed.models.checkpoint import add_loose_decoder, read_checkpoint, untrained_checkpoint
+from litemed.models.checkpoint import add_decoder, read_checkpoint, untrained_checkpoint
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.weight_files import CheckpointError
 
@@ -44,12 +44,12 @@ def test_pytorch_reproduces_the_golden_outputs(light_golden):
 @torch.inference_mode()
 def test_the_decoder_for_loose_boxes_fills_a_loose_box_less(light_golden):
     """Boxes grown by 0.4 of their sides: its masks are nearer to those of the tight boxes."""
-    checkpoint = add_loose_decoder(read_checkpoint(WEIGHTS), LOOSE)
+    checkpoint = add_decoder(read_checkpoint(WEIGHTS), "loose_decoder", LOOSE)
     embedding, boxes = (torch.from_numpy(light_golden[name]) for name in ("embedding", "boxes"))
     tight, sides = light_golden["logits"] > 0, boxes[:, 2:] - boxes[:, :2]
     boxes = torch.cat([boxes[:, :2] - 0.28 * sides, boxes[:, 2:] + 0.12 * sides], dim=1)
     dice = []
-    for model in (checkpoint.model(), checkpoint.loose_model()):
+    for model in checkpoint.models().values():
         masks = model.decode(embedding, boxes)[0][:, 0].numpy() > 0
         dice.append([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(masks, tight, strict=True)])
     assert np.all(np.array(dice[1]) > np.array(dice[0]) + 0.05)

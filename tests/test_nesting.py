@@ -99,7 +99,7 @@ class Drawn:
     """An engine whose logits are those of `plane_of`, of slices counted as they are encoded."""
 
     name, version, threads = "drawn", "0", 1
-    has_loose_decoder = False
+    decoders = ("decoder",)
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -108,7 +108,7 @@ class Drawn:
         self.encoded += 1
         return np.full(1, self.encoded, np.float32)
 
-    def decode(self, embedding: Planes, boxes: Planes, loose: bool = False) -> tuple[Planes, Planes]:
+    def decode(self, embedding: Planes, boxes: Planes, decoder: str = "decoder") -> tuple[Planes, Planes]:
         planes = np.stack([plane_of(int(embedding[0]), box) for box in boxes])
         return planes, np.zeros(len(boxes), np.float32)
 

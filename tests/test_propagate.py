@@ -27,7 +27,7 @@ class Blobs:
     """
 
     name, version, threads = "blobs", "0", 1
-    has_loose_decoder = False
+    decoders = ("decoder",)
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -39,7 +39,7 @@ class Blobs:
         padded.reshape(-1)[: image.size] = image.reshape(-1)
         return padded
 
-    def decode(self, embedding: Prompt, boxes: Prompt, loose: bool = False) -> tuple[Prompt, Prompt]:
+    def decode(self, embedding: Prompt, boxes: Prompt, decoder: str = "decoder") -> tuple[Prompt, Prompt]:
         assert len(boxes) == 1, "one box at a time"
         grey = embedding.reshape(-1)[: 256 * 256].reshape(256, 256)
         across = np.arange(256)

@@ -27,7 +27,7 @@ from litemed.export.quantise import (
     quantised_nodes,
 )
 from litemed.models.adapter import decoder_tensors
-from litemed.models.checkpoint import LooseDecoder, untrained_checkpoint
+from litemed.models.checkpoint import FurtherDecoder, untrained_checkpoint
 from litemed.runtime import precision
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.dice import dice_by_label
@@ -92,8 +92,9 @@ def bundle(calibration, measured, tmp_path_factory):
         patch.setattr(precision, "MAX_DSC_LOSS", 1.0)
         patch.setattr(tempfile, "tempdir", None)
         patch.setattr(tempfile, "_candidate_tempdir_list", lambda: [])
-        loose = LooseDecoder(decoder_tensors(untrained_checkpoint(1).state), "loose.safetensors", "0" * 64)
-        write_bundle(dataclasses.replace(untrained_checkpoint(), loose_decoder=loose), path, options)
+        loose = FurtherDecoder(decoder_tensors(untrained_checkpoint(1).state), "loose.safetensors", "0" * 64)
+        decoders = {"loose_decoder": loose}
+        write_bundle(dataclasses.replace(untrained_checkpoint(), decoders=decoders), path, options)
     return path
 
 

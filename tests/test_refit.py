@@ -18,7 +18,7 @@ class Filler:
     """An engine that fills the box it is given; its decoder for loose boxes finds what is bright in it."""
 
     name, version, threads = "filler", "0", 1
-    has_loose_decoder = True
+    decoders = ("decoder", "loose_decoder")
 
     def __init__(self) -> None:
         self.decoded = {False: 0, True: 0}
@@ -26,11 +26,11 @@ class Filler:
     def encode(self, image: np.ndarray) -> np.ndarray:
         return image
 
-    def decode(self, embedding: np.ndarray, boxes: np.ndarray, loose: bool = False) -> tuple:
-        self.decoded[loose] += len(boxes)
+    def decode(self, embedding: np.ndarray, boxes: np.ndarray, decoder: str = "decoder") -> tuple:
+        self.decoded[decoder == "loose_decoder"] += len(boxes)
         y, x = np.mgrid[:SIZE, :SIZE]
         inside = [(x0 <= x) & (x < x1) & (y0 <= y) & (y < y1) for x0, y0, x1, y1 in boxes]
-        masks = np.stack(inside) & ((embedding[0, 0] > 0.5) | (not loose))
+        masks = np.stack(inside) & ((embedding[0, 0] > 0.5) | (decoder == "decoder"))
         return np.where(masks, np.float32(9), np.float32(-9)), np.zeros(len(boxes), np.float32)
 
 

@@ -38,7 +38,7 @@ class Watched:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.version, self.threads = engine.name, engine.version, engine.threads
-        self.has_loose_decoder = False
+        self.decoders = ("decoder",)
         self.encoded: list[Float] = []
         self.rested_after: list[tuple[int, int]] = []
         self.decoded: list[Float] = []
@@ -52,7 +52,7 @@ class Watched:
         self.rested_after.append((len(self.encoded), len(self.decoded)))
         self._engine.rest_encoder()
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         self.decoded.append(boxes.copy())
         return self._engine.decode(embedding, boxes)
 
@@ -181,7 +181,7 @@ def test_boxes_that_do_not_fit_are_refused_before_anything_runs(segmenter, engin
 
 
 class Broken(Watched):
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         logits, iou = super().decode(embedding, boxes)
         logits[0, 0, 0] = np.nan
         return logits, iou
@@ -199,13 +199,13 @@ class Small:
     """An engine for inputs of 64 x 64 pixels: logits are the distance to the nearest edge of the box."""
 
     name, version, threads = "small", "0", 1
-    has_loose_decoder = False
+    decoders = ("decoder",)
 
     def encode(self, image: Float) -> Float:
         assert image.shape == (1, 3, 64, 64)
         return np.zeros((1, 256, 16, 16), np.float32)
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         x0, y0, x1, y1 = boxes.T[:, :, None]
         across = np.arange(64, dtype=np.float32)
         logits = np.minimum(
@@ -230,7 +230,7 @@ def test_masks_end_at_their_boxes_where_the_caller_says_so(box_bundle, propagate
         def encode(self, image: Float) -> Float:
             return np.zeros((1, 256, 64, 64), np.float32)
 
-        def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+        def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
             return np.ones((len(boxes), 256, 256), np.float32), np.zeros(len(boxes), np.float32)
 
     volume, box = image(3, 40, 50), [[5, 6, 1, 30, 20, 2]]

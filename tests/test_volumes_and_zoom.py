@@ -35,7 +35,7 @@ class Bright:
     """
 
     name, version, threads = "bright", "0", 1
-    has_loose_decoder = False
+    decoders = ("decoder",)
 
     def __init__(self) -> None:
         self.prompts: list[NDArray[np.float32]] = []
@@ -46,7 +46,7 @@ class Bright:
         return image
 
     def decode(
-        self, embedding: NDArray[np.float32], boxes: NDArray[np.float32], loose: bool = False
+        self, embedding: NDArray[np.float32], boxes: NDArray[np.float32], decoder: str = "decoder"
     ) -> tuple:
         self.prompts.extend(boxes)
         y, x = np.mgrid[:SIZE, :SIZE]
@@ -126,7 +126,7 @@ class Grey:
         return image
 
     def decode(
-        self, image: NDArray[np.float32], boxes: NDArray[np.float32], loose: bool = False
+        self, image: NDArray[np.float32], boxes: NDArray[np.float32], decoder: str = "decoder"
     ) -> NDArray[np.float32]:
         frame = Frame.of(*image.shape[:2], SIZE)
         plane = np.full((SIZE, SIZE), np.nan, np.float32)  # the padding is never read
@@ -312,6 +312,42 @@ def test_in_volumes_tiles_are_of_their_slices_and_planes_for_the_others(bright: 
 def test_a_method_that_there_is_not_is_refused(method: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Method(**method)
+
+
+class Opposed:
+    """An engine whose decoder of tiles sees an object everywhere, the other one nowhere, that much surer."""
+
+    name, version, threads = "opposed", "0", 1
+    decoders = ("decoder", "tile_decoder")
+
+    def __init__(self, surer: float) -> None:
+        self.surer, self.loaded = surer, list[str]()
+
+    def encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return image
+
+    def load_decoder(self, name: str) -> None:
+        self.loaded.append(name)
+
+    def decode(
+        self, embedding: NDArray[np.float32], boxes: NDArray[np.float32], decoder: str = "decoder"
+    ) -> tuple:
+        logit = 1 if decoder == "tile_decoder" else -self.surer
+        return np.full((len(boxes), SIZE, SIZE), logit, np.float32), np.zeros(len(boxes), np.float32)
+
+
+@pytest.mark.parametrize(("surer", "found"), [(2.3, 1), (2.4, 0)])
+def test_a_decoder_of_tiles_has_seven_tenths_of_the_say_on_them(box_bundle, surer, found) -> None:
+    engine = Opposed(surer)
+    segmenter, picture = Segmenter(Bundle.open(box_bundle), engine), np.zeros((512, 512), np.uint8)
+    small, large = [100, 100, 109, 109], [200, 200, 400, 400]
+    labels = segmenter.segment(picture, [small, large], crop_masks=True)
+    assert (labels[100:110, 100:110] == found).all()
+    assert np.count_nonzero(labels) == 100 * found
+    assert engine.loaded == ["tile_decoder"]
+    assert not segmenter.segment(picture, [small], zoom="off").any()
+    assert not segmenter.segment(picture, [large]).any()
+    assert engine.loaded == ["tile_decoder"]
 
 
 def test_the_number_of_tiles_makes_no_difference_where_there_are_none() -> None:

@@ -50,8 +50,8 @@ class NetworkEngine(Engine):
         """Return what `Engine.encode` does."""
         return np.asarray(self._model.encode(self._placed(image)).cpu())
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
-        """Return what `Engine.decode` does; there is no decoder for loose boxes."""
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
+        """Return what `Engine.decode` does; there is one decoder only."""
         logits, iou = self._model.decode(self._placed(embedding), self._placed(boxes))
         return np.asarray(logits[:, 0].cpu()), np.asarray(iou[:, 0].cpu())
 

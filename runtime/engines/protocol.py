@@ -3,7 +3,7 @@
 import concurrent.futures
 import ctypes
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines.cache import Cache
 from litemed.runtime.errors import EngineError, LitemedError, in_short
+from litemed.runtime.precision import DECODERS
 
 BOXES_PER_CALL = 6
 """How many boxes the decoder graph is given at once.
@@ -30,20 +31,21 @@ Interface = tuple[Mapping[str, tuple[int | None, ...]], set[str]]
 class Engine:
     """A bundle's encoder and decoder, loaded; subclasses say how a graph is loaded and run.
 
-    A decoder for loose boxes, where the bundle has one, is loaded when it is first needed.
+    Further decoders, where the bundle has some, are loaded when they are first needed.
 
     Attributes:
         name: the engine's name, as `open_engine` takes it; `title` the one for messages, `package` for pip.
         version: of the engine's package.
         choice: why it was chosen, and why in this precision, in one line; empty if it was asked for so.
         bf16: the roles whose graphs are to be computed in bf16.
-        has_loose_decoder: whether the bundle has a decoder for loose boxes.
+        decoders: which of `litemed.runtime.precision.DECODERS` the bundle has.
     """
 
     name: str
     title: str
     package: str
-    has_loose_decoder = False
+    decoders: Collection[str] = DECODERS[:1]
+    _further: Mapping[str, bytes] = {}  # of the decoders, what was not loaded yet
 
     def __init__(
         self,
@@ -59,16 +61,17 @@ class Engine:
         Raises EngineError if the engine is missing, or does not compute in that precision.
         """
         self.threads, self.precision, self.choice, self.cache = threads, precision, choice, cache
-        graphs = bundle.manifest.precisions[precision]
+        self._graphs = graphs = bundle.manifest.precisions[precision]
         self.bf16 = graphs.bf16
         self.version: str = self._guarded(self.prepare)
         self._unloaded: Bundle | None = bundle
-        self._decoders: dict[bool, Future[Any]] = {}  # under True that for loose boxes
+        self._decoders: dict[str, Future[Any]] = {}
+        self.decoders = graphs.decoders
+        # Of the bundle no more is kept than what may be loaded yet.
+        self._further = {k: bundle.graphs[v] for k, v in graphs.decoders.items() if k != "decoder"}
+        self._bundle = bundle.released()
         if not later:
             self._load_graphs()
-        if (key := graphs.loose_decoder) is not None:
-            self.has_loose_decoder, self._loose_key = True, key
-            self._bundle = dataclasses.replace(bundle, graphs={key: bundle.graphs[key]})  # no more is kept
 
     def prepare(self) -> str:
         """Import the engine and return its version; refuse a precision that it does not compute in."""
@@ -86,8 +89,8 @@ class Engine:
         """Begin to load encoder and decoder, unless that was done before."""
         if self._unloaded is not None:
             bundle, self._unloaded = self._unloaded, None
-            graphs = bundle.manifest.precisions[self.precision]
-            self._encoder, self._decoders[False] = self._begin(
+            graphs = self._graphs
+            self._encoder, self._decoders["decoder"] = self._begin(
                 bundle, encoder=graphs.encoder, decoder=graphs.decoder
             )
 
@@ -100,16 +103,19 @@ class Engine:
         for graph in (self._encoder, *self._decoders.values()):
             graph.result()
 
-    def load_loose_decoder(self) -> None:
-        """Begin to load the decoder for loose boxes, unless that was begun before; `ready` waits for it.
+    def load_decoder(self, name: str) -> None:
+        """Begin to load one of `decoders`, unless that was begun before; `ready` waits for it.
 
-        Raises EngineError if the bundle has none.
+        Raises EngineError if the bundle has none of that name.
         """
-        if not self.has_loose_decoder:
-            raise EngineError("the bundle has no decoder for loose boxes; export it with --loose-decoder")
-        if True not in self._decoders:
-            (self._decoders[True],) = self._begin(self._bundle, decoder=self._loose_key)
-            self._bundle = self._bundle.released()
+        if name not in self.decoders:
+            option = name.replace("_", "-")
+            raise EngineError(f"the bundle has no {name.replace('_', ' ')}; export it with --{option}")
+        if name in self._further:
+            key = self._graphs.decoders[name]
+            bundle = dataclasses.replace(self._bundle, graphs={key: self._further[name]})
+            self._further = {k: graph for k, graph in self._further.items() if k != name}
+            (self._decoders[name],) = self._begin(bundle, decoder=key)
 
     def encode(self, image: Float) -> Float:
         """Return the embedding (1, 256, S/4, S/4) float32 of a network input (1, 3, S, S) float32 in [0, 1].
@@ -122,16 +128,15 @@ class Engine:
     def rest_encoder(self) -> None:
         """Give the encoder's working memory back, if the engine can; the next `encode` takes it anew."""
 
-    def decode(self, embedding: Float, boxes: Float, loose: bool = False) -> tuple[Float, Float]:
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         """Return logits (N, S, S) and predicted IoU (N,), float32, of N >= 1 boxes on one embedding.
 
         `boxes` is float32 (N, 4), x0 y0 x1 y1 in pixels of the network's input; the graph is given
-        `BOXES_PER_CALL` at a time. With `loose` it is that for loose boxes, which is loaded first if need be.
+        `BOXES_PER_CALL` at a time. `decoder` is one of `decoders`, which is loaded first if need be.
         Raises EngineError if the engine fails, or returns other shapes, or there is no such graph.
         """
-        if loose:
-            self.load_loose_decoder()
-        graph = self._decoders[loose].result()
+        self.load_decoder(decoder)
+        graph = self._decoders[decoder].result()
         count, size = len(boxes), 4 * embedding.shape[-1]
         parts = []
         for start in range(0, count, BOXES_PER_CALL):
