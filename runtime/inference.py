@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.engines.protocol import Engine, Float
+from litemed.runtime.errors import EngineError
 from litemed.runtime.preprocess import preprocess
 
 STAGES = ("preprocess", "encode", "decode", "merge")
@@ -44,10 +45,12 @@ class Inference:
     def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> Float:
         """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input.
 
-        `decoder` is one of the engine's `decoders`.
+        `decoder` is one of the engine's `decoders`. Raises EngineError if a logit is not finite.
         """
         with self.timing("decode"):
             logits, _ = self.engine.decode(embedding, boxes, decoder)
+            if not np.isfinite(logits).all():
+                raise EngineError("the decoder returned logits that are not finite; export the bundle again")
         self.decodings += len(boxes)
         return logits
 

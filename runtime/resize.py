@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.errors import EngineError
 from litemed.runtime.preprocess import Frame
 
 BLOCK_ELEMENTS = 1 << 17
@@ -109,15 +108,20 @@ class LogitResizer:
 
         `logits` is one plane (size, size) float32; `crop`, rows and columns of the label map, leaves out what
         lies elsewhere. The blocks do not overlap. `values` is a buffer: it is overwritten when the next
-        block is asked for. Raises EngineError if a logit is not finite.
+        block is asked for.
         """
-        if not np.isfinite(logits).all():
-            raise EngineError("the decoder returned logits that are not finite; export the bundle again")
-        unpadded = logits[: self.frame.scaled_height, : self.frame.scaled_width]
         if crop is not None:
             crop = _moved(crop[0], -self._top), _moved(crop[1], -self._left)
-        for rows, columns, values in self._blocks(logits, unpadded >= _SURELY_NEGATIVE, crop):
+        for rows, columns, values in self._blocks(logits, self._support(logits), crop):
             yield _moved(rows, self._top), _moved(columns, self._left), values
+
+    def winnable_rows(self, logits: NDArray[np.float32]) -> slice:
+        """Return the rows of the label map outside which a plane (size, size) has no value >= 0."""
+        sample_rows = _extent(self._support(logits).any(axis=1))
+        return slice(0, 0) if sample_rows is None else _moved(self._rows.reach(sample_rows), self._top)
+
+    def _support(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return logits[: self.frame.scaled_height, : self.frame.scaled_width] >= _SURELY_NEGATIVE
 
     def _blocks(
         self, logits: NDArray[np.float32], support: NDArray[np.bool_], crop: Crop | None = None
@@ -129,7 +133,7 @@ class LogitResizer:
             return
         rows, columns = self._rows.reach(sample_rows), self._columns.reach(sample_columns)
         if crop is not None:
-            rows, columns = _common(rows, crop[0]), _common(columns, crop[1])
+            rows, columns = common(rows, crop[0]), common(columns, crop[1])
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return  # nothing of it in the crop; or an image smaller than the network's input skips samples
         read = self._rows.read_by(rows)
@@ -142,7 +146,7 @@ class LogitResizer:
             if inside is None:
                 continue
             shifted = slice(inside.start + sample_columns.start, inside.stop + sample_columns.start)
-            part = _common(self._columns.reach(shifted), columns)
+            part = common(self._columns.reach(shifted), columns)
             if part.start >= part.stop:
                 continue
             needed = self._rows.read_by(strip)
@@ -194,7 +198,7 @@ def _moved(part: slice, by: int) -> slice:
     return slice(max(0, part.start + by), max(0, part.stop + by))
 
 
-def _common(a: slice, b: slice) -> slice:
+def common(a: slice, b: slice) -> slice:
     """Return what two slices share; it may be empty, and then start after it stops."""
     return slice(max(a.start, b.start), min(a.stop, b.stop))
 

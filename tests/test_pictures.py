@@ -2,8 +2,10 @@
 
 import io
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from typing import Any
 
 import cv2
@@ -68,6 +70,25 @@ def test_labels_of_a_palette_are_its_indices_whatever_the_colours(kind, second):
     np.testing.assert_array_equal(decode_labels(data, "a"), LABELS)
     shown = np.array([[255] * 3, [90] * 3, second], np.uint8)[LABELS]
     np.testing.assert_array_equal(decode_picture(data, "a"), shown)
+
+
+def test_a_palette_counts_as_the_three_colours_that_a_pixel_becomes(monkeypatch):
+    monkeypatch.setattr("litemed.runtime.inputs.pictures.MAX_VOXELS", 2 * LABELS.size)
+    data = save(with_palette([255] * 3 + [90] * 3 + [9] * 3), "PNG")
+    np.testing.assert_array_equal(decode_labels(data, "a"), LABELS)
+    with pytest.raises(InputError, match="pixels of 3 values; the most is"):
+        decode_picture(data, "a")
+
+
+def test_an_index_that_the_palette_has_no_colour_of_is_black():
+    data = save(with_palette([9] * 3 + [90] * 3 + [255] * 3), "PNG")
+    start = data.index(b"PLTE")
+    short = b"PLTE" + bytes([9] * 3 + [90] * 3)
+    short = struct.pack(">L", 6) + short + struct.pack(">L", zlib.crc32(short))
+    shown = np.array([[9] * 3, [90] * 3, [0] * 3], np.uint8)[LABELS]
+    np.testing.assert_array_equal(
+        decode_picture(data[: start - 4] + short + data[start + 4 + 9 + 4 :], "a"), shown
+    )
 
 
 def test_grey_labels_may_be_stored_as_colour_and_with_alpha_that_says_nothing():

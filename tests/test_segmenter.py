@@ -181,14 +181,18 @@ def test_boxes_that_do_not_fit_are_refused_before_anything_runs(segmenter, engin
 
 
 class Broken(Watched):
+    poison = np.nan
+
     def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         logits, iou = super().decode(embedding, boxes)
-        logits[0, 0, 0] = np.nan
+        logits[0, 0, 0] = self.poison
         return logits, iou
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("propagate", [False, True])
-def test_damaged_logits_are_an_error_not_a_mask(box_bundle, plain_engine, propagate):
+def test_damaged_logits_are_an_error_not_a_mask(box_bundle, plain_engine, propagate, poison, monkeypatch):
+    monkeypatch.setattr(Broken, "poison", poison)
     with pytest.raises(EngineError, match="not finite"):
         Segmenter(Bundle.open(box_bundle), Broken(plain_engine)).segment(
             image(64, 64), [[8, 8, 40, 40]], propagate=propagate

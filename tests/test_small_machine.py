@@ -1,5 +1,6 @@
 """Every command on a machine smaller than ours: one CPU, nothing but its output folder can be written to."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from litemed.benchmarks.phantoms import draw_image
 
@@ -89,3 +91,57 @@ def test_without_a_folder_for_temporary_files_a_line_says_what_to_set(places):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "temporary directory" in done.stderr
     assert done.stderr.endswith("name one by TMPDIR\n")
+
+
+PEAK = """
+import json, resource, sys
+from click.testing import CliRunner
+from litemed.runtime.cli import main
+peaks = []
+for case in sys.argv[2:]:
+    line = [case, "-o", f"{case}.out", "--model", sys.argv[1], "--engine", "onnxruntime", "--threads", "1"]
+    done = CliRunner().invoke(main, [*line, "--overlay", f"{case}.out"])
+    assert done.exit_code == 0, done.output
+    peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps(peaks))
+"""
+
+
+def write_grey(path: Path, image: np.ndarray) -> None:
+    np.savez_compressed(path.with_suffix(".npz"), imgs=image, boxes=[[0, 0, *image.shape[::-1]]])
+
+
+def write_deep(path: Path, image: np.ndarray) -> None:
+    Image.fromarray(image * np.uint16(200)).save(path.with_suffix(".png"))
+
+
+def write_palette(path: Path, image: np.ndarray) -> None:
+    picture = Image.fromarray(image)
+    picture.putpalette(bytes(range(256)) * 3)
+    picture.save(path.with_suffix(".png"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is in other units elsewhere")
+@pytest.mark.parametrize(
+    ("write", "bytes_of_pixel"),
+    [(write_grey, 2), (write_deep, 2), (write_palette, 4)],  # grey or colours, and the labels
+)
+def test_a_large_image_takes_little_more_memory_than_itself_and_its_labels(
+    write, bytes_of_pixel, box_bundle, tmp_path
+):
+    cases = []
+    for name, side in (("small", 300), ("large", 7000)):
+        image = np.zeros((side, side), np.uint8)
+        image[side // 4 : side // 2] = 200
+        path = tmp_path / name
+        write(path, image)
+        path.with_suffix(".json").write_text(json.dumps({"boxes": [[0, 0, side, side]]}))
+        (case,) = (one for one in tmp_path.glob(f"{name}.*") if one.suffix != ".json")
+        cases.append(case)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, box_bundle, *cases], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads(done.stdout)
+    assert large - small < bytes_of_pixel * 7000**2 + 90 * 2**20

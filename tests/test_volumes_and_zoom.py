@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from litemed.runtime import merge
 from litemed.runtime.boxes import Boxes, scale_boxes, shrink
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
@@ -269,8 +270,11 @@ def test_dots_are_found_to_the_pixel(
     assert (bright.segment(image, boxes, zoom="off") != labels).any()
 
 
-def test_a_small_object_within_a_large_one_is_taken_from_it(bright: Segmenter) -> None:
-    """Across views: the large one on the whole image, the small ones in turn, on tiles."""
+@pytest.mark.parametrize(("band", "waiting"), [(1024**2, 8), (5000, 8), (5000, 0)])
+def test_a_small_object_within_a_large_one_is_taken_from_it(band, waiting, bright, monkeypatch):
+    """Across views: the large one on the whole image, the small ones in turn, on tiles; band by band, too."""
+    monkeypatch.setattr(merge, "BAND_PIXELS", band)
+    monkeypatch.setattr(merge, "WAITING_PARTS", waiting)
     image = np.full((1024, 1024), 40, np.uint8)
     image[200:800, 200:800] = 120
     image[400:430, 400:430] = 220

@@ -60,10 +60,13 @@ def decode_picture(data: bytes, source: str) -> np.ndarray:
     several pages, an orientation tag other than 1, or channels that are neither colours nor alpha.
     """
     with _sound(source):
-        image = _open(data, source)
+        image = _open(data, source, of_palette=3)
         values = _values(image, data, source)
         if image.mode == "P":
-            return np.asarray(image.convert("RGB"))
+            colours = np.zeros((256, 1, 3), np.uint8)
+            given = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 1, 3)
+            colours[: len(given)] = given
+            return cv2.applyColorMap(values, colours)
         if _min_is_white(image) and image.mode not in ("1", "L"):  # of these Pillow has done it
             if values.dtype != np.uint16:
                 raise InputError(f"{source}: 0 is white and its values are {values.dtype}; save it as 16-bit")
@@ -98,8 +101,11 @@ def decode_labels(data: bytes, source: str) -> np.ndarray:
     return np.ascontiguousarray(values)
 
 
-def _open(data: bytes, source: str) -> ImageFile:
-    """Return a file whose header was checked, nothing decoded of it yet."""
+def _open(data: bytes, source: str, of_palette: int = 1) -> ImageFile:
+    """Return a file whose header was checked, nothing decoded of it yet.
+
+    `of_palette` is how many values a pixel will have where the file has a palette.
+    """
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
     from PIL.TiffImagePlugin import TiffImageFile
@@ -115,7 +121,7 @@ def _open(data: bytes, source: str) -> ImageFile:
     else:
         raise InputError(f"{source}: not a PNG, JPEG or TIFF image; convert it")
     image = kind(io.BytesIO(data))
-    samples = len(image.getbands())
+    samples = of_palette if image.mode == "P" else len(image.getbands())
     if not 0 < math.prod(image.size) * samples <= MAX_VOXELS:
         declared = f"{image.width} x {image.height} pixels of {samples} values"
         raise InputError(f"{source}: declares {declared}; the most is {MAX_VOXELS} values, split the image")
@@ -232,6 +238,6 @@ def _sound(source: str) -> Iterator[None]:
 def _stretch(image: np.ndarray) -> npt.NDArray[np.uint8]:
     """Map 16-bit values from their minimum and maximum to 0 and 255; a constant image becomes 0."""
     low, high = int(image.min()), int(image.max())
-    table = np.arange(low, high + 1, dtype=np.float64) - low
-    levels = np.rint(table * (255 / max(high - low, 1))).astype(np.uint8)
-    return levels[image - np.uint16(low)]
+    levels = np.zeros(high + 1, np.uint8)  # those below the minimum are not asked for
+    levels[low:] = np.rint(np.arange(high - low + 1) * (255 / max(high - low, 1)))
+    return levels[image]

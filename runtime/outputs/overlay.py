@@ -105,8 +105,9 @@ def _draw_slice(
     """Draw one slice with the boxes that cover it; ``longest`` is the picture's longest side."""
     scale = longest / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    picture = cv2.resize(colour, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if picture.ndim == 2:  # not before: it may be far larger
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     rim = 2 if longest > _TILE_LONGEST else 1
     _tint(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT), palette, rim)
     line = 2 if longest > _LONGEST[0] else 1
