@@ -60,7 +60,7 @@ def test_decodes_any_number_of_boxes_but_few_at_a_time(count, engine, monkeypatc
     boxes, embedding, sizes, run = some_boxes(count), np.zeros((1, 256, 64, 64), np.float32), [], engine.run
 
     def recording(graph: object, outputs: list[str], inputs: dict[str, Float]) -> list[Float]:
-        sizes.append(len(inputs["boxes"]))
+        sizes.append(len(inputs["points"]))
         return run(graph, outputs, inputs)
 
     monkeypatch.setattr(engine, "run", recording)
