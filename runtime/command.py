@@ -136,7 +136,8 @@ def run_command(
     try:
         code = FAILED if work() is False else DONE
     except LitemedError as error:
-        code = WRONG_USE if isinstance(error, UsageError) else FAILED
+        lacking = isinstance(error.__cause__, ModuleNotFoundError)  # as the engine that was asked for
+        code = WRONG_USE if lacking or isinstance(error, UsageError) else FAILED
         _tell(f"error: {error}", debug)
     except (OSError, MemoryError) as error:  # of the machine: a full disk, no folder for temporary files
         code = FAILED

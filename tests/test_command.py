@@ -2,11 +2,16 @@
 
 import importlib
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
+import pydicom.data
 import pytest
 from click.testing import CliRunner
 
@@ -66,21 +71,59 @@ def test_a_traceback_is_for_debugging_and_faults_of_our_own_are_not_hidden(capsy
             )
 
 
+@pytest.fixture(scope="module")
+def given(box_bundle, tmp_path_factory):
+    """Return a folder with a bundle and a case of each kind of file, and a pair of NIfTI."""
+    folder = tmp_path_factory.mktemp("given")
+    shutil.copytree(box_bundle, folder / "bundle")
+    volume = np.zeros((8, 8, 4), np.int16)
+    volume[2:6, 2:6] = 1
+    for name in ("MR_a.nii", "label.nii"):
+        nibabel.save(nibabel.nifti1.Nifti1Image(volume, np.eye(4)), folder / name)
+    (folder / "MR_a.json").write_text('{"boxes": [[1, 1, 1, 6, 6, 2]]}')
+    shutil.copy(Path(pydicom.data.__file__).parent / "test_files/MR_small.dcm", folder / "b.dcm")
+    (folder / "b.json").write_text('{"boxes": [[1, 1, 6, 6]]}')
+    (folder / "index.csv").write_text("modality,image,label\nMR,MR_a.nii,label.nii\n")
+    np.savez(folder / "c.npz", imgs=volume[..., 0].astype(np.uint8), boxes=[[1, 1, 6, 6]])
+    return folder
+
+
+EXTRAS = {
+    "run b.dcm -o out --model bundle": (1, "medical", ["pydicom", "highdicom"]),
+    "run MR_a.nii -o out --model bundle": (1, "medical", ["nibabel"]),
+    "run b.dcm -o out --model bundle --dry-run": (1, "medical", ["pydicom", "highdicom"]),
+    "export c.npz -o out": (2, "export", ["torch", "onnx", "onnxsim", "openvino", "safetensors"]),
+    "train . --base c.npz -o out": (2, "train", ["torch", "safetensors", "tqdm", "scipy"]),
+    "distill c.npz . -o out": (2, "train", ["torch", "safetensors", "tqdm", "scipy"]),
+    "prepare index.csv -o out --workers 1": (2, "train", ["nibabel", "scipy", "tqdm"]),
+    "prepare index.csv -o out --workers 2": (2, "train", ["nibabel", "scipy", "tqdm"]),
+    "eval . . -o out": (2, "eval", ["scipy"]),
+    "bench speed --model bundle": (2, "bench", ["psutil", "tqdm"]),
+    "bench table4 --model bundle -o out": (2, "bench", ["matplotlib", "psutil", "tqdm"]),
+}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "arguments", "package"),
-    [
-        ("litemed.train.cli", [".", "--base", "."], "torch"),
-        ("litemed.train.distill.cli", [".", "."], "safetensors"),
-    ],
+    ("line", "package"), [(line, package) for line, (*_, packages) in EXTRAS.items() for package in packages]
 )
-def test_without_the_extra_the_training_commands_say_what_to_install(module, arguments, package):
-    """In a process of its own, whose modules nobody has imported before."""
-    code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main()"
+def test_without_a_package_of_an_extra_one_line_says_what_to_install(line, package, given, tmp_path):
+    """In processes of their own, those that a command starts as well."""
+    code, extra, _ = EXTRAS[line]
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None")
+    name, *arguments = line.replace("out", str(tmp_path / "out")).split()
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "-o", "RUN"], capture_output=True, text=True, timeout=60
+        [Path(sys.executable).with_name(f"litemed-{name}"), *arguments],
+        cwd=given,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert done.returncode == 2
-    assert done.stderr == f"error: {package} is not installed; in the checkout: pip install '.[train]'\n"
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert package in done.stderr.lower()
+    assert done.stderr.endswith(f"; in the checkout: pip install '.[{extra}]'\n")
+    assert not list((tmp_path / "out").glob("*.[!jc]*"))  # no result, but the report of a run
 
 
 LAST_OF_THREE = """

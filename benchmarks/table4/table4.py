@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.figure  # noqa: F401  to lack it here, not once all is measured
 import numpy as np
 from tqdm import tqdm
 

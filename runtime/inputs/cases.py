@@ -15,6 +15,7 @@ upwards along their normal, or as they were taken if they have no place. Of a DI
 of any image.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -155,6 +156,8 @@ def _read_dicom(path: Path, name: str, scaling: Scaling) -> Case:
         stored = Dicom.open(path)
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: needs pydicom; in the checkout: pip install '.[medical]'") from error
+    if not stored.no_seg and importlib.util.find_spec("highdicom") is None:  # said now, not once it is done
+        raise InputError(f"{path}: needs highdicom; in the checkout: pip install '.[medical]'")
     columns, rows, depth = stored.shape
     if depth > 1 and (stored.files[0].colour or 3 in (columns, rows)):
         what = "clips in colour" if stored.files[0].colour else "slices with a side of 3 pixels"
