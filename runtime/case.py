@@ -35,10 +35,14 @@ def check_spacing(spacing: npt.ArrayLike, name: object) -> tuple[float, float, f
     return z, y, x
 
 
-def looks_like_xyz(spacing: Sequence[float]) -> bool:
-    """Return whether a spacing read as z y x may be x y z: of slices and rows the same, of columns not."""
+def spacing_doubt(spacing: Sequence[float] | None) -> str:
+    """Return a line if a spacing read as z y x may be x y z: of slices and rows the same, of columns not."""
+    if spacing is None:
+        return ""
     z, y, x = spacing
-    return math.isclose(z, y, rel_tol=1e-3) and not math.isclose(y, x, rel_tol=1e-3)
+    if not math.isclose(z, y, rel_tol=1e-3) or math.isclose(y, x, rel_tol=1e-3):
+        return ""
+    return f"spacing {z:g}, {y:g}, {x:g} is read as z, y, x, but looks like x, y, z"
 
 
 @dataclass(frozen=True, eq=False)

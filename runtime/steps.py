@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from litemed.runtime.case import Case, looks_like_xyz
+from litemed.runtime.case import Case, spacing_doubt
 from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.runtime.inputs.cases import case_files, read_case
@@ -224,9 +224,8 @@ def case_warnings(case: Case) -> tuple[str, ...]:
     if clipped := case.boxes.clipped:
         count = f"{len(clipped)} of {len(case.boxes)} boxes"
         lines.append(f"{count} reach out of the image and were clipped: {_listed(clipped)}")
-    if case.spacing is not None and looks_like_xyz(case.spacing):
-        mm = ", ".join(f"{length:g}" for length in case.spacing)
-        lines.append(f"spacing {mm} is read as z, y, x, but looks like x, y, z")
+    if doubt := spacing_doubt(case.spacing):
+        lines.append(doubt)
     if isinstance(case.origin, Dicom) and case.origin.no_seg:
         lines.append(f"the label map is npz: {case.origin.no_seg}")
     if (low := case.image.min()) == case.image.max():

@@ -148,6 +148,27 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path, arguments):
     assert manifest["total"]["cases"] == 2
 
 
+@pytest.mark.parametrize("arguments", [[], ["--cases"], ["--workers", "2"]])
+def test_spacing_that_looks_like_another_order_is_told_of_each_volume(arguments, tmp_path):
+    labels = np.zeros((6, 40, 40), np.uint8)
+    labels[1:5, 5:30, 5:30] = 1
+    (tmp_path / "in/MR").mkdir(parents=True)
+    for name, spacing in (
+        ("xyz", (0.7, 0.7, 5)),
+        ("zyx", (5, 0.7, 0.7)),
+        ("same", (1, 1, 1)),
+        ("mm", "none"),
+    ):
+        about = {} if spacing == "none" else {"spacing": spacing}
+        np.savez(tmp_path / f"in/MR/{name}.npz", imgs=labels * 90, gts=labels, **about)
+    np.savez(tmp_path / "in/MR/flat.npz", imgs=labels[2] * 90, gts=labels[2], spacing=(0.7, 0.7, 5))
+    for _ in range(2):  # what is kept is told of as well
+        done = prepare(tmp_path / "in/MR", "-o", tmp_path / "out", *arguments)
+        line = "spacing 0.7, 0.7, 5 is read as z, y, x, but looks like x, y, z"
+        assert done.stderr.splitlines() == [f"warning: {tmp_path / 'in/MR/xyz.npz'}: {line}"]
+        assert done.exit_code == 0
+
+
 def test_a_repaired_or_repainted_pair_is_taken_in_the_next_run(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     labelled_folder(source, "US", 3)

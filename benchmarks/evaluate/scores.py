@@ -10,7 +10,7 @@ import numpy as np
 
 from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, Spacing, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
-from litemed.runtime.case import check_spacing, looks_like_xyz
+from litemed.runtime.case import check_spacing, spacing_doubt
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.cases import read_case
@@ -123,10 +123,8 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
         cv2.setNumThreads(1)
         for predictor in Trivial:
             scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
-    note = ""
-    if spacing is not None and looks_like_xyz(spacing):
-        mm = ", ".join(f"{length:g}" for length in spacing)
-        note = f"{file}: spacing {mm} is read as z, y, x, but looks like x, y, z; NSD depends on it"
+    doubt = spacing_doubt(spacing)
+    note = f"{file}: {doubt}; NSD depends on it" if doubt else ""
     return CaseResult(file.stem, modality, truth.ndim, tuple(scores), note=note)
 
 

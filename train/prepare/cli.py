@@ -99,8 +99,10 @@ def _run(options: dict[str, Any]) -> bool:
         click.echo(f"error: {problem}", err=True)
     with tqdm(total=len(found.pairs), unit="pair", disable=None) as bar:  # on a terminal only
 
-        def on_done(done: int, failed: Sequence[str]) -> None:
+        def on_done(done: int, failed: Sequence[str], doubts: Sequence[str]) -> None:
             bar.update(done)
+            for line in doubts:
+                tqdm.write(f"warning: {line}", file=sys.stderr)
             for line in failed:
                 tqdm.write(f"error: {line}", file=sys.stderr)
 

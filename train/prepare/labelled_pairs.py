@@ -3,6 +3,7 @@
 Volumes come out as (slice, row, column), a NIfTI in the view of `litemed.runtime.inputs.view`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.case import check_spacing
+from litemed.runtime.case import check_spacing, spacing_doubt
 from litemed.runtime.errors import InputError
 from litemed.runtime.inputs.cases import read_bytes
 from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
@@ -57,6 +58,17 @@ def read_pair(pair: Pair) -> Labelled:
     if labels.ndim == 2 or spacing is None:
         return Labelled(image, labels)
     return Labelled(image, labels, check_spacing(spacing, pair.image))
+
+
+def doubt_of(pair: Pair) -> str:
+    """Return a line if an npz has a spacing that may be in another order; empty too if it cannot be read."""
+    if pair.label is not None:
+        return ""
+    with contextlib.suppress(InputError), NpzReader(pair.image) as archive:
+        if "spacing" in archive.names and len(archive.header("gts")[1]) == 3:
+            doubt = spacing_doubt(check_spacing(archive.read("spacing"), pair.image))
+            return f"{pair.image}: {doubt}" if doubt else ""
+    return ""
 
 
 def check_labels(labels: NDArray[Any], source: object) -> NDArray[Any]:

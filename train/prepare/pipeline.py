@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from litemed.runtime import files
 from litemed.runtime.errors import InputError, UsageError
+from litemed.train.prepare.labelled_pairs import doubt_of
 from litemed.train.prepare.pool import map_in_order
 from litemed.train.prepare.slices import Settings, TrainingSlice, case_name, make_slices, write_case
 from litemed.train.prepare.sources import Found, Pair
@@ -42,12 +43,13 @@ def prepare(
     settings: Settings,
     *,
     workers: int = 1,
-    on_done: Callable[[int, Sequence[str]], object] = lambda done, failed: None,
+    on_done: Callable[[int, Sequence[str], Sequence[str]], object] = lambda done, failed, doubts: None,
 ) -> Summary:
     """Write training slices, or test cases, of all pairs below `out`.
 
     Shards of slices that are there already, of the same input and settings, are kept; cases are made anew.
-    on_done: called with the number of pairs done since the last call, and a line for each that failed.
+    on_done: called with the number of pairs done since the last call, a line for each that failed, and one
+    for each that may not be meant so.
 
     Raises UsageError where `out` belongs to something else or two pairs would share a file, OutputError where
     it cannot be written.
@@ -70,10 +72,10 @@ def prepare(
         # Until the run has ended there is no manifest.
         for path in (out / MANIFEST, *out.glob("cases/*.npz"), *out.glob("gts/*.npz")):
             path.unlink(missing_ok=True)
-        built = map_in_order(partial(_build, out=out, settings=settings), plans, workers)
-        for (_, pairs), part in zip(plans, built, strict=True):
+        built = map_in_order(partial(_build_and_doubt, out=out, settings=settings), plans, workers)
+        for (_, pairs), (part, doubts) in zip(plans, built, strict=True):
             parts.append(part)
-            on_done(len(pairs), part.failed)
+            on_done(len(pairs), part.failed, doubts)
         failed = [line for part in parts for line in part.failed]
         groups = groupby(parts, key=lambda part: _pick(part, _WHERE))
         manifest: dict[str, Any] = {
@@ -120,6 +122,11 @@ def plan_parts(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
         if part[0].source != pair.source:
             raise UsageError(f"sources {part[0].source!r} and {pair.source!r} share a file name; rename one")
     return list(plans.values())
+
+
+def _build_and_doubt(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> tuple[Part, list[str]]:
+    """Return what `_build` does, and a line for each pair that may not be meant so."""
+    return _build(plan, out, settings), [line for pair in plan[1] if (line := doubt_of(pair))]
 
 
 def _build(plan: tuple[str, list[Pair]], out: Path, settings: Settings) -> Part:
