@@ -1,6 +1,6 @@
 """Write a bundle: export, simplify, check, verify and measure in a folder beside the target, then move it.
 
-A bundle's files are its graphs and `manifest.json`, which the runtime holds them to (schema 4).
+A bundle's files are its graphs and `manifest.json`, which the runtime holds them to (schema 5).
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from litemed.export.verify import BOX_COUNTS, COMPACT, Parity, judge, measure, r
 from litemed.models.checkpoint import Checkpoint
 from litemed.runtime.bundle import MANIFEST, PREPROCESSING, SCHEMA
 from litemed.runtime.errors import OutputError
-from litemed.runtime.precision import REFERENCE, ROLES, Precision
+from litemed.runtime.precision import MASK_ENCODER, REFERENCE, ROLES, Precision
 
-FLOAT32 = Precision(*ROLES)
+FLOAT32 = Precision(*ROLES, mask_encoder=MASK_ENCODER)
 TOOLS = ("onnx", "onnxsim", "onnxruntime", "openvino", "numpy", "safetensors")
 
 
@@ -173,7 +173,12 @@ def write_bundle(
 
 def _with_decoders(precision: Precision, checkpoint: Checkpoint) -> Precision:
     keys = {name: DECODER_GRAPHS[name] for name in checkpoint.decoders}
-    return replace(precision, loose_decoder=keys.get("loose_decoder"), tile_decoder=keys.get("tile_decoder"))
+    return replace(
+        precision,
+        loose_decoder=keys.get("loose_decoder"),
+        tile_decoder=keys.get("tile_decoder"),
+        mask_encoder=MASK_ENCODER,
+    )
 
 
 def _with_precisions(

@@ -1,13 +1,14 @@
-"""The prompt encoder and mask decoder for boxes, rewritten for speed, equal up to rounding.
+"""The prompt encoder and mask decoder, rewritten for speed, equal up to rounding.
 
 What `litemed.models.litemedsam.LiteMedSAM.decode` gives, its single-mask output: embedding (1, 256, s, s) and
-boxes (N, 4) in input pixels to logits (N, 4s, 4s) and predicted IoU (N,). N boxes, T = 7 tokens per box,
-H = 8 heads, L = s * s image tokens. What is computed differently, and why it is the same:
+prompts, P points each (a box is two of them), to logits (N, 4s, 4s) and predicted IoU (N,). N prompts,
+T = 5 + P tokens each, H = 8 heads, L = s * s image tokens. What is computed differently, and why it is the
+same:
 
-- The first block sees the same image tokens for every box: its keys and values are computed once.
-- There are only T H = 56 rows per box against 128 projected channels. Where image tokens differ between
-  boxes, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and context = (A_h X) W_v,h^T,
-  and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
+- The first block sees the same image tokens for every prompt: its keys and values are computed once.
+- There are only T H rows per prompt, 56 for a box, against 128 projected channels. Where image tokens differ
+  between prompts, their projections move to the prompt tokens: scores = (q_h W_k,h) X^T and
+  context = (A_h X) W_v,h^T, and for the way back softmax(X (W_q,h^T k_h^T)) (V_h W_o,h^T).
 - What is the same for all keys of a softmax cancels in it: key biases. What is the same for all values passes
   through it, since its rows sum to one: value and output biases.
 - Heads are not split: one row per head and token, zero outside the head's channels (`PerHead`), makes every
@@ -26,10 +27,9 @@ from torch.nn import functional as F
 
 from litemed.export.fast_encoder import channel_norm, linear
 from litemed.models.litemedsam import LiteMedSAM
-from litemed.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
+from litemed.models.prompt_encoder import BOTTOM_RIGHT, NOT_A_POINT
 from litemed.models.transformer import DIM, HEADS, Attention, TwoWayBlock
 
-TOKENS = 7  # IoU, four masks, two corners
 USED = 2  # of them after the last attention: IoU and mask 0
 INNER = DIM // 2  # width of the projections between tokens and image
 
@@ -42,7 +42,7 @@ def scaled_queries(attention: Attention) -> nn.Linear:
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of one box: q (N, T, 256) and v (N, T, 256) to (N, T, 256)."""
+    """Attention among the tokens of one prompt: q (N, T, 256) and v (N, T, 256) to (N, T, 256)."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class SelfAttention(nn.Module):
     def forward(self, q: Tensor, v: Tensor) -> Tensor:
         scores = self._heads(self.q(q)) @ self._heads(self.k(q)).transpose(-2, -1)
         context = scores.softmax(dim=-1) @ self._heads(self.v(v))
-        return self.out(context.transpose(1, 2).reshape(-1, TOKENS, DIM))
+        return self.out(context.transpose(1, 2).reshape(q.shape[0], -1, DIM))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, TOKENS, HEADS, DIM // HEADS).transpose(1, 2)
+        return x.reshape(x.shape[0], -1, HEADS, DIM // HEADS).transpose(1, 2)
 
 
 class PerHead(nn.Module):
@@ -71,19 +71,18 @@ class PerHead(nn.Module):
         self.register_buffer("mask", (heads == torch.arange(HEADS)[:, None]).float())  # (H, 128)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.unsqueeze(2) * self.mask).reshape(-1, x.shape[1] * HEADS, INNER)
+        return (x.unsqueeze(2) * self.mask).reshape(x.shape[0], -1, INNER)
 
-    def gather(self, x: Tensor, tokens: int) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """Take head h's channels from row t H + h, for all h: (N, T H, 128) to (N, T, 128)."""
-        return (x.reshape(-1, tokens, HEADS, INNER) * self.mask).sum(dim=2)
+        return (x.reshape(x.shape[0], -1, HEADS, INNER) * self.mask).sum(dim=2)
 
 
 class TokensToImage(nn.Module):
-    """Attention from t tokens of each box (N, t, 256) to its image (N, L, 256), projections absorbed."""
+    """Attention from t tokens of each prompt (N, t, 256) to its image (N, L, 256), projections absorbed."""
 
-    def __init__(self, attention: Attention, tokens: int) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.tokens = tokens
         self.per_head = PerHead()
         self.q = scaled_queries(attention)
         self.k = linear(attention.k_proj.weight.T)
@@ -94,11 +93,11 @@ class TokensToImage(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         scores = self.k(self.per_head(self.q(q))) @ keys.transpose(1, 2)  # (N, H t, L)
         context = self.v(scores.softmax(dim=-1) @ values)  # (N, H t, 128)
-        return self.out(self.per_head.gather(context, self.tokens))
+        return self.out(self.per_head.gather(context))
 
 
 class TokensToSharedImage(nn.Module):
-    """Attention from the tokens of all boxes to one image's tokens, which are projected once.
+    """Attention from the tokens of all prompts to one image's tokens, which are projected once.
 
     q (N, T, 256) and image (256, L) to (N, T, 256). `offset` (256,) is added to the image tokens, `positions`
     (256, L) to the keys besides.
@@ -121,11 +120,11 @@ class TokensToSharedImage(nn.Module):
         values = (self.value_weight @ image).reshape(HEADS, INNER // HEADS, -1)
         rows = self.q(q).reshape(-1, HEADS, INNER // HEADS).transpose(0, 1)  # (H, N T, 16)
         context = (rows @ keys).softmax(dim=-1) @ values.transpose(1, 2)
-        return self.out(context.transpose(0, 1).reshape(-1, TOKENS, INNER))
+        return self.out(context.transpose(0, 1).reshape(q.shape[0], -1, INNER))
 
 
 class ImageToTokens(nn.Module):
-    """Attention from an image (N or 1, L, 256) to tokens of each box (N, T, 256), projections absorbed."""
+    """Attention from an image (N or 1, L, 256) to tokens of each prompt (N, T, 256), projections absorbed."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -141,8 +140,8 @@ class ImageToTokens(nn.Module):
     def forward(self, image: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys = self.per_head(self.k(k))  # (N, T H, 128)
         scores = image @ self.q(keys).transpose(1, 2) + self.query_bias(keys).transpose(1, 2)
-        weights = scores.reshape(-1, image.shape[1], TOKENS, HEADS).softmax(dim=-2)
-        return weights.reshape(-1, image.shape[1], HEADS * TOKENS) @ self.out(self.per_head(self.v(v)))
+        weights = scores.reshape(k.shape[0], image.shape[1], -1, HEADS).softmax(dim=-2)
+        return weights.reshape(k.shape[0], image.shape[1], -1) @ self.out(self.per_head(self.v(v)))
 
 
 class Upscaling(nn.Module):
@@ -167,11 +166,34 @@ def _unrolled(convolution: Any) -> nn.Linear:
     return linear(convolution.weight.permute(2, 3, 1, 0).flatten(0, 2), convolution.bias.repeat(4))
 
 
+class MaskEncoderGraph(nn.Module):
+    """A mask (1, 1, 4s, 4s) in logits to what it adds to the embedding of its image (1, 256, s, s).
+
+    So a decoder need not know of masks: what it adds to every image without one is taken off here.
+    """
+
+    no_mask: Tensor
+
+    def __init__(self, model: LiteMedSAM) -> None:
+        super().__init__()
+        self.downscaling = model.prompt_encoder.mask_downscaling
+        self.register_buffer("no_mask", model.prompt_encoder.no_mask_embed.weight.detach()[0, :, None, None])
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.downscaling(mask) - self.no_mask
+
+
 class FastDecoderGraph(nn.Module):
-    """Boxes and an image embedding to logits and predicted IoU of a network, which is not changed."""
+    """Prompts and an image embedding to logits and predicted IoU of a network, which is not changed.
+
+    Prompts are points (N, P, 2), x y in input pixels, and what each is (N, P): 1 in the object, 0 in the
+    background, 2 and 3 the upper left and lower right corner of a box, -1 none at all. As published, a prompt
+    has a box or a -1, and points come before either.
+    """
 
     offset: Tensor
-    prefix: Tensor
+    learnt: Tensor
+    kinds: Tensor
     positions: Tensor
 
     def __init__(self, model: LiteMedSAM) -> None:
@@ -179,9 +201,10 @@ class FastDecoderGraph(nn.Module):
         prompt, decoder = model.prompt_encoder, model.mask_decoder
         self.size = model.size
         self.pe_layer = prompt.pe_layer
-        corners = [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in (TOP_LEFT, BOTTOM_RIGHT)]
-        rows = [decoder.iou_token.weight, decoder.mask_tokens.weight, *corners]
-        self.register_buffer("prefix", torch.cat(rows).detach())
+        learnt = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        self.register_buffer("learnt", learnt.detach())
+        kinds = [prompt.point_embeddings.get_parameter(f"{i}.weight") for i in range(BOTTOM_RIGHT + 1)]
+        self.register_buffer("kinds", torch.cat([prompt.not_a_point_embed.weight, *kinds]).detach())
         positions = prompt.image_positions().detach().flatten(2)[0]  # (256, L)
         offset = prompt.no_mask_embed.weight.detach()[0]
         self.register_buffer("offset", offset)
@@ -189,8 +212,8 @@ class FastDecoderGraph(nn.Module):
 
         first, second = (cast(TwoWayBlock, block) for block in decoder.transformer.layers)
         self.shared = TokensToSharedImage(first.cross_attn_token_to_image, offset, positions)
-        self.absorbed = TokensToImage(second.cross_attn_token_to_image, TOKENS)
-        self.last = TokensToImage(decoder.transformer.final_attn_token_to_image, USED)
+        self.absorbed = TokensToImage(second.cross_attn_token_to_image)
+        self.last = TokensToImage(decoder.transformer.final_attn_token_to_image)
         self.self_attention = nn.ModuleList(SelfAttention(b.self_attn) for b in (first, second))
         self.back = nn.ModuleList(ImageToTokens(b.cross_attn_image_to_token) for b in (first, second))
         self.first, self.second = first, second
@@ -199,12 +222,13 @@ class FastDecoderGraph(nn.Module):
         self.iou = decoder.iou_prediction_head
         self.upscaling = Upscaling(decoder.output_upscaling, model.size // 4)
 
-    def forward(self, image_embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image_embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         first, second, positions = self.first, self.second, self.positions
         embedding = image_embedding.reshape(DIM, -1)  # (256, L)
         image = embedding.T.unsqueeze(0) + self.offset
-        corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / self.size)
-        token_pe = F.pad(corners, (0, 0, TOKENS - 2, 0)) + self.prefix  # corners behind the learnt tokens
+        placed = self.pe_layer((points + 0.5) / self.size) * (labels != NOT_A_POINT).unsqueeze(-1)
+        prompts = placed + self.kinds[labels.long() - NOT_A_POINT]
+        token_pe = torch.cat([self.learnt.expand(prompts.shape[0], -1, -1), prompts], dim=1)
 
         tokens = first.norm1(self.self_attention[0](token_pe, token_pe))
         tokens = first.norm2(tokens + self.shared(tokens + token_pe, embedding))

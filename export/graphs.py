@@ -1,10 +1,12 @@
 """The ONNX graphs of a bundle, written from rewrites of the PyTorch model that are equal up to rounding.
 
 encoder  image (1, 3, S, S) float32 in [0, 1]  ->  image_embedding (1, 256, S/4, S/4)
-decoder  image_embedding, boxes (N, 4) float32 x0 y0 x1 y1 in input pixels, N dynamic
+mask_encoder  mask (1, 1, S, S) in logits  ->  mask_embedding (1, 256, S/4, S/4), to be added to the image's
+decoder  image_embedding, points (N, P, 2) float32 x y in input pixels, labels (N, P), N and P dynamic
          ->  logits (N, S, S), iou (N,)
 
-Further decoders of a checkpoint, decoder_loose and decoder_tiles, have the decoder's interface.
+The labels are those of `litemed.export.fast_decoder.FastDecoderGraph`; a box is two points. Further decoders
+of a checkpoint, decoder_loose and decoder_tiles, have the decoder's interface.
 """
 
 import io
@@ -17,12 +19,13 @@ import onnx
 import torch
 from torch import nn
 
-from litemed.export.fast_decoder import FastDecoderGraph
+from litemed.export.fast_decoder import FastDecoderGraph, MaskEncoderGraph
 from litemed.export.fast_encoder import FastEncoderGraph, LightEncoderGraph
 from litemed.models.encoders import LIGHT, TINY_VIT
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.engines.onnxruntime_engine import silence_onnxruntime
 from litemed.runtime.errors import LitemedError
+from litemed.runtime.precision import MASK_ENCODER
 
 OPSET = 20  # the first with Gelu as one operator, which engines fuse into the convolution before it
 HALF_FROM = 4096  # elements that are worth a cast; biases, and the scales of a quantised graph, have fewer
@@ -46,7 +49,7 @@ class GraphSpec:
 
 
 def graph_specs(models: Mapping[str, LiteMedSAM]) -> tuple[GraphSpec, ...]:
-    """Return the encoder and the decoders of what `Checkpoint.models` gives."""
+    """Return the encoders and the decoders of what `Checkpoint.models` gives."""
     model = models["decoder"]
     size, n = model.size, "N"
     embedding: Shapes = {"image_embedding": (1, 256, size // 4, size // 4)}
@@ -55,8 +58,13 @@ def graph_specs(models: Mapping[str, LiteMedSAM]) -> tuple[GraphSpec, ...]:
         "encoder", ENCODER_GRAPHS[model.encoder](model), {"image": (1, 3, size, size)}, embedding
     )
     decoders = {DECODER_GRAPHS[name]: one for name, one in models.items()}
-    prompts = {**embedding, "boxes": (n, 4)}
-    return encoder, *(GraphSpec(k, FastDecoderGraph(one), prompts, outputs) for k, one in decoders.items())
+    prompts = {**embedding, "points": (n, "P", 2), "labels": (n, "P")}
+    of_masks: Shapes = {"mask": (1, 1, size, size)}
+    mask_encoder = GraphSpec(
+        MASK_ENCODER, MaskEncoderGraph(model), of_masks, {"mask_embedding": embedding["image_embedding"]}
+    )
+    graphs = (GraphSpec(k, FastDecoderGraph(one), prompts, outputs) for k, one in decoders.items())
+    return encoder, mask_encoder, *graphs
 
 
 def to_onnx(spec: GraphSpec) -> onnx.ModelProto:

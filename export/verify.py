@@ -20,6 +20,7 @@ from litemed.export.graphs import DECODER_GRAPHS, ExportError
 from litemed.models.litemedsam import LiteMedSAM
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
+from litemed.runtime.engines.protocol import BACKGROUND, FOREGROUND, NOT_A_POINT, Engine
 from litemed.runtime.errors import EngineError
 from litemed.runtime.precision import ENGINES
 from litemed.runtime.preprocess import preprocess
@@ -47,10 +48,12 @@ class VerificationError(ExportError):
 class Parity:
     """One comparison with PyTorch."""
 
-    graph: str  # "encoder", a decoder (on PyTorch's embedding) or "both", it and "decoder" on its embedding
+    # "encoder", a decoder or, with these prompts, "points" or "mask" (on PyTorch's embedding), or "both",
+    # the encoder and "decoder" on its embedding.
+    graph: str
     stage: str  # "exported" (as torch wrote it), "simplified" or "compact" (with weights in float16)
     engine: str
-    boxes: int | None  # how many were decoded at once; None for the encoder
+    boxes: int | None  # how many prompts were decoded at once; None for the encoder
     max_abs_diff: float  # largest of the embedding or the logits over all images
     largest: float  # absolute value of the reference
     rounding: float = 0.0  # how far PyTorch's float32 is from its float64, for the encoder
@@ -79,7 +82,10 @@ class Reference(NamedTuple):
     embedding: Float  # (1, 256, S/4, S/4)
     rounding: float  # largest absolute difference of that embedding from PyTorch's in float64
     boxes: Float  # (N, 4), input pixels
-    outputs: Mapping[str, tuple[Float, Float]]  # logits (N, S, S) and IoU (N,) by the decoder's name
+    points: tuple[Float, Float]  # of four prompts, as `Engine.decode_points` takes them
+    mask: Float  # (S, S), logits, given with the first box
+    # Logits (N, S, S) and IoU (N,), by the decoder's name for boxes, and "points" and "mask".
+    outputs: Mapping[str, tuple[Float, Float]]
 
 
 def references(models: Mapping[str, LiteMedSAM], count: int) -> Iterator[Reference]:
@@ -105,7 +111,18 @@ def references(models: Mapping[str, LiteMedSAM], count: int) -> Iterator[Referen
                 parts = [one.decode(embedding, chunk) for chunk in torch.from_numpy(boxes).split(CHUNK)]
                 logits, iou = (torch.cat([part[i][:, 0] for part in parts]).numpy() for i in range(2))
                 outputs[name] = logits, iou
-        yield Reference(image, embedding.numpy(), rounding, boxes, outputs)
+            points = rng.uniform(0, model.size, (4, 3, 2)).astype(np.float32)
+            kinds = rng.choice([NOT_A_POINT, BACKGROUND, FOREGROUND], (4, 3)).astype(np.float32)
+            prompts = torch.from_numpy(points), torch.from_numpy(kinds)
+            mask = cv2.GaussianBlur(rng.normal(0, 50, (model.size, model.size)), (0, 0), 5).astype(np.float32)
+            of_mask = torch.from_numpy(mask[np.newaxis, np.newaxis])
+            for name, found in {
+                "points": model.decode(embedding, points=prompts),
+                "mask": model.decode(embedding, torch.from_numpy(boxes[:1]), masks=of_mask),
+            }.items():
+                outputs[name] = found[0][:, 0].numpy(), found[1][:, 0].numpy()
+        padded = np.pad(points, ((0, 0), (0, 1), (0, 0))), np.pad(kinds, ((0, 0), (0, 1)), constant_values=-1)
+        yield Reference(image, embedding.numpy(), rounding, boxes, padded, mask, outputs)
 
 
 def measure(
@@ -135,11 +152,14 @@ def measure(
             own = list(zip(embeddings, expected, strict=True))
             given = [(r.embedding, r) for r in expected]
             both = max(n for n in counts if n <= MANY)
-            decoders = [(DECODER_GRAPHS[k], k, n, given) for k in expected[0].outputs for n in counts]
-            for graph, decoder, count, inputs in (*decoders, ("both", "decoder", both, own)):
-                able = [(embedding, r) for embedding, r in inputs if len(r.boxes) >= count]
-                decoded = [engine.decode(embedding, r.boxes[:count], decoder) for embedding, r in able]
-                outputs = [r.outputs[decoder] for _, r in able]
+            decoders = [(k, n, given) for k in expected[0].outputs if k in DECODER_GRAPHS for n in counts]
+            others = [("points", 4, given), ("mask", 1, given), ("both", both, own)]
+            for prompt, count, inputs in (*decoders, *others):
+                able = [
+                    (embedding, r) for embedding, r in inputs if prompt == "points" or len(r.boxes) >= count
+                ]
+                decoded = [_decode(engine, prompt, count, *one) for one in able]
+                outputs = [r.outputs["decoder" if prompt == "both" else prompt] for _, r in able]
                 logits, wanted = [one for one, _ in decoded], [one[:count] for one, _ in outputs]
                 diff, largest = _difference(logits, wanted)
                 of_iou, _ = _difference([iou for _, iou in decoded], [iou[:count] for _, iou in outputs])
@@ -147,10 +167,19 @@ def measure(
                 union = sum(int((a | b).sum()) for a, b in masks)
                 mask_iou = sum(int((a & b).sum()) for a, b in masks) / union if union else 1.0
                 diff = float(np.maximum(diff, of_iou))  # which hands NaN on, where max() would drop it
+                graph = DECODER_GRAPHS.get(prompt, prompt)
                 found.append(Parity(graph, stage, name, count, diff, largest, mask_iou=mask_iou))
         except (EngineError, VerificationError) as error:
             raise VerificationError(f"{stage} graphs on {name}: {error}") from error
     return found
+
+
+def _decode(engine: Engine, prompt: str, count: int, embedding: Float, r: Reference) -> tuple[Float, Float]:
+    if prompt == "points":
+        return engine.decode_points(embedding, *r.points)
+    if prompt == "mask":
+        return engine.decode(embedding + engine.encode_mask(r.mask), r.boxes[:1])
+    return engine.decode(embedding, r.boxes[:count], "decoder" if prompt == "both" else prompt)
 
 
 def judge(found: Sequence[Parity]) -> None:

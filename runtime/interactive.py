@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +15,35 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.case import Case
 from litemed.runtime.engines.protocol import Engine, Float
+from litemed.runtime.errors import InputError, UsageError
+from litemed.runtime.merge import RunningMerge, label_dtype
 from litemed.runtime.method import Method
+from litemed.runtime.points import Prompts
 from litemed.runtime.preprocess import preprocess
+from litemed.runtime.resize import LogitResizer
 
 if TYPE_CHECKING:
     from litemed.runtime.segmenter import Labels, Progress, Segmenter
 
 KEPT_EMBEDDINGS = 64
 """How many embeddings an image keeps, those asked for last: 4 MiB each at input size 256."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network answers to the prompts of N objects on an image or a slice.
+
+    Attributes:
+        labels: (H, W), i where object i is (1-based), 0 for the background; of several that claim a pixel the
+            one with the highest logit has it. uint8 up to 255 objects, uint16 above.
+        logits: float32 (N, S, S), each object's by itself in the network's frame: what `masks` of the next
+            call takes.
+        iou: float32 (N,), how good the network believes each mask to be, as IoU.
+    """
+
+    labels: Labels
+    logits: Float
+    iou: Float
 
 
 class EncodedImage:
@@ -41,22 +64,81 @@ class EncodedImage:
             with segmenter.lock:
                 self._segmenter.engine.encode(preprocess(image, segmenter.bundle.manifest.input_size)[0])
 
-    def segment(self, boxes: npt.ArrayLike, *, progress: Progress | None = None, **method: Any) -> Labels:
-        """Return the label map for some boxes, the same as `Segmenter.segment` gives.
+    def segment(
+        self,
+        boxes: npt.ArrayLike | None = None,
+        *,
+        points: Sequence[npt.ArrayLike] | None = None,
+        z: int | None = None,
+        progress: Progress | None = None,
+        **method: Any,
+    ) -> Labels:
+        """Return the label map for some boxes, the same as `Segmenter.segment` gives, or for points.
 
         Args:
             boxes: (N, 4) or, of a volume, (N, 6), see `Boxes.parse`.
+            points: as `predict` takes them, with `boxes` (N, 4) and `z`; the label map is then that of the
+                prediction, of a volume without anything on the other slices.
+            z: the slice of a volume on which the points lie.
             progress: is called with the slices, tiles and planes done and all after each.
-            **method: the fields of `Method`, such as merge="argmax".
+            **method: the fields of `Method`, such as merge="argmax"; of boxes alone.
 
         Raises:
-            InputError: a box is refused.
-            UsageError: an unknown method.
+            InputError: a prompt is refused.
+            UsageError: an unknown method, or one beside points.
             EngineError: as `Segmenter.run`.
         """
+        if points is not None:
+            if method:
+                raise UsageError(f"{', '.join(method)}: is for boxes alone, not beside points")
+            labels = self.predict(boxes, points=points, z=z).labels
+            if z is None:
+                return labels
+            volume = np.zeros(self._image.shape[:3], labels.dtype)
+            volume[z] = labels
+            return volume
+        if boxes is None or z is not None:
+            raise UsageError("segment: give boxes, or points and for a volume the slice z that they lie on")
         how = Method(**method)
         case = Case("image", self._image, Boxes.parse(boxes, self._image.shape), self._spacing)
         return self._segmenter.run(case, how, progress=progress).labels
+
+    def predict(
+        self,
+        boxes: npt.ArrayLike | None = None,
+        *,
+        points: Sequence[npt.ArrayLike] | None = None,
+        masks: Sequence[npt.ArrayLike | None] | None = None,
+        z: int | None = None,
+    ) -> Prediction:
+        """Return what the network answers to prompts on the whole image, or on one slice of a volume.
+
+        Nothing is added to it: neither tiles nor second passes nor nested boxes.
+
+        Args:
+            boxes: (N, 4), x0 y0 x1 y1 in pixels, one for each object; None: points alone.
+            points: of each object a table (P, 3) of x y in pixels and 1 in the object or 0 outside of it.
+            masks: of each object its `Prediction.logits` of an earlier call, to be corrected, or None.
+            z: the slice of a volume; of an image None.
+
+        Raises:
+            InputError: a prompt is refused, or there is no such slice.
+            EngineError: the engine fails, or the bundle takes no masks.
+        """
+        is_image = self._image.ndim == 2 or (self._image.ndim == 3 and self._image.shape[2] == 3)
+        if is_image != (z is None) or (z is not None and not 0 <= z < len(self._image)):
+            wanted = "an image has no slices" if is_image else f"give one from 0 to {len(self._image) - 1}"
+            raise InputError(f"z: {z}; {wanted}")
+        size, engine = self._segmenter.bundle.manifest.input_size, self._segmenter.engine
+        network_input, frame = preprocess(self._image if z is None else self._image[z], size)
+        prompts = Prompts.parse(frame, boxes, points, masks)
+        with self._segmenter.lock:
+            logits, iou = prompts.decode(engine, engine.encode(network_input))
+        labels = np.zeros((frame.height, frame.width), label_dtype(len(prompts)))
+        merge = RunningMerge(labels)
+        merge.add(LogitResizer(frame), logits, np.arange(1, len(prompts) + 1), None)
+        merge.finish()
+        return Prediction(labels, logits, iou)
 
 
 class _Remembering(Engine):
@@ -78,6 +160,14 @@ class _Remembering(Engine):
 
     def load_decoder(self, name: str) -> None:
         self._engine.load_decoder(name)
+
+    def encode_mask(self, mask: Float) -> Float:
+        return self._engine.encode_mask(mask)
+
+    def decode_points(
+        self, embedding: Float, points: Float, labels: Float, decoder: str = "decoder"
+    ) -> tuple[Float, Float]:
+        return self._engine.decode_points(embedding, points, labels, decoder)
 
     def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
         return self._engine.decode(embedding, boxes, decoder)

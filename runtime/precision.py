@@ -15,7 +15,8 @@ REFERENCE = "float32"
 # with float32 between the quantised operators; int8-bf16: the same with bf16 between them.
 PRECISIONS = (REFERENCE, "bf16", "int8", "int8-bf16")
 
-ROLES = ("encoder", "decoder")
+ROLES = ("encoder", "decoder")  # what may be computed in another precision
+MASK_ENCODER = "mask_encoder"
 # Graphs of the role "decoder", as fields of `Precision`: the network's own, and those for loose boxes and for
 # tiles, which not every bundle has.
 DECODERS = ("decoder", "loose_decoder", "tile_decoder")
@@ -68,6 +69,7 @@ class Precision(Record):
     """The graphs, by key, that make up one precision; `agreement` is None for float32 alone.
 
     `bf16` has the roles, "encoder" and "decoder", whose float32 operators are to be computed in bf16.
+    `mask_encoder` is that of mask prompts, None where a bundle takes none;
     `loose_decoder` and `tile_decoder`, which not every bundle has, are further graphs of the role "decoder".
     """
 
@@ -77,6 +79,7 @@ class Precision(Record):
     bf16: tuple[str, ...] = ()
     loose_decoder: str | None = None
     tile_decoder: str | None = None
+    mask_encoder: str | None = None
 
     def check_as(self, name: str) -> None:
         """Raise ValueError if this cannot be the precision of that name."""
@@ -90,7 +93,8 @@ class Precision(Record):
     @property
     def graphs(self) -> tuple[str, ...]:
         """The keys of all its graphs."""
-        return self.encoder, *self.decoders.values()
+        mask_encoder = () if self.mask_encoder is None else (self.mask_encoder,)
+        return self.encoder, *self.decoders.values(), *mask_encoder
 
     @property
     def decoders(self) -> dict[str, str]:

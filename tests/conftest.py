@@ -189,8 +189,11 @@ ENCODER = """encoder (float[1,3,256,256] image) => (float[1,256,64,64] image_emb
     weight = ConstantOfShape <value = float[1] {1}> (shape)
     image_embedding = Conv (small, weight)
 }"""
-DECODER = """decoder (float[1,256,64,64] image_embedding, float[N,4] boxes)
+DECODER = """decoder (float[1,256,64,64] image_embedding, float[N,P,2] points, float[N,P] labels)
         => (float[N,256,256] logits, float[N] iou) {
+    four = Constant <value_ints = [-1, 4]> ()
+    boxes = Reshape (points, four)
+    unused = Shape (labels)
     axis = Constant <value_ints = [2]> ()
     column = Unsqueeze (boxes, axis)
     x0, y0, x1, y1 = Split <axis = 1, num_outputs = 4> (column)
@@ -237,7 +240,7 @@ def box_bundle(tmp_path_factory):
         digest = hashlib.sha256(data).hexdigest()
         entries[name] = {"file": f"{name}.onnx", "sha256": digest, "bytes": len(data), "opset": 20}
     manifest = {
-        "schema": 4,
+        "schema": 5,
         "name": "boxes",
         "litemed": "0.1.0",
         "created": "2026-01-01T00:00:00+00:00",

@@ -137,7 +137,7 @@ def with_int8(manifest: Json, name: str = "int8", **fields: Any) -> Json:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda m: m.update(schema=5), "schema 5"),
+        (lambda m: m.update(schema=6), "schema 6"),
         (lambda m: m.update(schema=3), "export again"),
         (lambda m: m.pop("schema"), "'schema'"),
         (lambda m: m.update(extra=1), "'extra'"),

@@ -92,6 +92,7 @@ EXTRAS = {
     "run b.dcm -o out --model bundle": (1, "medical", ["pydicom", "highdicom"]),
     "run MR_a.nii -o out --model bundle": (1, "medical", ["nibabel"]),
     "run b.dcm -o out --model bundle --dry-run": (1, "medical", ["pydicom", "highdicom"]),
+    "run c.npz -o out --model bundle --engine openvino": (2, "openvino", ["openvino"]),
     "export c.npz -o out": (2, "export", ["torch", "onnx", "onnxsim", "openvino", "safetensors"]),
     "train . --base c.npz -o out": (2, "train", ["torch", "safetensors", "tqdm", "scipy"]),
     "distill c.npz . -o out": (2, "train", ["torch", "safetensors", "tqdm", "scipy"]),

@@ -68,11 +68,13 @@ def test_what_is_recorded_of_it_is_true():
     recorded = Bundle.default().manifest
     weights = pathlib.Path(__file__).parents[1] / "weights" / "light.safetensors"
     assert (recorded.weights.sha256, recorded.weights.trained) == (read_checkpoint(weights).sha256, True)
-    loose = weights.with_name("light-loose-decoder.safetensors")
-    digest = hashlib.sha256(loose.read_bytes()).hexdigest()
-    assert recorded.weights.loose_decoder == {"file": loose.name, "sha256": digest}
+    for name, short in (("loose_decoder", "loose"), ("tile_decoder", "tile")):
+        file = weights.with_name(f"light-{short}-decoder.safetensors")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert getattr(recorded.weights, name) == {"file": file.name, "sha256": digest}
     for precision in recorded.precisions.values():
-        assert precision.loose_decoder == "decoder_loose"
+        decoders = {"decoder": "decoder", "loose_decoder": "decoder_loose", "tile_decoder": "decoder_tiles"}
+        assert precision.decoders == decoders
         if precision.agreement is not None:
             assert not any(map(precision.shortcoming, precision.agreement.engines))
 

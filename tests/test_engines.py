@@ -155,7 +155,7 @@ def test_unknown_engines_and_thread_counts(box_bundle):
 
 def test_a_missing_engine_says_what_to_install_and_auto_takes_the_other(box_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
-    with pytest.raises(EngineError, match=r'pip install "litemed\[openvino\]"'):
+    with pytest.raises(EngineError, match=r"in the checkout: pip install '\.\[openvino\]'$"):
         open_engine("openvino", Bundle.open(box_bundle))
     assert open_engine("auto", Bundle.open(box_bundle)).name == "onnxruntime"
 

@@ -70,8 +70,9 @@ def test_both_stages_agree_with_pytorch_on_both_engines_for_every_number_of_boxe
     assert [p["max_abs_diff"] for p in manifest(path)["parity"]] == [p.max_abs_diff for p in parity]
 
 
-def test_a_bundle_of_three_files_opens_after_a_move_and_the_number_of_boxes_stays_symbolic(bundle, tmp_path):
-    assert sorted(p.name for p in bundle.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
+def test_a_bundle_of_four_files_opens_after_a_move_and_the_number_of_boxes_stays_symbolic(bundle, tmp_path):
+    graphs = ["decoder.onnx", "encoder.onnx", "mask_encoder.onnx"]
+    assert sorted(p.name for p in bundle.iterdir()) == sorted([*graphs, "manifest.json"])
     shutil.copytree(bundle, tmp_path / "elsewhere")
     assert not Bundle.open(tmp_path / "elsewhere").manifest.weights.trained  # drawn at random
     graph = onnx.load(bundle / "decoder.onnx", load_external_data=False).graph
@@ -83,7 +84,7 @@ def test_a_bundle_of_three_files_opens_after_a_move_and_the_number_of_boxes_stay
 
 
 def test_a_frozen_number_of_boxes_is_found_out(checkpoint, bundle):
-    _, spec = graph_specs(checkpoint.models(SIZE))
+    *_, spec = graph_specs(checkpoint.models(SIZE))
     graph = onnx.load(bundle / "decoder.onnx")
     check(graph, spec)
     graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
@@ -100,7 +101,7 @@ def test_the_command_exports_in_half_the_bytes_and_says_what_that_costs(checkpoi
     )
     assert result.exit_code == 0, result.output
     parity = manifest(path)["parity"]
-    assert len(parity) == 3 * 2 * 4  # stages, engines, comparisons
+    assert len(parity) == 3 * 2 * 6  # stages, engines, comparisons
     stored = max(p["max_abs_diff"] for p in parity if p["stage"] == "compact")
     exact = max(p["max_abs_diff"] for p in parity if p["stage"] != "compact")
     assert exact < stored / 5
@@ -170,7 +171,7 @@ def test_a_bundle_that_differs_is_not_left_behind(tmp_path, checkpoint, monkeypa
 def test_weights_other_than_the_bundles_are_found_out(bundle):
     other = untrained_checkpoint(1, LIGHT).models(SIZE)
     expected = list(verify.references(other, 2))
-    with pytest.raises(VerificationError, match="6 of 6 comparisons"):
+    with pytest.raises(VerificationError, match="10 of 10 comparisons"):
         verify.judge(verify.measure(bundle, "simplified", expected, counts=(2,)))
 
 

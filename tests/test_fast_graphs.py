@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from litemed.export.fast_decoder import FastDecoderGraph
+from litemed.export.fast_decoder import FastDecoderGraph, MaskEncoderGraph
 from litemed.export.graphs import ENCODER_GRAPHS
 from litemed.models.checkpoint import untrained_checkpoint
 from litemed.models.encoders import LIGHT, TINY_VIT
@@ -48,7 +48,29 @@ def test_encoder_at_sizes_that_windows_do_not_divide(perturbed, size):
 def test_decoder(perturbed, count):
     embedding = torch.randn(1, 256, 16, 16)
     expected = perturbed.decode(embedding, boxes(count, 64))
-    found = FastDecoderGraph(perturbed)(embedding, boxes(count, 64))
+    corners = boxes(count, 64).reshape(-1, 2, 2), torch.tensor([[2.0, 3]]).expand(count, 2)
+    found = FastDecoderGraph(perturbed)(embedding, *corners)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b[:, 0].shape
         assert (a - b[:, 0]).abs().max() < 2e-5
+
+
+@torch.inference_mode()
+def test_points_with_and_without_a_box_and_a_mask(perturbed):
+    embedding, mask, graph = (
+        torch.randn(1, 256, 16, 16),
+        torch.randn(1, 1, 64, 64),
+        FastDecoderGraph(perturbed),
+    )
+    box, points, kinds = boxes(3, 64), 64 * torch.rand(3, 4, 2), torch.tensor([[1.0, 0, 1, -1]] * 3)
+    alone = [torch.cat([points, torch.zeros(3, 1, 2)], 1), torch.cat([kinds, -torch.ones(3, 1)], 1)]
+    corners = torch.tensor([[2.0, 3]] * 3)
+    boxed = [torch.cat([points, box.reshape(3, 2, 2)], 1), torch.cat([kinds, corners], 1)]
+    placed = embedding + MaskEncoderGraph(perturbed)(mask)
+    for found, expected in (
+        (graph(embedding, *alone), perturbed.decode(embedding, points=(points, kinds))),
+        (graph(embedding, *boxed), perturbed.decode(embedding, box, (points, kinds))),
+        (graph(placed, *boxed), perturbed.decode(embedding, box, (points, kinds), mask)),
+    ):
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b[:, 0]).abs().max() < 5e-5

@@ -65,6 +65,15 @@ def test_embedding_logits_and_iou(segmenter, layout, shared, golden_expected):
 
 
 @pytest.mark.slow
+def test_point_prompts(segmenter, layout, shared, golden_expected):
+    embedding = segmenter.engine.encode(golden_expected["image"])
+    points = np.array([[[40, 60], [60, 70], [200, 90], [0, 0]]], np.float32)
+    logits, _ = segmenter.engine.decode_points(embedding, points, np.array([[1, 1, 0, -1]], np.float32))
+    expected = golden_expected[f"{layout}_points_logits_every2"]
+    np.testing.assert_allclose(logits[:, None, ::2, ::2], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_argmax_label_maps(segmenter, layout, name, shared, golden_expected):
     labels = segmenter.segment(*case(shared, name), **PAPER)

@@ -58,7 +58,7 @@ def computes_bf16() -> bool:
 class OpenVinoEngine(Engine):
     """See `litemed.runtime.engines.protocol.Engine`."""
 
-    name, title, package = "openvino", "OpenVINO", '"litemed[openvino]"'
+    name, title, package = "openvino", "OpenVINO", "'.[openvino]'"
 
     def prepare(self) -> str:
         """Import OpenVINO, and see whether the CPU computes in the precision."""

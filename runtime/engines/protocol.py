@@ -212,7 +212,8 @@ class Engine:
         except LitemedError:
             raise
         except ImportError as error:
-            advice = f"pip install {self.package}"
+            where = "in the checkout: " * self.package.startswith("'.")
+            advice = f"{where}pip install {self.package}"
             raise EngineError(f"{self.title} cannot be loaded ({error}); {advice}") from error
         except Exception as error:
             raise EngineError(f"{self.title} failed: {in_short(error)}") from error
