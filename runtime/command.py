@@ -62,6 +62,10 @@ class _ExistingPath(click.Path):
 
 
 EXISTING = _ExistingPath(path_type=Path)
+WORKERS = (
+    "Processes, as many as are given; by default one for each core that this one may use, cut to its "
+    "container's CPU quota."
+)
 
 
 class Group(Command, click.Group):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from litemed.benchmarks.evaluate.metrics import ClassScore, score_classes
 from litemed.benchmarks.evaluate.scores import CaseResult, CaseScore, read_truth
 from litemed.benchmarks.evaluate.summary import summarise
 from litemed.benchmarks.phantoms import boxes_of
+from litemed.train.prepare.cli import main as prepare
 
 
 def run_cli(*arguments: object, expect: int = 0, workers: int = 1) -> Result:
@@ -303,6 +305,36 @@ class TestCommand:
         arguments = [data / "good", data / "gts", "-o", data / "out", "--workers", "1"]
         trivial = ["--cases", data / "cases", "--trivial"]
         subprocess.run([sys.executable, "-c", code, *arguments, *trivial], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs cannot be left out here")
+def test_there_is_a_process_for_each_core_that_may_be_used_or_as_many_as_are_given(data, monkeypatch):
+    asked = []
+    labels = np.zeros((40, 40), np.uint8)
+    labels[5:30, 5:30] = 1
+    write(data / "pairs/CT/a.npz", imgs=labels * 90, gts=labels)
+
+    def map_here(function, tasks, workers):
+        asked.append(workers)
+        return map(function, tasks)
+
+    monkeypatch.setattr("litemed.train.prepare.pool.map_in_order", map_here)
+    monkeypatch.setattr("litemed.train.prepare.pipeline.map_in_order", map_here)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        for given in ([], ["--workers", "3"]):
+            lines = (
+                (main, "good", "gts", f"scores{len(given)}"),
+                (prepare, "pairs/CT", f"slices{len(given)}"),
+            )
+            for command, *places, out in lines:
+                line = [*(str(data / place) for place in places), "-o", str(data / out), *given]
+                done = CliRunner().invoke(command, line)
+                assert done.exit_code == 0, done.output
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert asked == [1, 1, 3, 3]
 
 
 def test_files_of_no_case_are_counted_and_refused_if_asked(data):

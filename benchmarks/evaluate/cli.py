@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command, tell_unread
+from litemed.runtime.command import WORKERS, Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
 
 EPILOG = """\b
@@ -34,7 +34,7 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
     help="Also score filled box, ellipse or ellipsoid in it, Otsu threshold and GrabCut.",
 )
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else than the cases lies.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core by default.")
+@click.option("--workers", type=click.IntRange(min=1), help=WORKERS)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
 def main(debug: bool, **options: Any) -> None:

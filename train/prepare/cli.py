@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from litemed.runtime.command import Command, run_command, tell_unread
+from litemed.runtime.command import WORKERS, Command, run_command, tell_unread
 from litemed.runtime.errors import UsageError
 from litemed.runtime.inputs.scaling import WINDOWS, parse_window
 from litemed.runtime.modalities import MODALITIES
@@ -57,7 +57,7 @@ _ONLY_CASES = ("max_slices", "max_boxes", "jitter", "loose")
 @click.option("--jitter", type=_SHARE, help="With --cases: move box edges by up to this share of their side.")
 @click.option("--loose", type=_SHARE, help="With --cases: move them outwards only, as people draw boxes.")
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else lies.")
-@click.option("--workers", type=_COUNT, help="Processes; one for each core by default.")
+@click.option("--workers", type=_COUNT, help=WORKERS)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="litemed")
 def main(**options: Any) -> None:
