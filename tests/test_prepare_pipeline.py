@@ -148,6 +148,19 @@ def test_bad_pairs_are_one_line_each_and_the_rest_goes_on(tmp_path, arguments):
     assert manifest["total"]["cases"] == 2
 
 
+def test_each_value_of_a_mask_is_an_object_as_the_help_says(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[5:25, 5:25], labels[30:60, 30:60] = 128, 255
+    write_png(tmp_path / "US/images/a.png", labels)
+    write_png(tmp_path / "US/labels/a.png", labels)
+    done = prepare(tmp_path / "US", "-o", tmp_path / "out", "--cases")
+    assert (done.exit_code, done.stderr) == (0, "")
+    (gts,) = (tmp_path / "out/gts").iterdir()
+    found = np.load(gts)["gts"]
+    assert sorted(set(found[labels == 128]) | set(found[labels == 255])) == [1, 2]
+    assert "128 and 255 are two" in " ".join(prepare("--help").stdout.split())
+
+
 @pytest.mark.parametrize("arguments", [[], ["--cases"], ["--workers", "2"]])
 def test_spacing_that_looks_like_another_order_is_told_of_each_volume(arguments, tmp_path):
     labels = np.zeros((6, 40, 40), np.uint8)

@@ -66,6 +66,9 @@ def main(**options: Any) -> None:
     Slices have a longest side of 256 in 8 bits: CT is cut to a window, other images
     to the 0.5 and 99.5 percentiles of their non-zero values. manifest.json tells
     what was left out. The same command goes on where it was interrupted.
+
+    In a label file 0 is background and each other value an object of its own: 128
+    and 255 are two. Soft edges, which would make many, are refused.
     """
     kept = "give the same command again to go on"
     run_command(lambda: _run(options), debug=options["debug"], interrupted=kept, extra="train")
