@@ -120,7 +120,7 @@ def read_labelled(path: Path) -> None:
 
 def read_shown(path: Path) -> None:
     path.with_suffix(".json").write_bytes(BOXES)
-    read_case(path)
+    assert read_case(path).image.dtype == np.uint8
 
 
 def read_stored(path: Path) -> None:

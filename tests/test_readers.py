@@ -172,18 +172,6 @@ def test_what_is_no_single_sound_image_of_possible_size_is_refused(data, why):
         decode_image(bytes(data), "a")
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".tif", "big"]))
-def test_a_fuzzed_image_is_refused_by_our_own_error(data, suffix):
-    encoded = bytearray(b"II+\0\x08\0\0\0" + GREY.tobytes() if suffix == "big" else encode(suffix, GREY))
-    for _ in range(data.draw(st.integers(1, 5))):
-        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(encoded)))
-    del encoded[cut : cut + data.draw(st.integers(0, 30))]
-    with contextlib.suppress(InputError):
-        assert decode_image(bytes(encoded), "a").dtype == np.uint8
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
