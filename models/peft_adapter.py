@@ -18,7 +18,7 @@ from litemed.models.lora import FoldedLoRA, kinds_of
 from litemed.models.weight_files import CheckpointError, unwrapped
 from litemed.runtime.errors import in_short
 from litemed.runtime.files import sha256_of_file
-from litemed.runtime.inputs.cases import read_bytes
+from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.strict_json import parse_json, shown
 
 CONFIG = "adapter_config.json"

@@ -5,21 +5,29 @@ from pathlib import Path
 import click
 
 from litemed.runtime.command import tell_unread
-from litemed.runtime.errors import InputError
+from litemed.runtime.errors import InputError, UsageError, printable
 from litemed.runtime.inputs.cases import case_files, list_cases, read_case
 from litemed.runtime.inputs.scaling import Scaling
 from litemed.runtime.method import Method
 from litemed.runtime.plan import Plan
+from litemed.runtime.prompts.extents import parse_margin
+from litemed.runtime.prompts.source import BoxSource
 
 
-def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_size: int) -> bool:
+def tell_costs(
+    cases: tuple[Path, ...],
+    method: Method,
+    scaling: Scaling,
+    input_size: int,
+    prompts: BoxSource | None = None,
+) -> bool:
     """Print what each case would take; return whether all can be read."""
     from litemed.runtime.steps import case_warnings
 
     readable = True
     for path in list_cases(cases):
         try:
-            case = read_case(path, scaling)
+            case = read_case(path, scaling, prompts)
             plan = Plan.of(case, method, input_size)
         except InputError as error:
             readable = False
@@ -36,6 +44,25 @@ def tell_costs(cases: tuple[Path, ...], method: Method, scaling: Scaling, input_
             }
             click.echo(f"{case.name}: {', '.join(f'{name}: {count}' for name, count in counts.items())}")
     return readable
+
+
+def open_prompts(
+    path: Path | None, margin: str | None, components: bool, cases: tuple[Path, ...]
+) -> BoxSource | None:
+    """Return where the boxes of cases are, if not with them; warn of cases that it names and are not given.
+
+    Raises UsageError and InputError as `BoxSource`, and UsageError for a margin that is none.
+    """
+    if path is None:
+        if margin is not None or components:
+            raise UsageError("--margin and --components are for --prompts")
+        return None
+    source = BoxSource(path, parse_margin(margin or "0"), components)
+    if unknown := source.check(list_cases(cases)):
+        more = ", ..." if len(unknown) > 5 else ""
+        listed = printable(", ".join(unknown[:5]))
+        click.echo(f"warning: {path}: names {len(unknown)} that are no cases here: {listed}{more}", err=True)
+    return source
 
 
 def tell_what_is_no_case(cases: tuple[Path, ...], results: list[Path], strict: bool) -> None:

@@ -18,6 +18,7 @@ Examples:
   litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
   litemed-run liver.nii.gz -o segs --modality CT --window 60,160
+  litemed-run cases -o segs --prompts boxes.csv
 
 \b
 Cases:
@@ -147,6 +148,15 @@ _PATH = click.Path(path_type=Path)
     metavar="NAME|LEVEL,WIDTH",
     help=f"Of CT in Hounsfield units: {', '.join(WINDOWS)}, or level and width such as 40,400.",
 )
+@click.option(
+    "--prompts",
+    type=EXISTING,
+    metavar="FILE|DIR",
+    help="Where the boxes are, if not with the cases: CSV, JSON lines, COCO, labelme, Slicer ROI or a label "
+    "mask, or a folder with such a file NAME.* for each case.",
+)
+@click.option("--margin", metavar="N|Nmm", help="Pixels or mm by which these boxes are made larger.")
+@click.option("--components", is_flag=True, help="A box for each connected part of a label in a mask.")
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else than cases lies.")
@@ -181,13 +191,16 @@ def _run(
     strict: bool,
     modality: str | None,
     window: str,
+    prompts: Path | None,
+    margin: str | None,
+    components: bool,
     output: Path,
     overlay: Path | None,
     overwrite: bool,
     **method: Any,
 ) -> bool:
     """Run the cases and return whether none failed."""
-    from litemed.runtime.before import tell_costs, tell_what_is_no_case
+    from litemed.runtime.before import open_prompts, tell_costs, tell_what_is_no_case
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
     from litemed.runtime.precision import REFERENCE
@@ -205,8 +218,9 @@ def _run(
         raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
     how = how.with_decoders(decoders)
     tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
+    source = open_prompts(prompts, margin, components, cases)
     if dry_run:
-        return tell_costs(cases, how, scaling, bundle.manifest.input_size)
+        return tell_costs(cases, how, scaling, bundle.manifest.input_size, source)
     again = output.is_dir() and not overwrite  # then all may be up to date
     loading = open_engine(
         *(engine, bundle, threads),
@@ -239,6 +253,7 @@ def _run(
             *(cases, output, segmenter),
             method=how,
             scaling=scaling,
+            prompts=source,
             overlay=overlay,
             overwrite=overwrite,
             observer=observer,

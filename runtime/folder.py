@@ -30,6 +30,7 @@ from litemed.runtime.report_files import ReportFile
 from litemed.runtime.steps import Begun, CaseSteps
 
 if TYPE_CHECKING:
+    from litemed.runtime.prompts.source import BoxSource
     from litemed.runtime.segmenter import Result, Segmenter
 
 
@@ -56,6 +57,7 @@ def run_cases(
     *,
     method: Method | None = None,
     scaling: Scaling = DEFAULT_SCALING,
+    prompts: BoxSource | None = None,
     overlay: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
@@ -70,6 +72,7 @@ def run_cases(
         segmenter: from `litemed.runtime.load`.
         method: how to segment them; the default one if it is None.
         scaling: how values that are not 8 bits become grey levels.
+        prompts: where their boxes are, if not in the npz or the sidecar of each.
         overlay: folder for a picture NAME.png of each result; made if need be.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
@@ -79,14 +82,17 @@ def run_cases(
         with its error and raises nothing.
 
     Raises:
-        UsageError: there are no such cases, or a result would replace an input.
+        UsageError: there are no such cases, a result would replace an input, or `prompts` are of one case.
         OutputError: the folder or its report cannot be written.
         EngineError: the engine does not accept the bundle's graphs.
         KeyboardInterrupt: after the report was brought up to date.
     """
     output = Path(output)
     overlay = None if overlay is None else Path(overlay)
-    jobs = plan_jobs(list_cases(cases), output, overlay)
+    paths = list_cases(cases)
+    if prompts is not None:
+        prompts.check(paths)
+    jobs = plan_jobs(paths, output, overlay)
     make_folder(output)
     if overlay is not None:
         make_folder(overlay)
@@ -100,7 +106,7 @@ def run_cases(
         scaling=scaling,
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
-    run = _Run(output, CaseSteps(segmenter, settings, report, overwrite), observer or RunObserver())
+    run = _Run(output, CaseSteps(segmenter, settings, report, overwrite, prompts), observer or RunObserver())
     try:
         with run.writer:
             outcomes = run.do(jobs)

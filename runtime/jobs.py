@@ -5,7 +5,8 @@ from pathlib import Path
 
 from litemed.runtime.errors import OutputError, UsageError
 from litemed.runtime.files import output_path, same_name_key
-from litemed.runtime.inputs.cases import case_files, case_name, result_suffix
+from litemed.runtime.inputs.cases import case_files, result_suffix
+from litemed.runtime.inputs.files import case_name
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
     from litemed.runtime.inputs.nifti import Nifti
+    from litemed.runtime.prompts.source import BoxSource
     from litemed.runtime.segmenter import Labels, Result, Segmenter
 
 _LISTED = 10
@@ -64,8 +65,15 @@ class CaseSteps:
     Whatever goes wrong in one case, even by a fault of ours, is reported and costs none of the others.
     """
 
-    def __init__(self, segmenter: Segmenter, settings: Settings, report: ReportFile, overwrite: bool) -> None:
-        self._segmenter = segmenter
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        settings: Settings,
+        report: ReportFile,
+        overwrite: bool,
+        prompts: BoxSource | None = None,
+    ) -> None:
+        self._segmenter, self._prompts = segmenter, prompts
         self._settings = settings
         self._report = report
         self._overwrite = overwrite
@@ -84,14 +92,14 @@ class CaseSteps:
             if abandoned:
                 for path in job.results:
                     remove_leftovers(path)
-            inputs = _hash_inputs(job.path)
+            inputs = _hash_inputs(job.path, self._prompts)
             if earlier and not self._overwrite and self._holds(job, inputs, earlier):
                 return Begun(job, outcome=dataclasses.replace(earlier, status="skipped"))
             if abandoned:
                 earlier = self._failure(job, KeyboardInterrupt(), _present(job.target), _present(job.picture))
                 self._report.put(earlier)
             self._claim(job, earlier)
-            case = read_case(job.path, self._settings.scaling)
+            case = read_case(job.path, self._settings.scaling, self._prompts)
             seconds, found = time.perf_counter() - start, (case.intensity, case.origin)
             return Begun(job, earlier, inputs, case, case_warnings(case), seconds, *found)
         except Exception as error:
@@ -196,12 +204,15 @@ class CaseSteps:
         )
 
 
-def _hash_inputs(path: Path) -> tuple[FileRecord, ...]:
-    """Hash the files of a case; one that is absent, or no file, is left to the reader to complain about."""
+def _hash_inputs(path: Path, prompts: BoxSource | None) -> tuple[FileRecord, ...]:
+    """Hash the files of a case, and the boxes that it is given from elsewhere.
+
+    A file that is absent, or no file, is left to the reader to complain about.
+    """
+    files = case_files(path, own_boxes=prompts is None)
+    given = () if prompts is None else (FileRecord(str(prompts.path), prompts.sha256(path)),)
     try:
-        return tuple(
-            FileRecord(str(file), sha256_of_file(file)) for file in case_files(path) if file.is_file()
-        )
+        return *(FileRecord(str(file), sha256_of_file(file)) for file in files if file.is_file()), *given
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -31,10 +31,12 @@ from litemed.models.peft_adapter import read_peft
 from litemed.models.weight_files import check_entries, read_file, tensors_of
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.engines import open_engine
-from litemed.runtime.errors import LitemedError, OutputError
+from litemed.runtime.errors import InputError, LitemedError, OutputError
 from litemed.runtime.inputs.cases import read_case
 from litemed.runtime.inputs.dicom import Dicom
 from litemed.runtime.inputs.pictures import decode_labels, decode_picture
+from litemed.runtime.prompts.extents import Grid
+from litemed.runtime.prompts.source import BoxSource
 from litemed.runtime.report import Settings as RunSettings
 from litemed.runtime.report_files import ReportFile
 from litemed.train.config import Config, read_toml, updated
@@ -265,7 +267,42 @@ def read_graph(engine: str) -> Callable[[Path], None]:
 
 
 Make = Callable[[Path], Reader]
+PROMPTS = {
+    "csv": [b"case,x0,y0,x1,y1,z,units\na,1,2,8,9,,px\nb,0,0,3,4,2,LPS\n"],
+    "jsonl": [b'{"case": "a", "boxes": [[1, 2, 8, 9], [0.5, 0, 3, 4]], "units": "px"}\n'],
+    "json": [
+        b'{"images": [{"id": 1, "file_name": "a.png"}],'
+        b' "annotations": [{"image_id": 1, "bbox": [1, 2.5, 8, 4]}]}',
+        b'{"imagePath": "a.png", "shapes": [{"shape_type": "rectangle", "points": [[5, 1], [2, 7.5]]}]}',
+        b'{"markups": [{"type": "ROI", "center": [-4, -3, 2], "size": [2, 3, 4], "coordinateSystem": "1"}]}',
+    ],
+}
+
+
+def read_prompts(path: Path) -> None:
+    """Take a file for the boxes of a picture, and of a volume."""
+    source, volume = BoxSource(path), Grid((16, 12, 4), np.diag([1.0, 1, 1, 1]), (1.0, 1, 1))
+    refused = []
+    for grid in (Grid((16, 12)), volume):
+        try:
+            source.sha256(Path("a.png"))
+            source.boxes(Path("a.png"), grid)
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
+
+
 READERS: dict[str, Make] = {
+    **{
+        f"prompts_{kind}": lambda _, kind=kind: Reader(
+            f"a.{kind}", read_prompts, PROMPTS[kind], [*JSON_WORDS, b"1e308", b"units", b"\n", b'"z": 2']
+        )
+        for kind in PROMPTS
+    },
+    "prompts_mask": lambda _: Reader(
+        "mask.png", read_prompts, PICTURES["png"][:1] + PICTURES["png"][3:5], [], sound_png
+    ),
     "npz": lambda _: Reader("a.npz", (read_case, read_labelled), CASES),
     "npz_arrays": lambda _: Reader(
         "a.npz", (read_case, read_labelled), unzipped(*CASES), [b"|O", b"<f2", b"<<imgs.npy>>\n"], rezipped

@@ -17,7 +17,8 @@ import litemed.runtime
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.folder import run_cases
-from litemed.runtime.inputs.cases import case_name, list_cases, read_case
+from litemed.runtime.inputs.cases import list_cases, read_case
+from litemed.runtime.inputs.files import case_name
 from litemed.runtime.inputs.nifti import Nifti
 from litemed.runtime.inputs.scaling import Scaling, parse_window
 from litemed.runtime.report import REPORT, load_report

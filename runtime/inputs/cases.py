@@ -15,29 +15,34 @@ upwards along their normal, or as they were taken if they have no place. Of a DI
 of any image.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from litemed.runtime.boxes import MAX_BOXES, Boxes
 from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.files import open_input
 from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
+from litemed.runtime.inputs.files import CASE_SUFFIXES, DICOM_SUFFIX, case_name, case_suffix, read_bytes
 from litemed.runtime.inputs.intensity import to_grey
 from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
-from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
+from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, decode_image
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.modalities import modality_of_name
+from litemed.runtime.prompts.extents import Grid
 from litemed.runtime.strict_json import parse_json
 
-DICOM_SUFFIX = ".dcm"
-CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, DICOM_SUFFIX, *PICTURE_SUFFIXES)
+if TYPE_CHECKING:
+    from litemed.runtime.prompts.source import BoxSource
 
 MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
 
@@ -82,17 +87,6 @@ def is_series(folder: Path) -> bool:
     )
 
 
-def case_suffix(path: Path) -> str:
-    """Return the suffix of a case's file, one of `CASE_SUFFIXES`, as it is spelt; "" if it is none's."""
-    found = (suffix for suffix in CASE_SUFFIXES if path.name.lower().endswith(suffix))
-    return path.name[-len(suffix) :] if (suffix := next(found, "")) else ""
-
-
-def case_name(path: Path) -> str:
-    """Return the name of a case's file without its suffix."""
-    return path.name.removesuffix(case_suffix(path))
-
-
 def result_suffix(path: Path) -> str:
     """Return the suffix of the label map of a case's file; of DICOM the headers say which is possible."""
     if _is_dicom(path):
@@ -103,11 +97,15 @@ def result_suffix(path: Path) -> str:
     return NIFTI_SUFFIXES[0] if case_suffix(path).lower() in NIFTI_SUFFIXES else ".npz"
 
 
-def case_files(path: Path) -> tuple[Path, ...]:
-    """Return every file that makes up the case: the npz, or the image or all of a folder and its sidecar."""
+def case_files(path: Path, own_boxes: bool = True) -> tuple[Path, ...]:
+    """Return every file that makes up the case: the npz, or the image or all of a folder and its sidecar.
+
+    The sidecar only if the case's `own_boxes` are asked for.
+    """
+    files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        return (*sorted(one for one in path.glob("[!.]*") if one.is_file()), _sidecar(path))
-    return (path,) if path.suffix.lower() == ".npz" else (path, _sidecar(path))
+        files = tuple(sorted(one for one in path.glob("[!.]*") if one.is_file()))
+    return files if path.suffix.lower() == ".npz" or not own_boxes else (*files, _sidecar(path))
 
 
 def _sidecar(path: Path) -> Path:
@@ -118,26 +116,29 @@ def _is_dicom(path: Path) -> bool:
     return path.is_dir() or case_suffix(path).lower() == DICOM_SUFFIX
 
 
-def read_case(path: str | os.PathLike[str], scaling: Scaling = DEFAULT_SCALING) -> Case:
+def read_case(
+    path: str | os.PathLike[str], scaling: Scaling = DEFAULT_SCALING, prompts: BoxSource | None = None
+) -> Case:
     """Read one case of any kind, see above; values that are not 8 bits become grey by `scaling`.
 
+    Its boxes are those of `prompts`, by default its own.
     Raises InputError, which names the file, if it cannot be used.
     """
     path = Path(path)
     suffix, name = case_suffix(path).lower(), case_name(path)
     if suffix == ".npz":
-        return _read_npz(path)
+        return _read_npz(path, prompts)
     if _is_dicom(path):
-        return _read_dicom(path, name, scaling)
+        return _read_dicom(path, name, scaling, prompts)
     if not suffix:
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
     if suffix in NIFTI_SUFFIXES:
-        return _read_nifti(path, name, scaling)
+        return _read_nifti(path, name, scaling, prompts)
     image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
-    return Case(name, image, _read_sidecar(path, image.shape, 4), source=path)
+    return Case(name, image, _boxes(path, prompts, Grid(image.shape[1::-1]), image.shape), source=path)
 
 
-def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
+def _read_nifti(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
     try:
         stored = Nifti.open(path)
     except ModuleNotFoundError as error:
@@ -145,13 +146,13 @@ def _read_nifti(path: Path, name: str, scaling: Scaling) -> Case:
     if 3 in stored.shape[:2]:
         raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
-    boxes = _read_sidecar(path, stored.shape[::-1], 6)
+    boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm), stored.shape[::-1])
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored)
 
 
-def _read_dicom(path: Path, name: str, scaling: Scaling) -> Case:
+def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
     try:
         stored = Dicom.open(path)
     except ModuleNotFoundError as error:
@@ -163,7 +164,8 @@ def _read_dicom(path: Path, name: str, scaling: Scaling) -> Case:
         what = "clips in colour" if stored.files[0].colour else "slices with a side of 3 pixels"
         raise InputError(f"{path}: {what} are not segmented; give single images, or grey ones")
     shape = (depth, rows, columns) if depth > 1 else (rows, columns, 3)[: 3 if stored.files[0].colour else 2]
-    boxes = _read_sidecar(path, shape, 6 if depth > 1 else 4)
+    grid = _grid(stored.shape, stored.affine) if depth > 1 else Grid((columns, rows))
+    boxes = _boxes(path, prompts, grid, shape)
     image, rule = to_grey(stored.read(), stored.modality or modality_of_name(name), scaling, path)
     if depth > 1:
         boxes = stored.view.show_boxes(boxes, stored.shape)
@@ -171,19 +173,37 @@ def _read_dicom(path: Path, name: str, scaling: Scaling) -> Case:
     return Case(name, image, boxes, spacing, path, rule, stored)
 
 
-def _read_npz(path: Path) -> Case:
+def _read_npz(path: Path, prompts: BoxSource | None) -> Case:
     with NpzReader(path) as archive:
         dtype, shape = archive.header("imgs")
         if dtype != np.uint8:
             raise InputError(f"{path}: imgs is {dtype}; window or stretch it to uint8 first")
+        is_volume = len(shape) == 3 and shape[2] != 3
+        spacing = None
+        if "spacing" in archive.names and is_volume:
+            spacing = check_spacing(archive.read("spacing"), path)
+        if prompts is not None:
+            sides = shape[::-1] if is_volume else shape[1::-1]
+            boxes = prompts.boxes(path, Grid(sides, None, spacing and spacing[::-1])).widened()
+            return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
         if math.prod(of_boxes := archive.header("boxes")[1]) > 6 * MAX_BOXES:
             raise InputError(f"{path}: boxes have shape {of_boxes}; the most is {MAX_BOXES} boxes")
         # The boxes first: a case that fails for them is not worth decompressing its image.
         boxes = Boxes.parse(archive.read("boxes"), shape, source=str(path))
-        spacing = None
-        if "spacing" in archive.names and boxes.z is not None:
-            spacing = check_spacing(archive.read("spacing"), path)
         return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
+
+
+def _grid(shape: tuple[int, ...], affine: NDArray[np.float64] | None) -> Grid:
+    """Return the voxels (i, j, k) of a volume."""
+    return Grid(shape, affine, None if affine is None else tuple(np.linalg.norm(affine[:3, :3], axis=0)))
+
+
+def _boxes(case: Path, prompts: BoxSource | None, grid: Grid, shape: tuple[int, ...]) -> Boxes:
+    """Return the boxes of a case with an image (H, W), (H, W, 3) or (D, H, W), not turned to be seen yet."""
+    if prompts is None:
+        return _read_sidecar(case, shape, 2 * len(grid.shape))
+    boxes = prompts.boxes(case, grid)
+    return boxes if boxes.z is not None else boxes.widened()
 
 
 def _read_sidecar(case: Path, shape: tuple[int, ...], numbers: int) -> Boxes:
@@ -205,15 +225,3 @@ def _read_sidecar(case: Path, shape: tuple[int, ...], numbers: int) -> Boxes:
             count = {4: "four", 6: "six"}[numbers]
             raise InputError(f"{path}: box {number} is not {count} numbers; write it as {wanted}")
     return Boxes.parse(boxes, shape, source=str(path))
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a whole file of at most ``limit`` bytes. Raises InputError where that is not possible."""
-    try:
-        with open_input(path) as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not 0 < len(data) <= limit:
-        raise InputError(f"{path}: the file is empty, or larger than {limit} bytes")
-    return data

@@ -85,10 +85,15 @@ class Nifti:
         return i, j, k
 
     @property
+    def affine_mm(self) -> NDArray[np.float64]:
+        """(4, 4), from voxels (i, j, k) to mm to the right, front and top of the patient."""
+        unit_mm = _MM.get(int(self.image.header["xyzt_units"]) & 0b111, 1.0)
+        return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ np.asarray(self.image.affine, np.float64)
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Of slices, rows and columns as they are seen, in mm."""
-        unit_mm = _MM.get(int(self.image.header["xyzt_units"]) & 0b111, 1.0)
-        return self.view.show_lengths((np.linalg.norm(self.image.affine[:3, :3], axis=0) * unit_mm).tolist())
+        return self.view.show_lengths(np.linalg.norm(self.affine_mm[:3, :3], axis=0).tolist())
 
     def read(self) -> NDArray[Any]:
         """Return the volume as it is seen, (D, H, W), scaled by the header where it says so, then float32.

@@ -89,7 +89,5 @@ class View:
         for axis in self.flips:
             last = shape[self.order[axis]] - 1
             low[:, axis], high[:, axis] = last - high[:, axis], last - low[:, axis]
-        # What has one voxel is as wide as the challenge's boxes of such objects are.
-        high[:, 1:] = np.maximum(high[:, 1:], low[:, 1:] + 1)
         xyxy = np.column_stack([low[:, 2], low[:, 1], high[:, 2], high[:, 1]])
-        return dataclasses.replace(boxes, xyxy=xyxy, z=np.column_stack([low[:, 0], high[:, 0]]))
+        return dataclasses.replace(boxes, xyxy=xyxy, z=np.column_stack([low[:, 0], high[:, 0]])).widened()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.inputs.cases import read_bytes
+from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
 from litemed.train.dataset import SliceSource
 from litemed.train.prepare.store import SliceInfo

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from litemed.runtime.case import check_spacing, spacing_doubt
 from litemed.runtime.errors import InputError
-from litemed.runtime.inputs.cases import read_bytes
+from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
