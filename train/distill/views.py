@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from litemed.runtime.engines.cpu import available_threads
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image
@@ -34,7 +35,7 @@ def find_images(folder: Path) -> tuple[list[Path], str, list[str], list[Path]]:
     shown = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     files = [path for path in shown if path.suffix.lower() in PICTURE_SUFFIXES]
     digest, paths, unreadable = hashlib.sha256(), [], []
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_threads()) as pool:
         for path, (content, problem) in zip(files, pool.map(_try_to_read, files), strict=True):
             if problem:
                 unreadable.append(problem)
