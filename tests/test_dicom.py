@@ -266,7 +266,7 @@ def labels():
 
 EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyID")
 PATIENT = dict.fromkeys((*EMPTY, "StudyDate", "StudyTime", "AccessionNumber"), "")
-PATIENT |= {"StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.4"}
+PATIENT |= {"StudyInstanceUID": "1.2.840.1.2", "FrameOfReferenceUID": "1.2.840.1.4"}
 
 
 def write_seg(dicom, labels, path):

