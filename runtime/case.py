@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,8 @@ class Case:
     `Boxes.parse` checked the `boxes` against it. `spacing` is that of a volume's slices, rows and columns in
     mm, None if the file gives none. `source` is the file it was read from, or None. `intensity` says by which
     rule its grey levels were made, empty if they were given. `origin` is what a scanner's file or files
-    are, if they are, in whose geometry the label map is written.
+    are, if they are, in whose geometry the label map is written. `read_values` reads the file's own values
+    again, see `values`; None if they are the image.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Case:
     source: Path | None = None
     intensity: str = ""
     origin: Nifti | Dicom | None = None
+    read_values: Callable[[], npt.NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
         """Check what boxes do not."""
@@ -77,6 +79,16 @@ class Case:
     def is_volume(self) -> bool:
         """Whether the image is a volume (depth, height, width)."""
         return self.boxes.z is not None
+
+    def values(self) -> npt.NDArray[Any]:
+        """Return the file's own values, of the image's shape: before they became grey, rescaled (HU in CT).
+
+        They are read again, so that nobody pays for keeping them. Raises InputError as the reading did.
+        """
+        values = self.image if self.read_values is None else self.read_values()
+        if values.shape != self.image.shape:
+            raise InputError(f"{self.source or self.name}: changed while it was segmented; run it again")
+        return values
 
     @property
     def shape(self) -> tuple[int, ...]:

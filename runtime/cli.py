@@ -37,6 +37,7 @@ Results in OUT:
   NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
   NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
   report.json        status, error, hashes and seconds of every case
+  objects.csv        of each object: volume, extent, mean, predicted IoU
   efficiency.csv     case, seconds
 A case is skipped if its result is there and input, model and settings are
 unchanged.

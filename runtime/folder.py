@@ -62,7 +62,7 @@ def run_cases(
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
-    """Segment cases into a folder: NAME.npz with ``segs``, `report.json` and `efficiency.csv`.
+    """Segment cases into a folder: NAME.npz with ``segs``, `report.json` and tables.
 
     Of a NIfTI the result is NAME.nii.gz.
 
@@ -154,7 +154,7 @@ class _Run:
             self._observer.case_started(job.name, self._started, total)
             begun = self._steps.begin(job, lock.abandoned)
             if begun.case is not None:
-                result = self._steps.segment(begun.case, self._slices_done, last)
+                begun, result = self._steps.segment(begun, begun.case, self._slices_done, last)
                 lock.mark()
             self._settle()
         except BaseException as error:

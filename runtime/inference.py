@@ -42,17 +42,18 @@ class Inference:
         self.encodings += 1
         return embedding
 
-    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> Float:
-        """Return the logits (N, S, S) of boxes (N, 4), float32, in pixels of the network's input.
+    def decode(self, embedding: Float, boxes: Float, decoder: str = "decoder") -> tuple[Float, Float]:
+        """Return logits (N, S, S) and predicted IoU (N,) of boxes (N, 4), float32.
 
-        `decoder` is one of the engine's `decoders`. Raises EngineError if a logit is not finite.
+        The boxes are in pixels of the network's input, `decoder` is one of the engine's `decoders`. Raises
+        EngineError if a logit is not finite.
         """
         with self.timing("decode"):
-            logits, _ = self.engine.decode(embedding, boxes, decoder)
+            logits, iou = self.engine.decode(embedding, boxes, decoder)
             if not np.isfinite(logits).all():
                 raise EngineError("the decoder returned logits that are not finite; export the bundle again")
         self.decodings += len(boxes)
-        return logits
+        return logits, iou
 
     @contextlib.contextmanager
     def timing(self, stage: str) -> Iterator[None]:

@@ -143,7 +143,7 @@ class CrossPlanes:
             prompt[:, 1] = box[:, 1] if ends_with_volume[0] else prompt[:, 1]
             prompt[:, 3] = box[:, 3] if ends_with_volume[1] else prompt[:, 3]
             embedding = self._inference.encode(image)
-            logits = self._inference.decode(embedding, scale_boxes(prompt, frame))[0]
+            logits = self._inference.decode(embedding, scale_boxes(prompt, frame))[0][0]
             rows = (np.arange(first, last + 1) + 0.5) * scale * (frame.scaled_height / frame.height) - 0.5
             columns = pixels_along * (frame.scaled_width / frame.width) - 0.5
             logits = logits[: frame.scaled_height, : frame.scaled_width]

@@ -16,6 +16,7 @@ from litemed.runtime.boxes import scale_boxes
 from litemed.runtime.engines.protocol import Float
 from litemed.runtime.inference import Inference
 from litemed.runtime.plan import Plan, covered
+from litemed.runtime.predicted_iou import PredictedIou
 from litemed.runtime.preprocess import Frame
 from litemed.runtime.resize import Crop, LogitResizer, crop_of
 
@@ -28,7 +29,9 @@ KEPT_EMBEDDINGS = 32
 Labels = NDArray[np.unsignedinteger]
 
 
-def propagate(plan: Plan, labels: Labels, inference: Inference) -> Iterator[tuple[int, int]]:
+def propagate(
+    plan: Plan, labels: Labels, inference: Inference, predicted: PredictedIou
+) -> Iterator[tuple[int, int]]:
     """Segment a case, writing box i as label i + 1 into zeros (D, H, W); yield the slices done and all.
 
     The boxes do not depend on each other, so all of them go up together and then down together, and a slice
@@ -46,7 +49,8 @@ def propagate(plan: Plan, labels: Labels, inference: Inference) -> Iterator[tupl
     def take(embedding: Float, position: int, here: NDArray[np.bool_], prompts: Float) -> None:
         """Decode the boxes `here` (N,) on a slice, and turn their `prompts` into those of the next slice."""
         for i in np.flatnonzero(here).tolist():
-            logits = inference.decode(embedding, prompts[[i]])[0]
+            (logits,), iou = inference.decode(embedding, prompts[[i]])
+            predicted.add(position, np.array([i]), iou)
             with inference.timing("merge"):
                 crop = None if plan.crops is None else crop_of(plan.crops[i])
                 mask = _write(resizer, logits, i + 1, labels[position], crop)

@@ -18,6 +18,7 @@ import numpy as np
 from litemed.runtime.errors import OutputError
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.method import Method
+from litemed.runtime.outputs.objects import ObjectStatistics
 
 if TYPE_CHECKING:
     from litemed.runtime.engines import Engine
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 SCHEMA = 2
 REPORT = "report.json"
 
-# Ten thousand cases take some 10 MB.
-MAX_REPORT_BYTES = 2**28
+# Ten thousand cases of two objects take some 18 MB, one of 65,535 objects 35 MB.
+MAX_REPORT_BYTES = 2**30
 NOT_OURS = "not a report of this version of litemed; move it away or choose another output folder"
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -50,8 +51,8 @@ class CaseReport:
         status: done; skipped: an earlier run's result still holds, the other fields are that run's; failed.
         error: one line, if it failed.
         warnings: one line each, such as boxes that were clipped.
-        seconds: wall-clock, of read (with hashing the input), preprocess, encode, decode, merge, write (with
-            the picture, if any) and total; None if it failed.
+        seconds: wall-clock, of read (with hashing the input), preprocess, encode, decode, merge, measure (the
+            objects), write (with the picture, if any) and total; None if it failed.
         intensity: by which rule its grey levels were made; empty if they were given.
         encodings: how often the encoder ran: once for each slice, tile and plane.
         decodings: boxes decoded, each slice's and plane's counted.
@@ -59,6 +60,7 @@ class CaseReport:
         settings_sha256: of the settings it was run with (see `Settings`).
         output: the result in the folder; if this run failed, that of an earlier one, if any.
         overlay: the picture, if one was asked for.
+        objects: what was measured of each.
     """
 
     case: str
@@ -73,6 +75,7 @@ class CaseReport:
     settings_sha256: str = ""
     output: FileRecord | None = None
     overlay: FileRecord | None = None
+    objects: tuple[ObjectStatistics, ...] = ()
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> CaseReport:
@@ -89,6 +92,7 @@ class CaseReport:
                 "inputs": tuple(FileRecord(**record) for record in entry["inputs"]),
                 "output": output and FileRecord(**output),
                 "overlay": overlay and FileRecord(**overlay),
+                "objects": tuple(map(ObjectStatistics.of, entry["objects"])),
             }
         )
         if made.seconds and "total" not in made.seconds:

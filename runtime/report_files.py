@@ -1,4 +1,4 @@
-"""The files that say what runs did in an output folder: `report.json`, `report.jsonl`, `efficiency.csv`.
+"""The files that say what runs did in an output folder: `report.json`, `report.jsonl`, and tables.
 
 The report lists every case that any run left in the folder, so that a later run can tell what is still to be
 done. While a run is going on, each case is appended to `report.jsonl` as a line of its own, which a kill
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from litemed.runtime.errors import OutputError
 from litemed.runtime.files import FolderLock, atomic_write, refuse_odd_target, remove_leftovers
+from litemed.runtime.outputs import objects
 from litemed.runtime.report import (
     MALFORMED,
     MAX_REPORT_BYTES,
@@ -31,6 +32,7 @@ from litemed.runtime.report import (
 
 LOG = "report.jsonl"
 EFFICIENCY = "efficiency.csv"
+TABLES = (EFFICIENCY, objects.OBJECTS)
 
 _LINE = b'{"case": '
 
@@ -42,10 +44,10 @@ class ReportFile:
         folder: the output folder; it exists.
         settings: of this run.
         environment: of this run.
-        overwrite: replace an `efficiency.csv` though there is no report beside it.
+        overwrite: replace tables though there is no report beside them.
 
     Raises:
-        OutputError: there is a `report.json`, `report.jsonl` or `efficiency.csv` that is none of ours.
+        OutputError: there is a `report.json`, `report.jsonl` or table that is none of ours.
     """
 
     def __init__(
@@ -58,13 +60,13 @@ class ReportFile:
         self._entries: dict[str, CaseReport] = {}
         self._summarised: tuple[int, int, int] | None = None
         self._log_read = 0
-        table = folder / EFFICIENCY
-        with self._lock():  # another process may be about to write both
+        with self._lock():  # another process may be about to write them
             self._catch_up()
-            if not self._entries and self._summarised is None and table.exists() and not overwrite:
-                raise OutputError(
-                    f"{table}: exists, and no earlier run wrote it; move it away or give --overwrite"
-                )
+            if not self._entries and self._summarised is None and not overwrite:
+                for table in filter(Path.exists, (folder / name for name in TABLES)):
+                    raise OutputError(
+                        f"{table}: exists, and no earlier run wrote it; move it away or give --overwrite"
+                    )
 
     def get(self, case: str) -> CaseReport | None:
         """Return what is known of a case now, by this process or another one."""
@@ -95,7 +97,7 @@ class ReportFile:
             self._log_read += len(line)
 
     def summarise(self) -> None:
-        """Write `report.json` and `efficiency.csv`, and remove the log; do nothing if there is none.
+        """Write `report.json` and the tables, and remove the log; do nothing if there is none.
 
         Raises:
             OutputError: they cannot be written; the log stays.
@@ -113,10 +115,11 @@ class ReportFile:
                 "peak_memory_mib": peak_memory_mib(),
                 "cases": [dataclasses.asdict(case) for case in cases],
             }
-            for name in (REPORT, EFFICIENCY):
+            for name in (REPORT, *TABLES):
                 remove_leftovers(self._folder / name)
-            with atomic_write(self._folder / EFFICIENCY, durable=False) as file:
-                file.write(_efficiency(cases).encode())
+            for name, text in zip(TABLES, (_efficiency(cases), objects.table(cases)), strict=True):
+                with atomic_write(self._folder / name, durable=False) as file:
+                    file.write(text.encode(errors="backslashreplace"))
             with atomic_write(self._folder / REPORT) as file:
                 file.write((json.dumps(report, indent=1) + "\n").encode())
             (self._folder / LOG).unlink(missing_ok=True)

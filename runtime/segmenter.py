@@ -17,8 +17,10 @@ from litemed.runtime.inference import Inference
 from litemed.runtime.interactive import EncodedImage
 from litemed.runtime.merge import RunningMerge
 from litemed.runtime.method import Method
+from litemed.runtime.outputs.objects import ObjectStatistics, measure
 from litemed.runtime.plan import TILE_SHARES, Plan, covered
 from litemed.runtime.planes import CrossPlanes
+from litemed.runtime.predicted_iou import PredictedIou
 from litemed.runtime.propagate import propagate
 from litemed.runtime.refit import refit
 from litemed.runtime.resize import LogitResizer
@@ -39,6 +41,8 @@ class Result:
         decodings: how many boxes were decoded; see `Plan.decodings`.
         boxes: how many the case has; the labels of some may have no pixel.
         untiled: how many small ones were segmented without a tile, for there were tiles enough.
+        predicted_iou: float64 (N,), what the decoder holds the IoU of each box's mask to be, over the slices
+            of a volume their mean weighted by the pixels there; NaN for a label without a pixel.
     """
 
     labels: Labels
@@ -47,6 +51,14 @@ class Result:
     decodings: int
     boxes: int
     untiled: int
+    predicted_iou: npt.NDArray[np.float64]
+
+    def objects(self, case: Case) -> tuple[ObjectStatistics, ...]:
+        """Return volume, extent, mean and so on of each object of the case that was segmented.
+
+        Raises InputError where the values of the case's file, read again, cannot be.
+        """
+        return measure(case, self.labels, self.predicted_iou)
 
 
 class Segmenter:
@@ -133,10 +145,11 @@ class Segmenter:
         plan = self.plan(case, method)
         labels = plan.blank_labels()
         inference = Inference(self.engine, plan.frame.size)
+        predicted = PredictedIou(len(case.boxes))
         if method.propagate:
-            steps = propagate(plan, labels, inference)
+            steps = propagate(plan, labels, inference, predicted)
         else:
-            steps = _merge_boxes(plan, labels, inference, method.merge == "nested", last)
+            steps = _merge_boxes(plan, labels, inference, predicted, method.merge == "nested", last)
         for done, total in steps:
             if progress:
                 progress(done, total)
@@ -147,6 +160,7 @@ class Segmenter:
             inference.decodings,
             len(case.boxes),
             len(plan.untiled),
+            predicted.mean(labels),
         )
 
 
@@ -169,7 +183,12 @@ def _lengths(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def _merge_boxes(
-    plan: Plan, labels: Labels, inference: Inference, nested: bool, last_case: bool
+    plan: Plan,
+    labels: Labels,
+    inference: Inference,
+    predicted: PredictedIou,
+    nested: bool,
+    last_case: bool,
 ) -> Iterator[tuple[int, int]]:
     """Segment every slice that a box covers; yield the encodings done and all as they advance."""
     on_tiles = "decoder"
@@ -208,11 +227,12 @@ def _merge_boxes(
             for chunk in merge.chunks(here, BOXES_PER_CALL):
                 prompts, loose = plan.prompts(view, chunk, position), plan.refitted[chunk]
                 if loose.any():
-                    first_pass = inference.decode(embedding, prompts[loose], "loose_decoder")
+                    first_pass, _ = inference.decode(embedding, prompts[loose], "loose_decoder")
                     prompts[loose] = refit(first_pass, prompts[loose], view.frame)
-                logits = inference.decode(embedding, prompts, on_tiles if is_tile else "decoder")
+                logits, iou = inference.decode(embedding, prompts, on_tiles if is_tile else "decoder")
+                predicted.add(position, chunk, iou)
                 if is_tile:
-                    on_slice = inference.decode(slice_embedding, plan.on_whole(view, prompts))
+                    on_slice, _ = inference.decode(slice_embedding, plan.on_whole(view, prompts))
                 with inference.timing("merge"):
                     if is_tile:
                         plan.average(view, logits, on_slice, TILE_SHARES[on_tiles])

@@ -18,6 +18,7 @@ from litemed.runtime.inputs.cases import case_files, read_case
 from litemed.runtime.inputs.dicom import Dicom
 from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.jobs import Job
+from litemed.runtime.outputs.objects import ObjectStatistics
 from litemed.runtime.outputs.overlay import draw_case, encode_png
 from litemed.runtime.report import CaseReport, FileRecord, Settings
 from litemed.runtime.report_files import ReportFile
@@ -44,6 +45,7 @@ class Begun:
         intensity: by which rule the case's grey levels were made.
         origin: in whose geometry the label map is written; None: as npz.
         outcome: skipped or failed, if that is settled already.
+        objects: what was measured of each, once they are segmented.
         error: what it failed of.
     """
 
@@ -57,6 +59,7 @@ class Begun:
     origin: Nifti | Dicom | None = None
     outcome: CaseReport | None = None
     error: Exception | None = None
+    objects: tuple[ObjectStatistics, ...] = ()
 
 
 class CaseSteps:
@@ -105,17 +108,26 @@ class CaseSteps:
         except Exception as error:
             return Begun(job, earlier, outcome=self._kept(job, earlier, error), error=error)
 
-    def segment(self, case: Case, progress: Callable[[int, int], None], last: bool) -> Result | Exception:
-        """Return the result of a case, or what it failed of; `last` if none comes after it.
+    def segment(
+        self, begun: Begun, case: Case, progress: Callable[[int, int], None], last: bool
+    ) -> tuple[Begun, Result | Exception]:
+        """Return a case with its objects measured, and its result or what it failed of.
+
+        `last` if none comes after it.
 
         Raises:
             EngineError: the engine accepts no case, for it does not accept the bundle's graphs.
         """
         self._segmenter.engine.ready()
         try:
-            return self._segmenter.run(case, self._settings.method, progress=progress, last=last)
+            result = self._segmenter.run(case, self._settings.method, progress=progress, last=last)
+            # Here, not where it is written: values that are read again are gone before the next case is read.
+            start = time.perf_counter()
+            begun = dataclasses.replace(begun, objects=result.objects(case))
+            result.seconds["measure"] = time.perf_counter() - start
+            return begun, result
         except Exception as error:
-            return error
+            return begun, error
 
     def finish(
         self, begun: Begun, result: Result | BaseException | None
@@ -174,6 +186,7 @@ class CaseSteps:
             settings_sha256=self._settings.sha256,
             output=output,
             overlay=overlay,
+            objects=begun.objects,
         )
 
     def _holds(self, job: Job, inputs: tuple[FileRecord, ...], earlier: CaseReport) -> bool:

@@ -27,7 +27,7 @@ from litemed.runtime.folder import RunObserver, run_cases
 from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.method import Method
 from litemed.runtime.report import REPORT, CaseReport, Settings, load_report
-from litemed.runtime.report_files import EFFICIENCY, LOG
+from litemed.runtime.report_files import EFFICIENCY, LOG, TABLES
 from litemed.runtime.segmenter import Result, Segmenter
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 60, 80, 3), np.uint8)
@@ -157,7 +157,7 @@ def test_the_same_input_gives_the_same_bytes_and_nothing_else_is_left(cases, tmp
     results = {"colour.npz", "picture.npz", "volume.npz"}
     for name in results:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {*results, REPORT, EFFICIENCY, "pictures"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {*results, REPORT, *TABLES, "pictures"}
     pictures = {path.name for path in (tmp_path / "one" / "pictures").iterdir()}
     assert pictures == {"colour.png", "picture.png", "volume.png"}
 
@@ -191,7 +191,7 @@ def test_a_case_of_many_costs_no_more_work_than_one_of_few(out, segmenter, tmp_p
     lines = np.diff(sizes)
     assert len(lines) == 59
     assert lines[-20:].mean() < 1.1 * lines[:20].mean()
-    assert counts["atomic_write"] == 2
+    assert counts["atomic_write"] == 3
     assert counts.total() < 15
     counts.clear()
     assert {entry.status for entry in run_cases([folder], out, segmenter)} == {"skipped"}
@@ -268,7 +268,7 @@ def test_an_interrupt_leaves_a_whole_report_and_the_next_run_goes_on(cases, out,
     entries = load_report(out / REPORT)
     assert statuses(entries) == {"colour": "done", "picture": "done", "volume": "failed"}
     assert str(entries[2].error).endswith("interrupted")
-    assert {path.name for path in out.iterdir()} == {"colour.npz", "picture.npz", REPORT, EFFICIENCY}
+    assert {path.name for path in out.iterdir()} == {"colour.npz", "picture.npz", REPORT, *TABLES}
     after = run_cases([cases], out, segmenter)
     assert statuses(after) == {"colour": "skipped", "picture": "skipped", "volume": "done"}
 
@@ -350,7 +350,7 @@ def test_an_interrupt_lets_the_result_before_be_written_and_forgets_the_case_aft
     with pytest.raises(KeyboardInterrupt):
         run_cases([cases], out, Watched(segmenter, before))
     assert statuses(load_report(out / REPORT)) == {"colour": "done", "picture": "failed"}
-    assert {path.name for path in out.iterdir()} == {"colour.npz", REPORT, EFFICIENCY}
+    assert {path.name for path in out.iterdir()} == {"colour.npz", REPORT, *TABLES}
     after = run_cases([cases], out, segmenter)
     assert statuses(after) == {"colour": "skipped", "picture": "done", "volume": "done"}
 

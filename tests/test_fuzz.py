@@ -217,16 +217,18 @@ def right_length(data: bytes) -> bytes:
 
 
 RECORD = {"path": "a.npz", "sha256": "0" * 64}
+OBJECT = {"label": 1, "pixels": 5, "area_mm2": None, "volume_ml": 1.5, "extent": [0, 0, 0, 1, 1, 1],
+          "extent_mm": [1, 1, 1.5], "mean": 5.5, "sd": 0, "predicted_iou": None}  # fmt: skip
 ENTRY = {"case": "a", "status": "done", "error": None, "warnings": ["w"], "seconds": {"total": 1.5},
          "encodings": 1, "decodings": 1, "inputs": [RECORD], "settings_sha256": "0", "output": RECORD,
-         "overlay": None}  # fmt: skip
+         "overlay": None, "objects": [OBJECT]}  # fmt: skip
 REPORT = json.dumps({"schema": 2, "cases": [ENTRY]}).encode()
 LINE = json.dumps(ENTRY).encode() + b"\n"
 RUN = RunSettings("0", "b", "0", "e", "float32", "m")  # type: ignore[arg-type]
 
 
 def read_report(path: Path) -> None:
-    for name in ("report.json", "report.jsonl", "efficiency.csv"):
+    for name in ("report.json", "report.jsonl", "efficiency.csv", "objects.csv"):
         if name != path.name:
             path.with_name(name).unlink(missing_ok=True)
     if ReportFile(path.parent, RUN, {}, overwrite=True).get("a") is None:

@@ -27,7 +27,7 @@ from litemed.runtime.report import (
     litemed_version,
     load_report,
 )
-from litemed.runtime.report_files import EFFICIENCY, LOG, ReportFile
+from litemed.runtime.report_files import EFFICIENCY, LOG, TABLES, ReportFile
 
 SETTINGS = Settings(
     litemed="0.1.0",
@@ -92,7 +92,7 @@ def test_entries_are_added_and_replaced_by_name(tmp_path):
     assert report.get("d")
     others.summarise()
     assert [entry.case for entry in load_report(tmp_path / REPORT)] == [DONE.case, "b", "c", "d"]
-    assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
+    assert set(os.listdir(tmp_path)) == {REPORT, *TABLES}
 
 
 def test_while_a_run_goes_on_a_case_costs_one_line_and_a_kill_loses_at_most_that(tmp_path):
@@ -147,7 +147,7 @@ def test_processes_that_write_at_once_lose_no_entry(tmp_path):
         process.join(60)
         assert process.exitcode == 0
     assert len(load_report(tmp_path / REPORT)) == 45
-    assert set(os.listdir(tmp_path)) == {REPORT, EFFICIENCY}
+    assert set(os.listdir(tmp_path)) == {REPORT, *TABLES}
 
 
 @pytest.mark.parametrize("field", ["litemed", "bundle_sha256", "engine"])
@@ -195,7 +195,7 @@ def test_a_file_that_is_no_report_is_refused_and_kept(text, tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), value=st.sampled_from([None, 5, "x", [], {}, [5], {"x": 5}, "nan", True]))
 def test_a_report_with_anything_in_the_wrong_place_is_read_or_refused(data, value, tmp_path):
-    for name in (REPORT, EFFICIENCY, LOG):
+    for name in (REPORT, *TABLES, LOG):
         (tmp_path / name).unlink(missing_ok=True)
     content = as_json(tmp_path)
     place = data.draw(st.sampled_from([content, content["cases"][0]]))

@@ -28,7 +28,7 @@ from litemed.runtime.cli import main
 from litemed.runtime.engines import Engine
 from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.report import REPORT, load_report
-from litemed.runtime.report_files import EFFICIENCY, LOG
+from litemed.runtime.report_files import EFFICIENCY, LOG, TABLES
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
 VOLUME = np.stack([IMAGE] * 5)
@@ -92,7 +92,7 @@ def test_a_folder_is_segmented_and_told_of_in_plain_lines(cases, out, run):
     assert re.fullmatch(r"\[1/2\] good2d: \d+\.\d\d s, encodings: 1, masks: 1", first)
     assert re.fullmatch(r"\[2/2\] good3d: \d+\.\d\d s, encodings: 3, masks: 3", second)
     assert summary == f"2 done, 0 skipped, 0 failed; see {out / REPORT}"
-    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
+    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, *TABLES}
 
 
 def test_the_console_script_is_installed_and_gives_the_version_without_an_engine():
@@ -148,7 +148,7 @@ def test_every_bad_case_is_one_line_on_stderr_and_the_others_go_on(cases, out, f
     for path, message in paths.items():
         (line,) = [line for line in lines if line.startswith(f"error: {path}: ")]
         assert message in line
-    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, EFFICIENCY}
+    assert {path.name for path in out.iterdir()} == {"good2d.npz", "good3d.npz", REPORT, *TABLES}
     assert f"2 done, 0 skipped, {len(paths)} failed" in done.stdout
     assert {f"error: {entry.error}" for entry in load_report(out / REPORT) if entry.error} == set(lines)
 
@@ -370,7 +370,7 @@ def test_two_processes_share_the_cases_of_one_folder(cases, out, fixed):
     assert len((out / EFFICIENCY).read_text().splitlines()) == 13
     assert {path.name for path in out.iterdir()} == {
         *(f"{entry.case}.npz" for entry in entries),
-        *(REPORT, EFFICIENCY),
+        *(REPORT, *TABLES),
     }
     for entry in entries:
         with np.load(out / f"{entry.case}.npz") as file:

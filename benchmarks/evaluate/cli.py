@@ -84,11 +84,12 @@ def _run(
     from litemed.benchmarks.evaluate.summary import summarise
     from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
+    from litemed.runtime.report_files import TABLES
     from litemed.train.prepare.pool import map_in_order
 
     runs = _parse_runs((segs, *more))
     found = find_cases(gts, runs, cases)
-    known = {*(path.name for path, _ in found), "report.json", "report.jsonl", "efficiency.csv"}
+    known = {*(path.name for path, _ in found), "report.json", "report.jsonl", "report.html", *TABLES}
     for folder in (gts, *runs.values()):
         rest = (path for path in folder.glob("[!.]*") if path.name not in known)
         tell_unread(folder, rest, strict, "of no case")

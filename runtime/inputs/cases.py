@@ -17,6 +17,7 @@ of any image.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -35,7 +36,7 @@ from litemed.runtime.inputs.files import CASE_SUFFIXES, DICOM_SUFFIX, case_name,
 from litemed.runtime.inputs.intensity import to_grey
 from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
-from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, decode_image
+from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, decode_picture, to_8_bits
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.prompts.extents import Grid
@@ -134,8 +135,15 @@ def read_case(
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
     if suffix in NIFTI_SUFFIXES:
         return _read_nifti(path, name, scaling, prompts)
-    image = decode_image(read_bytes(path, MAX_PICTURE_BYTES), str(path))
-    return Case(name, image, _boxes(path, prompts, Grid(image.shape[1::-1]), image.shape), source=path)
+    picture = _read_picture(path)
+    image = to_8_bits(picture, str(path))
+    boxes = _boxes(path, prompts, Grid(image.shape[1::-1]), image.shape)
+    again = None if picture.dtype == image.dtype else functools.partial(_read_picture, path)
+    return Case(name, image, boxes, source=path, read_values=again)
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    return decode_picture(read_bytes(path, MAX_PICTURE_BYTES), str(path))
 
 
 def _read_nifti(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
@@ -149,7 +157,7 @@ def _read_nifti(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm), stored.shape[::-1])
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
-    return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored)
+    return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored, stored.read)
 
 
 def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
@@ -170,7 +178,7 @@ def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     if depth > 1:
         boxes = stored.view.show_boxes(boxes, stored.shape)
     spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)
-    return Case(name, image, boxes, spacing, path, rule, stored)
+    return Case(name, image, boxes, spacing, path, rule, stored, stored.read)
 
 
 def _read_npz(path: Path, prompts: BoxSource | None) -> Case:

@@ -44,9 +44,13 @@ _STDERR = threading.Lock()
 def decode_image(data: bytes, source: str) -> npt.NDArray[np.uint8]:
     """Return a PNG, JPEG or TIFF file as uint8 (height, width) or (height, width, 3) in the order R G B.
 
-    Raises InputError as `decode_picture`, and for values that are neither 8-bit nor 16-bit unsigned.
+    Raises InputError as `decode_picture` and `to_8_bits`.
     """
-    decoded = decode_picture(data, source)
+    return to_8_bits(decode_picture(data, source), source)
+
+
+def to_8_bits(decoded: np.ndarray, source: str) -> npt.NDArray[np.uint8]:
+    """Return what `decode_picture` gave in uint8, 16-bit values stretched; InputError for other values."""
     if decoded.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{source}: its values are {decoded.dtype}; save it with 8 or 16 bits per value")
     return np.ascontiguousarray(decoded if decoded.dtype == np.uint8 else _stretch(decoded))
