@@ -14,6 +14,7 @@ EPILOG = """\b
 Examples:
   litemed-run cases -o segs
   litemed-run scan.npz photo.png -o segs --overlay pictures
+  litemed-run photos -o segs --png
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
   litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
@@ -34,6 +35,7 @@ Boxes count pixels of the image as it is stored, in a NIfTI along its axes.
 \b
 Results in OUT:
   NAME.npz           segs: label i is box i, 0 is background
+  NAME.png           with --png: pixel i is box i, in the colours of --overlay
   NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
   NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
   report.json        status, error, hashes and seconds of every case
@@ -158,6 +160,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--margin", metavar="N|Nmm", help="Pixels or mm by which these boxes are made larger.")
 @click.option("--components", is_flag=True, help="A box for each connected part of a label in a mask.")
+@click.option("--png", is_flag=True, help="Write label maps of images as NAME.png with a palette, not npz.")
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else than cases lies.")
@@ -197,6 +200,7 @@ def _run(
     components: bool,
     output: Path,
     overlay: Path | None,
+    png: bool,
     overwrite: bool,
     **method: Any,
 ) -> bool:
@@ -256,6 +260,7 @@ def _run(
             scaling=scaling,
             prompts=source,
             overlay=overlay,
+            png=png,
             overwrite=overwrite,
             observer=observer,
         )

@@ -59,12 +59,13 @@ def run_cases(
     scaling: Scaling = DEFAULT_SCALING,
     prompts: BoxSource | None = None,
     overlay: str | os.PathLike[str] | None = None,
+    png: bool = False,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
     """Segment cases into a folder: NAME.npz with ``segs``, `report.json` and tables.
 
-    Of a NIfTI the result is NAME.nii.gz.
+    Of a NIfTI the result is NAME.nii.gz, of DICOM NAME.dcm.
 
     Args:
         cases: files and folders, as `litemed.runtime.inputs.cases.list_cases` takes them.
@@ -74,6 +75,7 @@ def run_cases(
         scaling: how values that are not 8 bits become grey levels.
         prompts: where their boxes are, if not in the npz or the sidecar of each.
         overlay: folder for a picture NAME.png of each result; made if need be.
+        png: write label maps of images as NAME.png, see `litemed.runtime.outputs.label_files.write_png`.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
 
@@ -92,7 +94,7 @@ def run_cases(
     paths = list_cases(cases)
     if prompts is not None:
         prompts.check(paths)
-    jobs = plan_jobs(paths, output, overlay)
+    jobs = plan_jobs(paths, output, overlay, png)
     make_folder(output)
     if overlay is not None:
         make_folder(overlay)

@@ -33,14 +33,14 @@ class Job:
         return (self.target,) if self.picture is None else (self.target, self.picture)
 
 
-def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job]:
-    """Name the results of all cases: OUTPUT/NAME.npz, of a NIfTI NAME.nii.gz, and OVERLAY/NAME.png.
+def plan_jobs(paths: list[Path], output: Path, overlay: Path | None, png: bool = False) -> list[Job]:
+    """Name the results of all cases, see `result_suffix`: OUTPUT/NAME.npz and so on, and OVERLAY/NAME.png.
 
     Cases whose results would share a name, or differ in letter case only, are all refused, so that what comes
     out does not depend on their order.
 
     Raises:
-        UsageError: a result would replace an input.
+        UsageError: a result would replace an input, or a picture a label map.
     """
     sharing: dict[str, list[Path]] = {}
     for path in paths:
@@ -54,11 +54,16 @@ def plan_jobs(paths: list[Path], output: Path, overlay: Path | None) -> list[Job
             jobs.append(Job(path, str(path), output, None, why))
             continue
         try:
-            target = output_path(output, case_name(path), result_suffix(path))
+            target = output_path(output, case_name(path), result_suffix(path, png))
             picture = None if overlay is None else output_path(overlay, case_name(path), ".png")
         except OutputError as error:
             jobs.append(Job(path, str(path), output, None, str(error)))
             continue
+        if (
+            picture is not None
+            and target.parent.resolve() / target.name == picture.parent.resolve() / picture.name
+        ):
+            raise UsageError(f"{picture}: would be label map and picture; give --overlay another folder")
         for result in (target, picture):
             if result is not None and result.parent.resolve() / result.name in inputs:
                 raise UsageError(f"{result}: is an input and would be replaced; choose another folder")

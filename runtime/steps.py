@@ -16,8 +16,8 @@ from litemed.runtime.errors import InputError, LitemedError, OutputError, printa
 from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
 from litemed.runtime.inputs.cases import case_files, read_case
 from litemed.runtime.inputs.dicom import Dicom
-from litemed.runtime.inputs.npz import write_npz
 from litemed.runtime.jobs import Job
+from litemed.runtime.outputs.label_files import write_labels
 from litemed.runtime.outputs.objects import ObjectStatistics
 from litemed.runtime.outputs.overlay import draw_case, encode_png
 from litemed.runtime.report import CaseReport, FileRecord, Settings
@@ -149,7 +149,8 @@ class CaseSteps:
 
     def _claim(self, job: Job, earlier: CaseReport | None) -> None:
         """Make sure that whatever lies where the results go is ours to replace."""
-        recorded = earlier is not None and earlier.output is not None
+        output = earlier.output if earlier else None
+        recorded = output is not None and output.path == job.target.name  # not as another kind of file
         # Pictures may go to another folder than last time, so that one is ours only if it is that very file.
         drawn = job.picture is not None and _is(job.picture, earlier.overlay if earlier else None)
         for path, ours in zip(job.results, (recorded, drawn), strict=False):
@@ -163,12 +164,7 @@ class CaseSteps:
         start = time.perf_counter()
         job = begun.job
         with atomic_write(job.target) as file:
-            if begun.origin is None or job.target.suffix == ".npz":
-                write_npz(file, {"segs": result.labels})
-            elif isinstance(begun.origin, Dicom):
-                begun.origin.write_labels(result.labels, file, result.boxes)
-            else:
-                begun.origin.write_labels(result.labels, file)
+            write_labels(file, job.target.suffix, result.labels, result.boxes, begun.origin)
         if job.picture is not None and begun.case is not None:
             with atomic_write(job.picture, durable=False) as file:
                 file.write(encode_png(draw_case(begun.case, result.labels)))

@@ -301,7 +301,7 @@ class Slow:
         self.go_on = threading.Event()
         self._error: Exception | None = error
         self._first = True
-        monkeypatch.setattr("litemed.runtime.steps.write_npz", self)
+        monkeypatch.setattr("litemed.runtime.outputs.label_files.write_npz", self)
 
     def __call__(self, file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         if self._first:

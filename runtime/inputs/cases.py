@@ -36,7 +36,7 @@ from litemed.runtime.inputs.files import CASE_SUFFIXES, DICOM_SUFFIX, case_name,
 from litemed.runtime.inputs.intensity import to_grey
 from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
-from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, decode_picture, to_8_bits
+from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_picture, to_8_bits
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.prompts.extents import Grid
@@ -88,14 +88,30 @@ def is_series(folder: Path) -> bool:
     )
 
 
-def result_suffix(path: Path) -> str:
-    """Return the suffix of the label map of a case's file; of DICOM the headers say which is possible."""
+def result_suffix(path: Path, png: bool = False) -> str:
+    """Return the suffix of the label map of a case's file; of DICOM the headers say which is possible.
+
+    With `png` that of pictures, and of npz of one image, is ".png".
+    """
+    suffix = case_suffix(path).lower()
+    if png and (suffix in PICTURE_SUFFIXES or (suffix == ".npz" and _is_image(path))):
+        return ".png"
     if _is_dicom(path):
         try:
             return ".npz" if Dicom.open(path).no_seg else DICOM_SUFFIX
         except (InputError, OSError, ModuleNotFoundError):
             return ".npz"  # reading it will say why
-    return NIFTI_SUFFIXES[0] if case_suffix(path).lower() in NIFTI_SUFFIXES else ".npz"
+    return NIFTI_SUFFIXES[0] if suffix in NIFTI_SUFFIXES else ".npz"
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether an npz, which may be damaged, holds an image and no volume."""
+    try:
+        with NpzReader(path) as archive:
+            shape = archive.header("imgs")[1]
+    except InputError:
+        return False  # reading it will say why
+    return len(shape) == 2 or shape[2:] == (3,)
 
 
 def case_files(path: Path, own_boxes: bool = True) -> tuple[Path, ...]:
