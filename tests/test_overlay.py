@@ -71,7 +71,7 @@ def test_a_colour_image_keeps_its_colours():
 def test_of_a_volume_the_middle_slice_of_each_box_is_shown():
     image = np.zeros((30, 100, 100), np.uint8)
     image[:] = np.arange(30, dtype=np.uint8).reshape(-1, 1, 1) * 8
-    case = Case("a", image, Boxes.parse([[20, 20, 4, 40, 40, 6], [50, 50, 20, 80, 80, 20]], image.shape))
+    case = Case("a", image, Boxes.parse([[20, 20, 5, 40, 40, 5], [50, 50, 20, 80, 80, 20]], image.shape))
     picture = draw_case(case, np.zeros(case.shape, np.uint8))
     # Two tiles side by side: slices 5 and 20, between them the ground.
     assert picture.shape == (448, 448 * 2 + 6, 3)
@@ -80,6 +80,30 @@ def test_of_a_volume_the_middle_slice_of_each_box_is_shown():
     np.testing.assert_array_equal(picture[40, 448 + 6 + 400], [160, 160, 160])
     np.testing.assert_array_equal(picture[round(20 * 4.48), 30 * 4], colours(2)[1, 0])
     assert not (picture[:, :448] == colours(2)[2, 0]).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("z", "shown"),
+    [
+        ([[3, 5]], [3, 4, 5]),
+        ([[0, 39]], [0, 4, 8, 11, 15, 19, 20, 24, 28, 31, 35, 39]),
+        # The middles, 2, 15 and 30, and nine of the 14 other slices.
+        ([[0, 4], [10, 20], [30, 30]], [0, 2, 3, 4, 11, 12, 14, 15, 17, 18, 20, 30]),
+    ],
+)
+def test_of_a_volume_there_is_a_contact_sheet_of_the_slices_that_boxes_cover(z, shown):
+    image = np.empty((40, 40, 40), np.uint8)
+    image[:] = 5 * np.arange(40, dtype=np.uint8).reshape(-1, 1, 1)
+    boxes = [[2, 2, first, 12, 12, last] for first, last in z]
+    picture = draw_case(Case("a", image, Boxes.parse(boxes, image.shape)), np.zeros(image.shape, np.uint8))
+    columns = 4 if len(shown) > 9 else 3
+    rows = -(-len(shown) // columns)
+    assert picture.shape == (454 * rows - 6, 454 * columns - 6, 3)
+    # A spot of each tile that is far from boxes and numbers.
+    found = [
+        picture[454 * (n // columns) + 300, 454 * (n % columns) + 400, 0] // 5 for n in range(len(shown))
+    ]
+    assert found == shown
 
 
 @pytest.mark.parametrize("count", [40, 300])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from litemed.runtime.case import Case
+from litemed.runtime.plan import covered
 
 Picture = npt.NDArray[np.uint8]
 """uint8 (height, width, 3), R G B."""
@@ -29,7 +30,8 @@ def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
     """Draw the label map and the boxes of a case over its image.
 
     Objects are tinted and outlined, their boxes drawn and numbered, in the label's colour (`colours`).
-    Of a volume the middle slice of each box is shown, at most 12 of them, side by side.
+    A volume gives a contact sheet of up to 12 slices in their order: the middle one of each box, or as many
+    of these evenly chosen; where there is room left, others that a box covers, evenly chosen too.
 
     Args:
         case: the case.
@@ -41,17 +43,28 @@ def draw_case(case: Case, labels: npt.NDArray[np.unsignedinteger]) -> Picture:
         low, high = _LONGEST
         longest = min(max(*case.shape, low), high)
         return _draw_slice(case.image, labels, xyxy, np.arange(1, len(xyxy) + 1), palette, longest)
-    middles = np.unique(z.sum(axis=1) // 2)
-    if len(middles) > _MAX_TILES:
-        middles = middles[np.linspace(0, len(middles) - 1, _MAX_TILES).round().astype(int)]
     tiles = []
-    for index in middles.tolist():
+    for index in (shown := _slices_to_show(z)):
         here = np.flatnonzero((z[:, 0] <= index) & (index <= z[:, 1]))
-        longest = _TILE_LONGEST if len(middles) > 1 else _LONGEST[0]
+        longest = _TILE_LONGEST if len(shown) > 1 else _LONGEST[0]
         tile = _draw_slice(case.image[index], labels[index], xyxy[here], here + 1, palette, longest)
         _tag(tile, f"slice {index}", (6, tile.shape[0] - 6), (200, 200, 200))
         tiles.append(tile)
     return _montage(tiles)
+
+
+def _slices_to_show(z: npt.NDArray[np.int64]) -> list[int]:
+    """Return, ascending, the slices of a contact sheet of boxes (N, 2), first and last slice."""
+    middles = np.unique(z.sum(axis=1) // 2)
+    others = np.setdiff1d(covered(*z.T), middles)
+    return sorted([*_evenly(middles, _MAX_TILES), *_evenly(others, _MAX_TILES - len(middles))])
+
+
+def _evenly(numbers: npt.NDArray[np.int64], most: int) -> list[int]:
+    """Return all of some numbers or, evenly chosen, at most so many of them, the ends among them."""
+    if len(numbers) <= most:
+        return numbers.tolist()
+    return numbers[np.linspace(0, len(numbers) - 1, max(most, 0)).round().astype(int)].tolist()
 
 
 def _montage(pictures: Sequence[Picture]) -> Picture:
