@@ -248,7 +248,8 @@ def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
 @pytest.mark.slow
 def test_the_bundle_offers_int8_and_its_description_shows_the_agreement(bundle):
     names = ["encoder_int8", *["encoder_int8_bf16"] * computes_bf16()]
-    files = [*(f"{name}.onnx" for name in ("decoder", "decoder_loose", "encoder", *names))]
+    graphs = "decoder", "decoder_loose", "encoder", *names, "mask_encoder"
+    files = [f"{name}.onnx" for name in graphs]
     assert sorted(p.name for p in bundle.iterdir()) == [*files, "manifest.json"]
     listed = manifest(bundle)["precisions"]
     assert listed["float32"] == dict(encoder="encoder", decoder="decoder", loose_decoder="decoder_loose")
