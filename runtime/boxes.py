@@ -33,11 +33,14 @@ class Boxes:
             0 <= y0 < y1 <= height.
         z: int64 (N, 2), first and last slice, both inclusive; None for a 2D image.
         clipped: 1-based numbers of the boxes that reached out of the image or volume and were cut.
+        on_slice: bool (N,), which were drawn on one slice of a volume, for its object there and not to say
+            where it ends; None: none of them.
     """
 
     xyxy: NDArray[np.int64]
     z: NDArray[np.int64] | None
     clipped: tuple[int, ...] = ()
+    on_slice: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Return the number of boxes."""
@@ -49,7 +52,8 @@ class Boxes:
 
         Args:
             array: (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a volume, in
-                pixels and slices of the original image, z0 and z1 both inclusive.
+                pixels and slices of the original image, z0 and z1 both inclusive; or (N, 5) as x0 y0 x1 y1 z,
+                drawn on one slice of a volume each.
             shape_of_image: (height, width) or (height, width, 3) of an image, (depth, height, width)
                 of a volume. A last axis of 3 is always colour.
             source: names the boxes in error messages.
@@ -62,7 +66,9 @@ class Boxes:
             InputError: a box is refused; the message numbers the first one, from 1, and counts the others.
         """
         depth, height, width = _extent(shape_of_image, source)
-        corners = _whole_numbers(_table(array, depth is not None, source), source)
+        corners, on_slice = _whole_numbers(_table(array, depth is not None, source), source), None
+        if corners.shape[1] == 5:
+            corners, on_slice = corners[:, [0, 1, 4, 2, 3, 4]], np.ones(len(corners), np.bool_)
         columns = (0, 1, 3, 4) if depth is not None else (0, 1, 2, 3)
         x0, y0, x1, y1 = (corners[:, column] for column in columns)
         _refuse(source, corners, (x1 <= x0) | (y1 <= y0), "needs x0 < x1 and y0 < y1")
@@ -78,7 +84,7 @@ class Boxes:
             _refuse(source, corners, (last < 0) | (first >= depth), f"is outside slices 0 to {depth - 1}")
             z = np.clip(given_z, 0, depth - 1)
             cut |= (z != given_z).any(axis=1)
-        return cls(xyxy=xyxy, z=z, clipped=tuple((np.flatnonzero(cut) + 1).tolist()))
+        return cls(xyxy, z, tuple((np.flatnonzero(cut) + 1).tolist()), on_slice)
 
     def widened(self) -> Boxes:
         """Return the same, with boxes of one pixel as wide as the challenge's of such objects are."""
@@ -128,7 +134,7 @@ def _table(array: npt.ArrayLike, is_volume: bool, source: str) -> np.ndarray:
         raise InputError(f"{source}: not a table of numbers; give (N, 4) or (N, 6)") from error
     if table.size == 0:
         raise InputError(f"{source}: there are no boxes; give at least one")
-    if table.ndim != 2 or table.shape[1] != (6 if is_volume else 4):
+    if table.ndim != 2 or table.shape[1] not in ((6, 5) if is_volume else (4,)):
         needed = (
             "volume needs (N, 6) as x0 y0 z0 x1 y1 z1" if is_volume else "image needs (N, 4) as x0 y0 x1 y1"
         )

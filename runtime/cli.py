@@ -131,7 +131,8 @@ _PATH = click.Path(path_type=Path)
     "--propagate",
     is_flag=True,
     help="In volumes go from each box's middle slice outwards, as the baseline does; a later box overwrites "
-    "an earlier one. --merge, --volume, --zoom and --boxes do not go with it.",
+    "an earlier one. A box on one slice (--prompts) is followed as far as its object goes. --merge, "
+    "--volume, --zoom and --boxes do not go with it.",
 )
 @click.option(
     "--crop-masks",

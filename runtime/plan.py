@@ -55,7 +55,10 @@ class Plan:
         images: uint8 (D, H, W) or (D, H, W, 3).
         spacing: of slices, rows and columns in mm; None if not known.
         xyxy: int64 (N, 4), the boxes in pixels of a slice.
-        z: int64 (N, 2), first and last slice of each box.
+        z: int64 (N, 2), first and last slice of each box; with `propagate` of one that was drawn on one slice
+            those of the volume.
+        middle: int64 (N,), the slice on which propagation starts.
+        follows: bool (N,), which boxes it follows until their objects end.
         whole: the whole slice, with the boxes that are segmented on it alone.
         tiles: of the others.
         plane_count: how many planes each box gets of either other direction, (N,).
@@ -71,6 +74,8 @@ class Plan:
     spacing: tuple[float, ...] | None
     xyxy: NDArray[np.int64]
     z: NDArray[np.int64]
+    middle: NDArray[np.int64]
+    follows: NDArray[np.bool_]
     whole: View
     tiles: tuple[View, ...]
     plane_count: NDArray[np.int64]
@@ -95,6 +100,11 @@ class Plan:
         images = case.image if case.is_volume else case.image[np.newaxis]
         xyxy = case.boxes.xyxy
         z = np.zeros((len(xyxy), 2), np.int64) if case.boxes.z is None else case.boxes.z
+        middle = (z[:, 1] - z[:, 0]) // 2 + z[:, 0]
+        follows = np.zeros(len(xyxy), np.bool_)
+        if method.propagate and case.boxes.on_slice is not None:
+            follows = case.boxes.on_slice
+            z = np.where(follows[:, np.newaxis], [0, len(images) - 1], z)
         height, width = images.shape[1:3]
         frame = Frame.of(height, width, input_size)
         tiles, untiled = [], np.empty(0, np.int64)
@@ -115,6 +125,8 @@ class Plan:
             spacing=case.spacing,
             xyxy=xyxy,
             z=z,
+            middle=middle,
+            follows=follows,
             whole=View(slice(0, height), slice(0, width), frame, rest),
             tiles=tuple(tiles),
             plane_count=plane_count,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 import litemed.runtime
 from litemed.runtime import propagate
 from litemed.runtime.boxes import Boxes, scale_boxes
+from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case
 from litemed.runtime.method import Method
 from litemed.runtime.preprocess import Frame, preprocess
@@ -151,3 +152,29 @@ def test_in_an_image_a_later_box_overwrites_an_earlier_one(shape, with_engine):
         expected[mask_of(engine, embedding, prompt, frame)] = number
     assert len(np.unique(expected)) == 4
     np.testing.assert_array_equal(with_engine(Blobs()).segment(picture, boxes, propagate=True), expected)
+
+
+class Sure(Blobs):
+    """The same, less sure of slices whose first pixel is bright."""
+
+    def decode(self, embedding: Prompt, boxes: Prompt, decoder: str = "decoder") -> tuple[Prompt, Prompt]:
+        logits, _ = super().decode(embedding, boxes, decoder)
+        return logits, 0.9 - embedding.reshape(-1)[:1]
+
+
+def test_a_box_on_one_slice_is_followed_until_the_network_is_less_sure(box_bundle):
+    volume = np.zeros((20, 256, 256), np.uint8)
+    for z in range(2, 18):
+        volume[z, 100 + 2 * (z - 9) : 130, 80:120] = 250
+        volume[z, 0, 0] = 0 if 5 <= z <= 12 else 25
+    engine = Sure()
+    segmenter = Segmenter(Bundle.open(box_bundle), engine)
+    box, still = [80, 100, 120, 130, 9], [80, 100, 9, 120, 130, 9]
+    found = segmenter.segment(volume, [box], propagate=True)
+    expected = np.zeros_like(volume)
+    expected[5:13] = volume[5:13] == 250
+    np.testing.assert_array_equal(found, expected)
+    assert engine.encoded == 10  # one more on either side
+    for boxes, method in (([box], {"volume": "box"}), ([still], {"propagate": True})):
+        found = segmenter.segment(volume, boxes, **method)
+        assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [9]

@@ -103,7 +103,8 @@ def boxes_of(given: Sequence[Given], grid: Grid, margin: Margin, source: object)
     clipped = np.flatnonzero(((first < 0) | (last >= size)).any(axis=1)) + 1
     first, last = np.maximum(first, 0), np.minimum(last, size - 1)
     z = np.column_stack([first[:, 2], last[:, 2]]) if len(size) == 3 else None
-    return Boxes(np.column_stack([first[:, :2], last[:, :2]]), z, tuple(clipped.tolist()))
+    on_slice = np.array([one.z is not None for one in given])
+    return Boxes(np.column_stack([first[:, :2], last[:, :2]]), z, tuple(clipped.tolist()), on_slice)
 
 
 def _ends(given: Given, grid: Grid, source: object) -> NDArray[np.int64]:
