@@ -55,7 +55,7 @@ class Boxes:
                 pixels and slices of the original image, z0 and z1 both inclusive; or (N, 5) as x0 y0 x1 y1 z,
                 drawn on one slice of a volume each.
             shape_of_image: (height, width) or (height, width, 3) of an image, (depth, height, width)
-                of a volume. A last axis of 3 is always colour.
+                or (depth, height, width, 3) of a volume. A last axis of 3 is always colour.
             source: names the boxes in error messages.
 
         Integers of any dtype and floats that are whole numbers are taken; what is partly outside is clipped.
@@ -118,11 +118,11 @@ def _extent(shape: tuple[int, ...], source: str) -> tuple[int | None, int, int]:
     """Return depth (None in 2D), height and width of an image's shape."""
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 3):
         return None, shape[0], shape[1]
-    if len(shape) == 3:
-        return shape
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 3):
+        return shape[:3]
     raise InputError(
         f"{source}: an image of shape {tuple(shape)} takes no boxes; give (height, width), "
-        "(height, width, 3) or (depth, height, width)"
+        "(height, width, 3), (depth, height, width) or (depth, height, width, 3)"
     )
 
 

@@ -17,6 +17,7 @@ from litemed.runtime.errors import InputError
 if TYPE_CHECKING:
     from litemed.runtime.inputs.dicom import Dicom
     from litemed.runtime.inputs.nifti import Nifti
+    from litemed.runtime.inputs.raster import Raster
 
 MAX_SIDE = 65_535  # of a slice in pixels: what is computed for each row or column then takes little memory
 SPACING_MM = (1e-6, 100.0)  # from electron microscopes to slices that are far apart
@@ -50,12 +51,12 @@ class Case:
     """One input of a run; InputError if a slice has a side longer than `MAX_SIDE`, or for a wrong spacing.
 
     `name` is the file's without its suffix, by which its result is called. `image` is uint8, C-contiguous:
-    (height, width) grey, (height, width, 3) in the order R G B, or a volume (depth, height, width).
-    `Boxes.parse` checked the `boxes` against it. `spacing` is that of a volume's slices, rows and columns in
-    mm, None if the file gives none. `source` is the file it was read from, or None. `intensity` says by which
-    rule its grey levels were made, empty if they were given. `origin` is what a scanner's file or files
-    are, if they are, in whose geometry the label map is written. `read_values` reads the file's own values
-    again, see `values`; None if they are the image.
+    (height, width) grey, (height, width, 3) in the order R G B, or a volume of such slices, (depth, height,
+    width) or (depth, height, width, 3). `Boxes.parse` checked the `boxes` against it. `spacing` is that of a
+    volume's slices, rows and columns in mm, None if the file gives none. `source` is the file it was read
+    from, or None. `intensity` says by which rule its grey levels were made, empty if they were given.
+    `origin` is what a scanner's file or files are, if they are, in whose geometry the label map is written.
+    `read_values` reads the file's own values again, see `values`; None if they are the image.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Case:
     spacing: tuple[float, ...] | None = None
     source: Path | None = None
     intensity: str = ""
-    origin: Nifti | Dicom | None = None
+    origin: Nifti | Raster | Dicom | None = None
     read_values: Callable[[], npt.NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Case:
 
     @property
     def is_volume(self) -> bool:
-        """Whether the image is a volume (depth, height, width)."""
+        """Whether the image is a volume, grey or in colour."""
         return self.boxes.z is not None
 
     def values(self) -> npt.NDArray[Any]:
@@ -93,4 +94,4 @@ class Case:
     @property
     def shape(self) -> tuple[int, ...]:
         """Spatial shape: (height, width) or (depth, height, width), that of the label map."""
-        return self.image.shape if self.is_volume else self.image.shape[:2]
+        return self.image.shape[: 3 if self.is_volume else 2]

@@ -7,8 +7,9 @@ import click
 
 from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
-from litemed.runtime.inputs.scaling import WINDOWS, Scaling, parse_window
+from litemed.runtime.inputs.scaling import Scaling, parse_window
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
+from litemed.runtime.options import input_options
 
 EPILOG = """\b
 Examples:
@@ -24,19 +25,23 @@ Examples:
 \b
 Cases:
   NAME.npz           imgs, uint8: (height, width), (height, width, 3) or
-                     (depth, height, width); boxes: (N, 4) as x0 y0 x1 y1, in a
-                     volume (N, 6) as x0 y0 z0 x1 y1 z1, z1 included
+                     a volume (depth, height, width) or (depth, height, width, 3);
+                     boxes: (N, 4) as x0 y0 x1 y1, in a volume (N, 6) as
+                     x0 y0 z0 x1 y1 z1, z1 included
   NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
   NAME.nii.gz|nii    with NAME.json: {"boxes": [[x0, y0, z0, x1, y1, z1], ...]};
                      its values become grey by --window or percentiles
+  NAME.nrrd|nhdr, NAME.mha|mhd
+                     the same, as Slicer and ITK keep volumes
   NAME.dcm, NAME/    with NAME.json: DICOM, one image or slices of one series
-Boxes count pixels of the image as it is stored, in a NIfTI along its axes.
+Boxes count pixels of the image as it is stored, in a volume along its axes.
 
 \b
 Results in OUT:
   NAME.npz           segs: label i is box i, 0 is background
   NAME.png           with --png: pixel i is box i, in the colours of --overlay
   NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
+  NAME.nrrd, .mha    the same for NRRD and MetaImage, with its geometry
   NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
   report.json        status, error, hashes and seconds of every case
   objects.csv        of each object: volume, extent, mean, predicted IoU
@@ -139,28 +144,7 @@ _PATH = click.Path(path_type=Path)
     is_flag=True,
     help="End each box's mask at the box, which must have been drawn round the object.",
 )
-@click.option(
-    "--modality",
-    metavar="MODALITY",
-    help="Of NIfTI files whose name does not begin with theirs (CT_..., MR_...): by it their values become "
-    "grey. CT is cut to a window, all others to percentiles of their own.",
-)
-@click.option(
-    "--window",
-    default="abdomen",
-    show_default=True,
-    metavar="NAME|LEVEL,WIDTH",
-    help=f"Of CT in Hounsfield units: {', '.join(WINDOWS)}, or level and width such as 40,400.",
-)
-@click.option(
-    "--prompts",
-    type=EXISTING,
-    metavar="FILE|DIR",
-    help="Where the boxes are, if not with the cases: CSV, JSON lines, COCO, labelme, Slicer ROI or a label "
-    "mask, or a folder with such a file NAME.* for each case.",
-)
-@click.option("--margin", metavar="N|Nmm", help="Pixels or mm by which these boxes are made larger.")
-@click.option("--components", is_flag=True, help="A box for each connected part of a label in a mask.")
+@input_options
 @click.option("--png", is_flag=True, help="Write label maps of images as NAME.png with a palette, not npz.")
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
@@ -199,6 +183,7 @@ def _run(
     prompts: Path | None,
     margin: str | None,
     components: bool,
+    volume_index: int | None,
     output: Path,
     overlay: Path | None,
     png: bool,
@@ -212,7 +197,7 @@ def _run(
     from litemed.runtime.precision import REFERENCE
 
     how = Method(**method)
-    scaling = Scaling(modality, parse_window(window))
+    scaling = Scaling(modality, parse_window(window), volume_index)
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
     kept = None if cache is None else Cache(cache)

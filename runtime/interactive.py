@@ -56,11 +56,11 @@ class EncodedImage:
     def __init__(
         self, segmenter: Segmenter, image: npt.NDArray[np.uint8], spacing: tuple[float, ...] | None
     ) -> None:
-        """Encode an image, uint8 (H, W) or (H, W, 3); of a volume (D, H, W) nothing yet."""
+        """Encode an image, uint8 (H, W) or (H, W, 3); of a volume nothing yet."""
         self._image, self._spacing = image, spacing
         self._segmenter = copy.copy(segmenter)  # which shares its lock
         self._segmenter.engine = _Remembering(segmenter.engine)
-        if image.ndim == 2 or image.shape[2] == 3:
+        if image.ndim == 2 or image.shape[2:] == (3,):
             with segmenter.lock:
                 self._segmenter.engine.encode(preprocess(image, segmenter.bundle.manifest.input_size)[0])
 

@@ -85,7 +85,8 @@ class Segmenter:
         """Return the label map of an image or a volume.
 
         Args:
-            image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume (D, H, W).
+            image: uint8, (H, W) grey, (H, W, 3) in the order R G B, or a volume of such
+                slices, (D, H, W) or (D, H, W, 3).
             boxes: whole numbers, (N, 4) as x0 y0 x1 y1 for an image, (N, 6) as x0 y0 z0 x1 y1 z1 for a
                 volume, in pixels and slices of the image, z0 and z1 both inclusive; see `Boxes.parse`.
             spacing: of a volume's slices, rows and columns in mm, if known; see `litemed.runtime.planes`.
@@ -107,8 +108,10 @@ class Segmenter:
         `image` and `spacing` are those of `segment`. Raises InputError and EngineError.
         """
         array, lengths = _checked(image), _lengths(spacing)
-        if array.ndim not in (2, 3):
-            raise InputError(f"image: has shape {array.shape}; give (H, W), (H, W, 3) or (D, H, W)")
+        if array.ndim not in (2, 3) and array.shape[3:] != (3,):
+            raise InputError(
+                f"image: has shape {array.shape}; give (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)"
+            )
         if lengths is not None:
             check_spacing(lengths, "image")
         return EncodedImage(self, array, lengths)

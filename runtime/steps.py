@@ -25,6 +25,7 @@ from litemed.runtime.report_files import ReportFile
 
 if TYPE_CHECKING:
     from litemed.runtime.inputs.nifti import Nifti
+    from litemed.runtime.inputs.raster import Raster
     from litemed.runtime.prompts.source import BoxSource
     from litemed.runtime.segmenter import Labels, Result, Segmenter
 
@@ -56,7 +57,7 @@ class Begun:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     intensity: str = ""
-    origin: Nifti | Dicom | None = None
+    origin: Nifti | Raster | Dicom | None = None
     outcome: CaseReport | None = None
     error: Exception | None = None
     objects: tuple[ObjectStatistics, ...] = ()

@@ -130,7 +130,7 @@ def test_what_no_pixel_box_can_be_is_refused(table, message):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((5, 20, 30), r"volume needs \(N, 6\)"), ((20,), "takes no boxes"), ((2, 20, 30, 3), "takes no boxes")],
+    [((5, 20, 30), r"volume needs \(N, 6\)"), ((20,), "takes no boxes"), ((2, 20, 30, 4), "takes no boxes")],
 )
 def test_boxes_of_an_image_fit_no_other_shape(shape, message):
     with pytest.raises(InputError, match=message):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
@@ -25,6 +26,7 @@ from fuzzing import bounded, mutated, rezipped, sound_png, unzipped
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
 from safetensors.torch import save
+from test_raster import write as write_raster
 
 from litemed.models.adapter import FORMAT, read_adapter_header
 from litemed.models.peft_adapter import read_peft
@@ -35,6 +37,8 @@ from litemed.runtime.errors import InputError, LitemedError, OutputError
 from litemed.runtime.inputs.cases import read_case
 from litemed.runtime.inputs.dicom import Dicom
 from litemed.runtime.inputs.pictures import decode_labels, decode_picture
+from litemed.runtime.inputs.scaling import Scaling
+from litemed.runtime.inputs.volumes import VOLUMES
 from litemed.runtime.prompts.extents import Grid
 from litemed.runtime.prompts.source import BoxSource
 from litemed.runtime.report import Settings as RunSettings
@@ -165,6 +169,22 @@ def read_nifti(path: Path) -> None:
     other.write_bytes(nifti(np.uint8))
     read_pair(Pair("MR", "s", "c", "train", path, other))
     read_pair(Pair("MR", "s", "c", "train", other, path))
+
+
+def rasters(suffix: str) -> list[bytes]:
+    """Return a grey volume, one in colour, and a deflated label map."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"a{suffix}")
+        rgb = np.zeros((3, 5, 6, 4), np.uint8)
+        seeds = [write_raster(path, one).read_bytes() for one in (rgb, rgb[0].astype(np.int16))]
+        packed = io.BytesIO()
+        VOLUMES[suffix].open(path).write_labels(np.ones((4, 6, 5), np.uint8), packed)
+        return [*seeds, packed.getvalue()]
+
+
+def read_shown_volume(path: Path) -> None:
+    path.with_suffix(".json").write_bytes(b'{"boxes": [[0, 0, 0, 2, 2, 1]]}')
+    read_case(path, Scaling("MR"))
 
 
 SHIPPED = Path(pydicom.data.__file__).parent / "test_files"
@@ -318,6 +338,10 @@ READERS: dict[str, Make] = {
     "index": lambda _: Reader("index.csv", read_index, [INDEX], [b'"', b"\n", b",", b"\0", b"../", b"/"]),
     "nifti": lambda _: Reader("a.nii", read_nifti, [nifti(np.int16), nifti(np.uint8)]),
     "nifti_gz": lambda _: Reader("a.nii.gz", read_nifti, [gzip.compress(nifti(np.uint8))]),
+    "nrrd": lambda _: Reader(
+        "a.nrrd", read_shown_volume, rasters(".nrrd"), [b"data file: a.nrrd\n", b"none "]
+    ),
+    "mha": lambda _: Reader("a.mha", read_shown_volume, rasters(".mha"), [b"LOCAL", b"True", b"LIST"]),
     "dicom": lambda _: Reader("a.dcm", read_dicom, DICOM),
     "manifest": lambda folder: Reader(
         "manifest.json", read_bundle, [(folder / "manifest.json").read_bytes()], JSON_WORDS
@@ -344,7 +368,12 @@ READERS: dict[str, Make] = {
 
 @pytest.mark.parametrize("kind", READERS)
 def test_whatever_a_file_holds_it_is_read_or_refused_by_name(kind, box_bundle, tmp_path, monkeypatch, capfd):
-    for module in ("runtime.inputs.npz", "runtime.inputs.pictures", "runtime.inputs.nifti"):
+    for module in (
+        "runtime.inputs.npz",
+        "runtime.inputs.pictures",
+        "runtime.inputs.nifti",
+        "runtime.inputs.raster",
+    ):
         monkeypatch.setattr(f"litemed.{module}.MAX_VOXELS", MOST_VOXELS)
     monkeypatch.setattr("litemed.models.weight_files.MAX_BYTES", 64 * MOST_VOXELS)
     folder = Path(shutil.copytree(box_bundle, tmp_path / "here"))

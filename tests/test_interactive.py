@@ -98,7 +98,7 @@ def test_one_that_fails_leaves_it_usable(segmenter):
         encoded.segment([[500, 0, 600, 10]])
     with pytest.raises(UsageError, match="merge"):
         encoded.segment([BOXES[0]], merge="mean")
-    for wrong in (IMAGE.astype(float), IMAGE[0, 0], IMAGE[None]):
+    for wrong in (IMAGE.astype(float), IMAGE[0, 0], IMAGE[None, None]):
         with pytest.raises(InputError, match="image"):
             segmenter.encode(wrong)
     with pytest.raises(InputError, match="spacing"):

@@ -21,7 +21,8 @@ from litemed.runtime.inputs.cases import list_cases, read_case
 from litemed.runtime.inputs.files import case_name
 from litemed.runtime.inputs.nifti import Nifti
 from litemed.runtime.inputs.scaling import Scaling, parse_window
-from litemed.runtime.report import REPORT, load_report
+from litemed.runtime.method import Method
+from litemed.runtime.report import REPORT, Settings, load_report
 
 LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
 AXES = itertools.permutations(("LR", "PA", "IS"))
@@ -204,7 +205,10 @@ def test_a_case_has_spacing_grey_levels_and_boxes_as_seen(tmp_path):
         (lambda path: path.with_name("MR_a.json").unlink(), ["MR_a.nii.gz", "no boxes", "MR_a.json", "z0"]),
         (lambda path: write(path, ball(), boxes=[[1, 2, 3, 4]]), ["MR_a.json", "box 1", "six numbers"]),
         (lambda path: write(path, ball(), boxes=[[90, 2, 3, 99, 4, 5]]), ["MR_a.json", "box 1", "40 x 44"]),
-        (lambda path: write(path, ball((5, 6, 4))[..., None].repeat(2, 3)), ["MR_a.nii.gz", "one volume"]),
+        (
+            lambda path: write(path, ball((5, 6, 4))[..., None].repeat(2, 3)),
+            ["MR_a.nii.gz", "2 volumes", "--volume-index 0 to 1"],
+        ),
         (lambda path: write(path, ball((3, 6, 4))), ["MR_a.nii.gz", "3 voxels"]),
         (lambda path: write(path, ball() + np.nan), ["MR_a.nii.gz", "no finite value"]),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), ["MR_a.nii.gz"]),
@@ -245,3 +249,37 @@ def test_axes_that_all_but_run_the_same_way_are_refused(tmp_path):
     affine[2, 1] = 1e16
     with pytest.raises(InputError, match=r"MR_a\.nii: affine is singular"):
         read_case(write(tmp_path / "MR_a.nii", ball(), affine, codes=(0, 2)))
+
+
+def test_one_volume_of_several_is_taken_by_its_index(tmp_path):
+    volumes = np.random.default_rng(0).integers(0, 99, (6, 7, 5, 3), np.int16)
+    for suffix, slope in ((".nii", None), (".nii.gz", 0.5)):
+        path = write(tmp_path / f"MR_a{suffix}", volumes)
+        if slope:
+            image = nibabel.Nifti1Image(volumes, LPS)
+            image.header.set_slope_inter(slope, 1)
+            nibabel.save(nibabel.Nifti1Image(volumes * slope + 1, LPS, image.header), path)
+        for index in range(3):
+            found = Nifti.open(path, index)
+            expected = found.view.show(volumes[..., index] * (slope or 1) + (1 if slope else 0))
+            assert np.allclose(found.read(), expected, atol=0.01)
+            with (tmp_path / "labels.nii.gz").open("wb") as file:
+                found.write_labels((found.read() > 30).astype(np.uint8), file)
+            labels = nibabel.load(tmp_path / "labels.nii.gz")
+            assert labels.shape == (6, 7, 5)
+            assert labels.affine.tobytes() == nibabel.load(path).affine.tobytes()
+        with pytest.raises(InputError, match=r"3 volumes; name one, --volume-index 0 to 2"):
+            read_case(path, Scaling(volume_index=3))
+    case = read_case(path, Scaling(volume_index=1))
+    assert case.image.shape == (5, 7, 6)
+    assert Settings("0", "b", "0", "e", "p", Method(), Scaling()).sha256 != (
+        Settings("0", "b", "0", "e", "p", Method(), Scaling(volume_index=1)).sha256
+    )
+
+
+def test_rgb24_is_a_volume_in_colour(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (6, 7, 5, 3), np.uint8)
+    stored = values.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    case = read_case(write(tmp_path / "a.nii.gz", stored))
+    assert (case.image == values.transpose(2, 1, 0, 3)).all()
+    assert (case.shape, case.intensity) == ((5, 7, 6), "as stored")

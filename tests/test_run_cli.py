@@ -445,12 +445,12 @@ def test_where_all_is_up_to_date_no_engine_is_loaded(cases, run, monkeypatch):
 
 def test_what_in_a_folder_is_no_case_is_counted_and_refused_if_asked(cases, out, fixed, run):
     """Results, sidecars and hidden files are not counted, nor what is beside a case that is named."""
-    for name in ("a.nrrd", "b.NRRD", "LICENSE", ".hidden"):
+    for name in ("a.svg", "b.SVG", "LICENSE", ".hidden"):
         (cases / name).write_bytes(b"")
     (cases / "below").mkdir()
     Image.fromarray(IMAGE).save(cases / "c.png")
     (cases / "c.json").write_text(json.dumps({"boxes": BOXES2}))
-    line = f"{cases}: 4 in it are no cases and were left out: 2 .nrrd, 1 "
+    line = f"{cases}: 4 in it are no cases and were left out: 2 .svg, 1 "
     refused = run(cases, "--strict")
     assert (refused.exit_code, refused.stderr.count("\n"), out.exists()) == (2, 1, False)
     assert refused.stderr.startswith(f"error: {line}")

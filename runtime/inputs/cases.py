@@ -1,18 +1,18 @@
-"""Find cases and read them: ``NAME.npz``, or an image, NIfTI or DICOM with a sidecar ``NAME.json`` beside it.
+"""Find cases and read them: ``NAME.npz``, or an image, volume or DICOM with ``NAME.json`` beside it.
 
-The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3) or (depth, height,
-width); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1 y1 z1, and where known
-``spacing``, z y x in mm. The sidecar holds
+The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3), (depth, height,
+width) or (depth, height, width, 3); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1
+y1 z1, and where known ``spacing``, z y x in mm. The sidecar holds
 ``{"boxes": [[x0, y0, x1, y1], ...]}`` in pixels as stored, x to the right, y downwards; other keys
 are free for notes. Alpha is dropped, 16-bit values are stretched from minimum and maximum to 8 bit. An image
 with an orientation tag is refused, for programs disagree on whether boxes count pixels before or after the
 turn; so is a file of several pages.
 
-The boxes of a NIfTI are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values become grey by
-`litemed.runtime.inputs.intensity`, and it is turned to be seen as `litemed.runtime.inputs.view` says. So are
-those of a DICOM of several slices, a file or a folder NAME of one series: in columns, rows, and slices
-upwards along their normal, or as they were taken if they have no place. Of a DICOM of one image they are as
-of any image.
+The boxes of a NIfTI, NRRD or MetaImage are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values
+become grey by `litemed.runtime.inputs.intensity`, and it is turned to be seen as
+`litemed.runtime.inputs.view` says. So are those of a DICOM of several slices, a file or a folder NAME of one
+series: in columns, rows, and slices upwards along their normal, or as they were taken if they have no place.
+Of a DICOM of one image they are as of any image.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
 from litemed.runtime.inputs.files import CASE_SUFFIXES, DICOM_SUFFIX, case_name, case_suffix, read_bytes
 from litemed.runtime.inputs.intensity import to_grey
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_picture, to_8_bits
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
+from litemed.runtime.inputs.volumes import label_suffix, open_volume, volume_suffix, voxels_beside
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.prompts.extents import Grid
 from litemed.runtime.strict_json import parse_json
@@ -101,7 +101,7 @@ def result_suffix(path: Path, png: bool = False) -> str:
             return ".npz" if Dicom.open(path).no_seg else DICOM_SUFFIX
         except (InputError, OSError, ModuleNotFoundError):
             return ".npz"  # reading it will say why
-    return NIFTI_SUFFIXES[0] if suffix in NIFTI_SUFFIXES else ".npz"
+    return label_suffix(path)
 
 
 def _is_image(path: Path) -> bool:
@@ -119,7 +119,7 @@ def case_files(path: Path, own_boxes: bool = True) -> tuple[Path, ...]:
 
     The sidecar only if the case's `own_boxes` are asked for.
     """
-    files: tuple[Path, ...] = (path,)
+    files = (path, *voxels_beside(path))
     if path.is_dir():
         files = tuple(sorted(one for one in path.glob("[!.]*") if one.is_file()))
     return files if path.suffix.lower() == ".npz" or not own_boxes else (*files, _sidecar(path))
@@ -149,8 +149,8 @@ def read_case(
         return _read_dicom(path, name, scaling, prompts)
     if not suffix:
         raise InputError(f"{path}: not a case; give one of {', '.join(CASE_SUFFIXES)}")
-    if suffix in NIFTI_SUFFIXES:
-        return _read_nifti(path, name, scaling, prompts)
+    if volume_suffix(path):
+        return _read_volume(path, name, scaling, prompts)
     picture = _read_picture(path)
     image = to_8_bits(picture, str(path))
     boxes = _boxes(path, prompts, Grid(image.shape[1::-1]), image.shape)
@@ -162,9 +162,9 @@ def _read_picture(path: Path) -> np.ndarray:
     return decode_picture(read_bytes(path, MAX_PICTURE_BYTES), str(path))
 
 
-def _read_nifti(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
+def _read_volume(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
     try:
-        stored = Nifti.open(path)
+        stored = open_volume(path, scaling.volume_index)
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: needs nibabel; in the checkout: pip install '.[medical]'") from error
     if 3 in stored.shape[:2]:
@@ -173,7 +173,8 @@ def _read_nifti(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm), stored.shape[::-1])
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
-    return Case(name, image, boxes, check_spacing(stored.spacing, path), path, rule, stored, stored.read)
+    spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)
+    return Case(name, image, boxes, spacing, path, rule, stored, stored.read)
 
 
 def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | None) -> Case:
@@ -184,9 +185,8 @@ def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     if not stored.no_seg and importlib.util.find_spec("highdicom") is None:  # said now, not once it is done
         raise InputError(f"{path}: needs highdicom; in the checkout: pip install '.[medical]'")
     columns, rows, depth = stored.shape
-    if depth > 1 and (stored.files[0].colour or 3 in (columns, rows)):
-        what = "clips in colour" if stored.files[0].colour else "slices with a side of 3 pixels"
-        raise InputError(f"{path}: {what} are not segmented; give single images, or grey ones")
+    if depth > 1 and 3 in (columns, rows):
+        raise InputError(f"{path}: slices with a side of 3 pixels are not segmented; give larger ones")
     shape = (depth, rows, columns) if depth > 1 else (rows, columns, 3)[: 3 if stored.files[0].colour else 2]
     grid = _grid(stored.shape, stored.affine) if depth > 1 else Grid((columns, rows))
     boxes = _boxes(path, prompts, grid, shape)
@@ -202,12 +202,12 @@ def _read_npz(path: Path, prompts: BoxSource | None) -> Case:
         dtype, shape = archive.header("imgs")
         if dtype != np.uint8:
             raise InputError(f"{path}: imgs is {dtype}; window or stretch it to uint8 first")
-        is_volume = len(shape) == 3 and shape[2] != 3
+        is_volume = len(shape) == 4 or (len(shape) == 3 and shape[2] != 3)
         spacing = None
         if "spacing" in archive.names and is_volume:
             spacing = check_spacing(archive.read("spacing"), path)
         if prompts is not None:
-            sides = shape[::-1] if is_volume else shape[1::-1]
+            sides = shape[2::-1] if is_volume else shape[1::-1]
             boxes = prompts.boxes(path, Grid(sides, None, spacing and spacing[::-1])).widened()
             return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
         if math.prod(of_boxes := archive.header("boxes")[1]) > 6 * MAX_BOXES:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from litemed.runtime.errors import InputError
 from litemed.runtime.files import open_input
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES
 from litemed.runtime.inputs.pictures import PICTURE_SUFFIXES
+from litemed.runtime.inputs.volumes import VOLUMES
 
 DICOM_SUFFIX = ".dcm"
-CASE_SUFFIXES = (".npz", *NIFTI_SUFFIXES, DICOM_SUFFIX, *PICTURE_SUFFIXES)
+CASE_SUFFIXES = (".npz", *VOLUMES, DICOM_SUFFIX, *PICTURE_SUFFIXES)
 
 
 def case_suffix(path: Path) -> str:

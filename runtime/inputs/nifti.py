@@ -25,6 +25,7 @@ _SMALLEST_VOXEL_MM3: Final = 1e-15
 _MM: Final = {1: 1000.0, 2: 1.0, 3: 0.001}
 # What nibabel, gzip and zlib raise on damaged files, found by fuzzing.
 _DAMAGE: Final = (OSError, ValueError, EOFError, OverflowError, zlib.error)
+_RGB: Final = ("R", "G", "B")
 _LABEL: Final = 1002  # NIFTI_INTENT_LABEL
 
 
@@ -37,18 +38,23 @@ class Nifti:
         view: how the volume is turned to be seen; as stored where the file says nothing about it (sform and
             qform codes both 0).
         image: nibabel's.
+        index: which of its volumes, where it has a fourth axis.
     """
 
     path: Path
     view: View
     image: Any
+    index: int = 0
 
     @classmethod
-    def open(cls, path: Path) -> Nifti:
+    def open(cls, path: Path, index: int | None = None) -> Nifti:
         """Read the header only, and refuse what must not be loaded.
 
-        Raises InputError for what is no sound NIfTI, not one volume, larger than what is read, or of other
-        values than integers and floats; ModuleNotFoundError without nibabel.
+        index: which volume is meant, from 0, where there are several.
+
+        Raises InputError for what is no sound NIfTI, of several volumes without an `index` or with too large
+        a one, larger than what is read, or of other
+        values than integers, floats and R G B; ModuleNotFoundError without nibabel.
         """
         import nibabel
 
@@ -62,11 +68,15 @@ class Nifti:
             stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
         except (*_DAMAGE, *faults) as error:
             raise InputError(f"{path}: cannot be read as NIfTI ({in_short(error)})") from error
-        if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+        if len(shape) < 3 or any(side != 1 for side in shape[4:]):
             raise InputError(f"{path}: NIfTI of shape {shape}; give one volume of three axes")
-        if dtype.kind not in "iuf":
-            raise InputError(f"{path}: voxels of type {dtype}; give integers or floats")
-        if min(shape) < 1 or math.prod(shape) > MAX_VOXELS or math.prod(shape) * dtype.itemsize > stored:
+        count = shape[3] if len(shape) > 3 else 1
+        if count > 1 and (index is None or index >= count):
+            raise InputError(f"{path}: holds {count} volumes; name one, --volume-index 0 to {count - 1}")
+        if dtype.kind not in "iuf" and dtype.names != _RGB:
+            raise InputError(f"{path}: voxels of type {dtype}; give integers, floats or RGB24")
+        values = math.prod(shape[:3]) * (3 if dtype.names else 1)
+        if min(shape) < 1 or values > MAX_VOXELS or math.prod(shape) * dtype.itemsize > stored:
             raise InputError(
                 f"{path}: header declares shape {shape}, more than the file holds or than is read"
             )
@@ -74,7 +84,7 @@ class Nifti:
             raise InputError(f"{path}: affine is singular or not finite; repair the header")
         placed = image.header["sform_code"] != 0 or image.header["qform_code"] != 0
         try:
-            return cls(path, View.of(affine) if placed else View(), image)
+            return cls(path, View.of(affine) if placed else View(), image, index or 0 if count > 1 else 0)
         except ValueError as error:
             raise InputError(f"{path}: affine is singular ({error}); repair the header") from error
 
@@ -98,15 +108,22 @@ class Nifti:
     def read(self) -> NDArray[Any]:
         """Return the volume as it is seen, (D, H, W), scaled by the header where it says so, then float32.
 
+        One in colour is uint8 (D, H, W, 3).
+
         Raises InputError where its data are damaged.
         """
         proxy = self.image.dataobj
         unscaled = (proxy.slope, proxy.inter) == (1, 0)
         try:
-            data = np.asarray(proxy) if unscaled else self.image.get_fdata("unchanged", np.float32)
+            if len(self.image.shape) > 3:
+                data = np.asarray(proxy[:, :, :, self.index])
+                data = data if unscaled else data.astype(np.float32)
+            else:
+                data = np.asarray(proxy) if unscaled else self.image.get_fdata("unchanged", np.float32)
         except _DAMAGE as error:
             raise InputError(f"{self.path}: voxels cannot be read ({in_short(error)})") from error
-        return self.view.show(data.reshape(self.shape))
+        data = data.reshape(self.shape)
+        return self.view.show(np.stack([data[one] for one in _RGB], -1) if data.dtype.names else data)
 
     def write_labels(self, labels: NDArray[np.unsignedinteger], file: BinaryIO) -> None:
         """Write a label map (D, H, W), as it is seen, as .nii.gz with affine, codes and units of this file.

@@ -46,11 +46,12 @@ def parse_window(text: str) -> Window:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How values that are not 8 bits yet become grey levels.
+    """What is taken of a scanner's file, and how values that are not 8 bits yet become grey levels.
 
     Attributes:
         modality: of cases that do not say theirs, see `litemed.runtime.modalities`; None: they are refused.
         window: for CT.
+        volume_index: which volume of a NIfTI of several, from 0; None: such files are refused.
 
     Raises:
         UsageError: the modality is none of the eleven.
@@ -58,6 +59,7 @@ class Scaling:
 
     modality: str | None = None
     window: Window = WINDOWS["abdomen"]
+    volume_index: int | None = None
 
     def __post_init__(self) -> None:
         """Take the modality by its usual name."""

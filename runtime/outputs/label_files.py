@@ -13,6 +13,7 @@ from litemed.runtime.outputs.overlay import colours
 
 if TYPE_CHECKING:
     from litemed.runtime.inputs.nifti import Nifti
+    from litemed.runtime.inputs.raster import Raster
 
 PNG_SUFFIX = ".png"
 
@@ -22,7 +23,7 @@ def write_labels(
     suffix: str,
     labels: NDArray[np.unsignedinteger],
     objects: int,
-    origin: Nifti | Dicom | None,
+    origin: Nifti | Raster | Dicom | None,
 ) -> None:
     """Write a label map of the objects 1, 2, ...
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from litemed.runtime.case import Case
 from litemed.runtime.inputs.dicom import Dicom
 from litemed.runtime.inputs.nifti import Nifti
+from litemed.runtime.inputs.raster import Raster
 from litemed.runtime.inputs.view import View
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _lengths(case: Case) -> tuple[tuple[float, ...] | None, float | None]:
     for seen, stored in enumerate(_view(case).order):
         lengths[stored] = case.spacing[seen]
     volume = math.prod(lengths)
-    if isinstance(origin, Nifti):  # whose voxels may be sheared
+    if isinstance(origin, Nifti | Raster) and origin.affine_mm is not None:  # whose voxels may be sheared
         volume = float(abs(np.linalg.det(origin.affine_mm[:3, :3])))
     return tuple(lengths), volume
 

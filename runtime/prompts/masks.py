@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from litemed.runtime.boxes import MAX_BOXES
 from litemed.runtime.errors import InputError
 from litemed.runtime.inputs.files import read_bytes
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, decode_labels
+from litemed.runtime.inputs.volumes import open_volume, volume_suffix
 from litemed.runtime.prompts.extents import Given, Grid
 
 _SAME_MM = 1e-3
@@ -23,7 +23,8 @@ _SAME_MM = 1e-3
 def read_mask(path: Path, grid: Grid, components: bool) -> list[Given]:
     """Return a box for each label of a mask in ascending order or, with `components`, for each of its parts.
 
-    A mask is a NIfTI with the affine of its case, an npz (`gts`, `segs` or its only array) or a picture.
+    A mask is a NIfTI, NRRD or MetaImage with the affine of its case, an npz (`gts`, `segs` or its only
+    array) or a picture.
     Raises InputError if it is none, lies on other pixels, or has more than `MAX_BOXES` objects or none.
     """
     labels = _stored(path, grid)
@@ -65,9 +66,10 @@ def _extents(volume: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[np.int
 def _stored(path: Path, grid: Grid) -> NDArray[Any]:
     """Return the mask as its case is stored, (rows, columns) or (slices, rows, columns)."""
     name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
-        stored = Nifti.open(path)
-        if grid.affine is None or not np.allclose(stored.affine_mm, grid.affine, rtol=0, atol=_SAME_MM):
+    if volume_suffix(path):
+        stored = open_volume(path)
+        own = stored.affine_mm
+        if own is None or grid.affine is None or not np.allclose(own, grid.affine, rtol=0, atol=_SAME_MM):
             raise InputError(f"{path}: mask has another affine than its case; resample it")
         return stored.view.store(stored.read()).transpose()
     if name.endswith(".npz"):

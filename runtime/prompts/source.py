@@ -12,7 +12,7 @@ from litemed.runtime.boxes import Boxes
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import sha256_of_file
 from litemed.runtime.inputs.files import case_name
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES
+from litemed.runtime.inputs.volumes import VOLUMES
 from litemed.runtime.prompts.annotations import read_json
 from litemed.runtime.prompts.extents import Given, Grid, Margin, boxes_of
 from litemed.runtime.prompts.masks import read_mask
@@ -23,7 +23,7 @@ _TABLES: Final[Mapping[str, Callable[[Path], Mapping[str | None, list[Given]]]]]
     ".jsonl": read_json_lines,  # type: ignore[dict-item]
     ".json": read_json,
 }
-_MASKS: Final = (*NIFTI_SUFFIXES, ".npz", ".png", ".tif", ".tiff")
+_MASKS: Final = (*VOLUMES, ".npz", ".png", ".tif", ".tiff")
 # Longest first, so that NAME.mrk.json is not of a case NAME.mrk.
 _SUFFIXES: Final = (".mrk.json", *_TABLES, *_MASKS)
 

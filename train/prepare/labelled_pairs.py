@@ -1,6 +1,6 @@
 """Read one pair of image and labels, whatever its files are, into arrays in one frame.
 
-Volumes come out as (slice, row, column), a NIfTI in the view of `litemed.runtime.inputs.view`.
+Volumes come out as (slice, row, column), files of scanners in the view of `litemed.runtime.inputs.view`.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from litemed.runtime.case import check_spacing, spacing_doubt
 from litemed.runtime.errors import InputError
 from litemed.runtime.inputs.files import read_bytes
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES, Nifti
 from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_labels, decode_picture
+from litemed.runtime.inputs.volumes import VOLUMES, open_volume
 from litemed.train.prepare.sources import Pair
 
 # Corners of image and label volume may differ by this much, in voxels: headers store rounded floats.
@@ -44,13 +44,15 @@ def read_pair(pair: Pair) -> Labelled:
     spacing: Any = None
     if pair.label is None:
         image, labels, spacing = _read_npz(pair.image)
-    elif all(name.endswith(NIFTI_SUFFIXES) for name in names):
-        image, labels, spacing = _read_nifti_pair(pair.image, pair.label)
+    elif all(name.endswith(tuple(VOLUMES)) for name in names):
+        image, labels, spacing = _read_volumes(pair.image, pair.label)
     elif all(name.endswith(PICTURE_SUFFIXES) for name in names):
         image = _picture(pair.image)
         labels = decode_labels(read_bytes(pair.label, MAX_PICTURE_BYTES), str(pair.label))
     else:
-        raise InputError(f"{source}: is no label of {names[0]}: give two NIfTI, or two PNG, JPG or TIF")
+        raise InputError(
+            f"{source}: is no label of {names[0]}: give two NIfTI, NRRD or MetaImage, or two PNG, JPG or TIF"
+        )
     plane = image.shape[:2] if image.ndim == 3 and image.shape[2] == 3 and labels.ndim == 2 else image.shape
     if plane != labels.shape or len(plane) not in (2, 3):
         raise InputError(f"{source}: labels have shape {labels.shape}, the image {plane}; convert one")
@@ -104,20 +106,21 @@ def _picture(path: Path) -> NDArray[Any]:
     return np.ascontiguousarray(shown[:, :, 0] if grey else shown)
 
 
-def _read_nifti_pair(
+def _read_volumes(
     image_path: Path, label_path: Path
-) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]:
+) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float] | None]:
     """Return image, labels and spacing, both in the view of the image."""
-    image, label = Nifti.open(image_path), Nifti.open(label_path)
-    corners = np.array(
-        [(*corner, 1) for corner in itertools.product(*((0, side - 1) for side in image.shape))]
-    )
-    # In voxels of the image.
-    moved = corners @ np.linalg.solve(image.image.affine, label.image.affine).T
-    shift = float(np.abs(moved - corners).max())
-    if not shift <= AFFINE_TOLERANCE_VOXELS:
-        raise InputError(
-            f"{label_path}: lies up to {shift:.3g} voxels away from its image (affines differ); resample one"
+    image, label = (open_volume(path) for path in (image_path, label_path))
+    if image.affine_mm is not None and label.affine_mm is not None:
+        corners = np.array(
+            [(*corner, 1) for corner in itertools.product(*((0, side - 1) for side in image.shape))]
         )
-    label = dataclasses.replace(label, view=image.view)
-    return image.read(), label.read(), image.spacing
+        # In voxels of the image.
+        moved = corners @ np.linalg.solve(image.affine_mm, label.affine_mm).T
+        shift = float(np.abs(moved - corners).max())
+        if not shift <= AFFINE_TOLERANCE_VOXELS:
+            away = f"lies up to {shift:.3g} voxels away from its image (affines differ)"
+            raise InputError(f"{label_path}: {away}; resample one")
+    elif image.affine_mm is not label.affine_mm:
+        raise InputError(f"{label_path}: of it and its image only one says where it lies; convert one")
+    return image.read(), dataclasses.replace(label, view=image.view).read(), image.spacing

@@ -15,12 +15,12 @@ from typing import Final
 
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.files import same_name_key
-from litemed.runtime.inputs.nifti import NIFTI_SUFFIXES
 from litemed.runtime.inputs.pictures import PICTURE_SUFFIXES
+from litemed.runtime.inputs.volumes import VOLUMES
 from litemed.runtime.modalities import find_modality, modality_of_name, parse_modality
 
 SPLITS: Final = ("train", "val", "test")
-_SUFFIXES: Final = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+_SUFFIXES: Final = (*VOLUMES, *PICTURE_SUFFIXES)
 _PARTS: Final = ("images", "labels")
 _SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
