@@ -128,12 +128,12 @@ class Grey:
 
     def decode(
         self, image: NDArray[np.float32], boxes: NDArray[np.float32], decoder: str = "decoder"
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         frame = Frame.of(*image.shape[:2], SIZE)
         plane = np.full((SIZE, SIZE), np.nan, np.float32)  # the padding is never read
         scaled = cv2.resize(image, (frame.scaled_width, frame.scaled_height), interpolation=cv2.INTER_LINEAR)
         plane[: frame.scaled_height, : frame.scaled_width] = scaled
-        return np.stack([plane] * len(boxes))
+        return np.stack([plane] * len(boxes)), np.ones(len(boxes), np.float32)
 
 
 @pytest.mark.parametrize("shape", [(40, 300, 200), (30, 60, 100), (300, 80, 120)])
@@ -148,7 +148,7 @@ def test_planes_lie_where_they_were_cut(
     frame, grey = Frame.of(*shape[1:], SIZE), Grey()
     planes = CrossPlanes(grey, volume, box, ends, spacing, frame, MOST_PLANES)
     for position in (5, 14, 24):
-        logits = grey.decode(grey.encode(volume[position]), np.zeros((1, 4)))[0]
+        (logits,), _ = grey.decode(grey.encode(volume[position]), np.zeros((1, 4)))
         corrected = logits.copy()
         planes.correct(corrected, position)
         changed = np.argwhere(~np.isclose(corrected, logits, equal_nan=True))[:, ::-1]
