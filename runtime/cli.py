@@ -15,7 +15,7 @@ EPILOG = """\b
 Examples:
   litemed-run cases -o segs
   litemed-run scan.npz photo.png -o segs --overlay pictures
-  litemed-run photos -o segs --png
+  litemed-run photos -o segs --png --html --overlay pictures
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
   litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
@@ -46,6 +46,7 @@ Results in OUT:
   report.json        status, error, hashes and seconds of every case
   objects.csv        of each object: volume, extent, mean, predicted IoU
   efficiency.csv     case, seconds
+  report.html        with --html: all that as a page that opens offline
 A case is skipped if its result is there and input, model and settings are
 unchanged.
 
@@ -147,6 +148,7 @@ _PATH = click.Path(path_type=Path)
 @input_options
 @click.option("--png", is_flag=True, help="Write label maps of images as NAME.png with a palette, not npz.")
 @click.option("--overlay", type=_PATH, metavar="DIR", help="Folder for a picture NAME.png of each result.")
+@click.option("--html", is_flag=True, help="Write report.html: all cases, with the pictures of --overlay.")
 @click.option("--dry-run", is_flag=True, help="Read the cases and say what each would take; write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse folders in which something else than cases lies.")
 @click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
@@ -187,6 +189,7 @@ def _run(
     output: Path,
     overlay: Path | None,
     png: bool,
+    html: bool,
     overwrite: bool,
     **method: Any,
 ) -> bool:
@@ -247,6 +250,7 @@ def _run(
             prompts=source,
             overlay=overlay,
             png=png,
+            html=html,
             overwrite=overwrite,
             observer=observer,
         )

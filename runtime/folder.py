@@ -25,6 +25,7 @@ from litemed.runtime.inputs.cases import list_cases
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.jobs import Job, plan_jobs
 from litemed.runtime.method import Method
+from litemed.runtime.outputs.page import claim_page, write_page
 from litemed.runtime.report import CaseReport, Settings, describe_environment, litemed_version
 from litemed.runtime.report_files import ReportFile
 from litemed.runtime.steps import Begun, CaseSteps
@@ -60,6 +61,7 @@ def run_cases(
     prompts: BoxSource | None = None,
     overlay: str | os.PathLike[str] | None = None,
     png: bool = False,
+    html: bool = False,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
@@ -76,6 +78,7 @@ def run_cases(
         prompts: where their boxes are, if not in the npz or the sidecar of each.
         overlay: folder for a picture NAME.png of each result; made if need be.
         png: write label maps of images as NAME.png, see `litemed.runtime.outputs.label_files.write_png`.
+        html: write `report.html` at the end, with the pictures of `overlay`, if any.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
 
@@ -98,6 +101,8 @@ def run_cases(
     make_folder(output)
     if overlay is not None:
         make_folder(overlay)
+    if html:
+        claim_page(output, overwrite)
     settings = Settings(
         litemed=litemed_version(),
         bundle=segmenter.bundle.name,
@@ -117,6 +122,8 @@ def run_cases(
             report.summarise()
         raise
     report.summarise()
+    if html:
+        write_page(output, overlay)
     return outcomes
 
 

@@ -129,7 +129,12 @@ class Settings:
 
 
 def load_report(path: Path) -> tuple[CaseReport, ...]:
-    """Return the cases of a `report.json`.
+    """Return the cases of a `report.json`; raises as `read_report`."""
+    return read_report(path)[1]
+
+
+def read_report(path: Path) -> tuple[dict[str, Any], tuple[CaseReport, ...]]:
+    """Return all that a `report.json` holds, and its cases.
 
     Raises:
         OutputError: it cannot be read or is none.
@@ -139,7 +144,7 @@ def load_report(path: Path) -> tuple[CaseReport, ...]:
             content = json.loads(file.read(MAX_REPORT_BYTES))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
-        return tuple(map(CaseReport.of, content["cases"]))
+        return content, tuple(map(CaseReport.of, content["cases"]))
     except (OSError, *MALFORMED) as error:
         raise OutputError(f"{path}: {NOT_OURS}") from error
 
