@@ -19,6 +19,7 @@ Examples:
   litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
   litemed-run scan.npz -o segs --cache ~/.cache/litemed
   litemed-run cases -o segs --model bundle --merge argmax
+  litemed-run study -o segs --recursive
   litemed-run liver.nii.gz -o segs --modality CT --window 60,160
   litemed-run cases -o segs --prompts boxes.csv
 
@@ -180,6 +181,7 @@ def _run(
     quiet: bool,
     dry_run: bool,
     strict: bool,
+    recursive: bool,
     modality: str | None,
     window: str,
     prompts: Path | None,
@@ -197,6 +199,7 @@ def _run(
     from litemed.runtime.before import open_prompts, tell_costs, tell_what_is_no_case
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
+    from litemed.runtime.inputs.subfolders import find_below
     from litemed.runtime.precision import REFERENCE
 
     how = Method(**method)
@@ -211,8 +214,12 @@ def _run(
     if method["box_fit"] == "drawn" and "loose_decoder" not in decoders:
         raise UsageError(f"--boxes drawn: {bundle.name} has no decoder for loose boxes")
     how = how.with_decoders(decoders)
-    tell_what_is_no_case(cases, [path for path in (output, overlay) if path is not None], strict)
-    source = open_prompts(prompts, margin, components, cases)
+    results, ways = [path for path in (output, overlay) if path is not None], dict[Path, Path]()
+    if recursive:
+        below, ways = find_below(cases, results)
+        cases = tuple(below)
+    tell_what_is_no_case(cases, [*results, *ways], strict)
+    source = open_prompts(prompts, margin, components, cases, recursive)
     if dry_run:
         return tell_costs(cases, how, scaling, bundle.manifest.input_size, source)
     again = output.is_dir() and not overwrite  # then all may be up to date
@@ -251,6 +258,7 @@ def _run(
             overlay=overlay,
             png=png,
             html=html,
+            ways=ways,
             overwrite=overwrite,
             observer=observer,
         )

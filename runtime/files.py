@@ -96,6 +96,14 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be made a folder: {error.strerror or error}") from error
 
 
+def folder_below(folder: Path, way: Path) -> Path:
+    """Return a folder of results below another one. Raises OutputError where a link leads out of that."""
+    below = folder / way
+    if not below.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(f"{below}: is a link out of the folder of results; remove it")
+    return below
+
+
 def output_path(folder: Path, name: str, suffix: str) -> Path:
     """Return ``folder/NAMEsuffix``, a name that lies directly in the folder.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,7 @@ def run_cases(
     overlay: str | os.PathLike[str] | None = None,
     png: bool = False,
     html: bool = False,
+    ways: Mapping[Path, Path] | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
@@ -79,6 +80,8 @@ def run_cases(
         overlay: folder for a picture NAME.png of each result; made if need be.
         png: write label maps of images as NAME.png, see `litemed.runtime.outputs.label_files.write_png`.
         html: write `report.html` at the end, with the pictures of `overlay`, if any.
+        ways: of folders of cases, to which folder below those of results theirs go; see
+            `litemed.runtime.inputs.subfolders.find_below`.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
 
@@ -97,7 +100,7 @@ def run_cases(
     paths = list_cases(cases)
     if prompts is not None:
         prompts.check(paths)
-    jobs = plan_jobs(paths, output, overlay, png)
+    jobs = plan_jobs(paths, output, overlay, png, ways)
     make_folder(output)
     if overlay is not None:
         make_folder(overlay)

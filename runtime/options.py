@@ -1,4 +1,4 @@
-"""Options of `litemed-run` that say how the files of cases are read and where their boxes are."""
+"""Options of `litemed-run` for its input: which cases there are, how they are read, where boxes are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,11 @@ from litemed.runtime.command import EXISTING
 from litemed.runtime.inputs.scaling import WINDOWS
 
 _OPTIONS = (
+    click.option(
+        "--recursive",
+        is_flag=True,
+        help="Take the cases of all folders below, too; results are put into folders of the same names.",
+    ),
     click.option(
         "--modality",
         metavar="MODALITY",

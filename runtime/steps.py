@@ -13,7 +13,13 @@ import numpy as np
 
 from litemed.runtime.case import Case, spacing_doubt
 from litemed.runtime.errors import InputError, LitemedError, OutputError, printable
-from litemed.runtime.files import atomic_write, refuse_odd_target, remove_leftovers, sha256_of_file
+from litemed.runtime.files import (
+    atomic_write,
+    make_folder,
+    refuse_odd_target,
+    remove_leftovers,
+    sha256_of_file,
+)
 from litemed.runtime.inputs.cases import case_files, read_case
 from litemed.runtime.inputs.dicom import Dicom
 from litemed.runtime.jobs import Job
@@ -164,6 +170,8 @@ class CaseSteps:
     def _write(self, begun: Begun, result: Result) -> CaseReport:
         start = time.perf_counter()
         job = begun.job
+        for path in job.results:
+            make_folder(path.parent)
         with atomic_write(job.target) as file:
             write_labels(file, job.target.suffix, result.labels, result.boxes, begun.origin)
         if job.picture is not None and begun.case is not None:

@@ -73,7 +73,7 @@ BOX2, BOX3 = [[0, 0, 5, 5]], [[0, 0, 1, 5, 5, 2]]
         ({"imgs": GREY}, "no array 'boxes', only imgs"),
         ({"imgs": GREY.astype(np.float32), "boxes": BOX2}, "imgs is float32"),
         ({"imgs": GREY[0], "boxes": BOX2}, r"image of shape \(40,\)"),
-        ({"imgs": RGB[None], "boxes": BOX2}, r"image of shape \(1, 30, 40, 3\)"),
+        ({"imgs": RGB[None, None], "boxes": BOX2}, r"image of shape \(1, 1, 30, 40, 3\)"),
         ({"imgs": GREY[:0], "boxes": BOX2}, "outside the image of 40 x 0"),
         ({"imgs": np.zeros((5, 30, 40), np.uint8), "boxes": BOX2}, r"volume needs \(N, 6\)"),
         ({"imgs": GREY, "boxes": np.ones((1, 4), object)}, "pickled"),

@@ -82,6 +82,7 @@ def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def is_series(folder: Path) -> bool:
     """Return whether a folder is one case: DICOM files lie in it, of which none has boxes of its own."""
     files = [one for one in folder.glob("[!.]*") if case_suffix(one).lower() in ("", DICOM_SUFFIX)]
+    files = [one for one in files if one.name != "DICOMDIR"]  # the index of what lies below
     boxes = {one.stem for one in files if one.suffix == ".json"}
     return not boxes & {case_name(one) for one in files if case_suffix(one)} and any(
         looks_like_dicom(one) for one in files if one.suffix != ".json"

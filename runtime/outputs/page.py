@@ -143,8 +143,11 @@ def _thumbnail(case: CaseReport, pictures: Path) -> str:
     """Return the case's picture, made small, as JPEG in base64; empty if it is not the one on record."""
     if case.status == "failed" or case.overlay is None or Path(case.overlay.path).name != case.overlay.path:
         return ""
+    below = pictures / Path(case.case).parent  # of cases that were found in folders below
+    if not below.resolve().is_relative_to(pictures.resolve()):
+        return ""
     try:
-        data = read_bytes(pictures / case.overlay.path, _MAX_PICTURE_BYTES)
+        data = read_bytes(below / case.overlay.path, _MAX_PICTURE_BYTES)
     except InputError:
         return ""
     if hashlib.sha256(data).hexdigest() != case.overlay.sha256:
