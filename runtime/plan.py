@@ -186,12 +186,17 @@ class Plan:
         return scale_boxes(xyxy, self.frame, fractions=True)
 
     def average(
-        self, tile: View, logits: NDArray[np.float32], whole: NDArray[np.float32], share: float
+        self,
+        tile: View,
+        logits: NDArray[np.float32],
+        whole: NDArray[np.float32],
+        decoders: NDArray[np.str_],
     ) -> None:
         """Put into a tile's logits (n, S, S) their mean with those of the same boxes on the whole slice.
 
-        `share` is the weight of the tile's.
+        `decoders` (n,) say of which the tile's are, see `TILE_SHARES`.
         """
+        share = np.array([TILE_SHARES[name] for name in decoders], np.float32)[:, np.newaxis, np.newaxis]
         height, width = tile.frame.scaled_height, tile.frame.scaled_width
         at = []
         for start, side, scaled, of, of_scaled in (

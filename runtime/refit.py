@@ -13,13 +13,16 @@ from litemed.runtime.preprocess import Frame
 MOST_SHARE = 0.6
 """A mask's box takes the place of the drawn one where its area is below this share of it."""
 
+TIGHT_SHARE = 0.8
+"""A box is tight where its mask's box has this share of its area or more."""
+
 # Of a mask's pixels, cut off at each side: strays do not count.
 _TRIMMED = 0.005
 
 Float = NDArray[np.float32]
 
 
-def refit(logits: Float, prompts: Float, frame: Frame) -> Float:
+def refit(logits: Float, prompts: Float, frame: Frame) -> tuple[Float, NDArray[np.bool_]]:
     """Return the prompts of the second pass.
 
     Args:
@@ -28,13 +31,15 @@ def refit(logits: Float, prompts: Float, frame: Frame) -> Float:
         frame: where the image lies in the network's input.
 
     Returns:
-        Float32 (n, 4), each the mask's box or the same as before.
+        Float32 (n, 4), each the mask's box or the same as before; and bool (n,), which were tight.
     """
     masks = logits[:, : frame.scaled_height, : frame.scaled_width] > 0
     (x0, x1), (y0, y1) = _extent(masks.sum(axis=1)), _extent(masks.sum(axis=2))
     boxes = np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
-    smaller = (boxes[:, 0] < boxes[:, 2]) & (_area(boxes) < MOST_SHARE * _area(prompts))
-    return np.where(smaller[:, np.newaxis], boxes, prompts)
+    found = boxes[:, 0] < boxes[:, 2]
+    smaller = found & (_area(boxes) < MOST_SHARE * _area(prompts))
+    tight = ~found | (_area(boxes) >= TIGHT_SHARE * _area(prompts))
+    return np.where(smaller[:, np.newaxis], boxes, prompts), tight
 
 
 def _extent(counts: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:

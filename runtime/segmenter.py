@@ -11,14 +11,14 @@ import numpy.typing as npt
 from litemed.runtime.boxes import Boxes
 from litemed.runtime.bundle import Bundle
 from litemed.runtime.case import Case, check_spacing
-from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine
+from litemed.runtime.engines.protocol import BOXES_PER_CALL, Engine, Float
 from litemed.runtime.errors import InputError
 from litemed.runtime.inference import Inference
 from litemed.runtime.interactive import EncodedImage
 from litemed.runtime.merge import RunningMerge
 from litemed.runtime.method import Method
 from litemed.runtime.outputs.objects import ObjectStatistics, measure
-from litemed.runtime.plan import TILE_SHARES, Plan, covered
+from litemed.runtime.plan import Plan, covered
 from litemed.runtime.planes import CrossPlanes
 from litemed.runtime.predicted_iou import PredictedIou
 from litemed.runtime.propagate import propagate
@@ -229,16 +229,19 @@ def _merge_boxes(
                 inference.engine.rest_encoder()
             for chunk in merge.chunks(here, BOXES_PER_CALL):
                 prompts, loose = plan.prompts(view, chunk, position), plan.refitted[chunk]
+                tight = np.ones(len(chunk), np.bool_)
                 if loose.any():
                     first_pass, _ = inference.decode(embedding, prompts[loose], "loose_decoder")
-                    prompts[loose] = refit(first_pass, prompts[loose], view.frame)
-                logits, iou = inference.decode(embedding, prompts, on_tiles if is_tile else "decoder")
+                    prompts[loose], tight[loose] = refit(first_pass, prompts[loose], view.frame)
+                # That for tiles was tuned on tight boxes, and fills others.
+                decoders = np.where(tight & is_tile, on_tiles, "decoder")
+                logits, iou = _decode(inference, embedding, prompts, decoders)
                 predicted.add(position, chunk, iou)
                 if is_tile:
                     on_slice, _ = inference.decode(slice_embedding, plan.on_whole(view, prompts))
                 with inference.timing("merge"):
                     if is_tile:
-                        plan.average(view, logits, on_slice, TILE_SHARES[on_tiles])
+                        plan.average(view, logits, on_slice, decoders)
                     for plane, box in zip(logits, chunk.tolist(), strict=True):
                         if box in planes:
                             planes[box].correct(plane, position)
@@ -246,3 +249,17 @@ def _merge_boxes(
             yield inference.encodings, plan.encodings
         with inference.timing("merge"):
             merge.finish()
+
+
+def _decode(
+    inference: Inference, embedding: Float, prompts: Float, decoders: npt.NDArray[np.str_]
+) -> tuple[Float, Float]:
+    """Return logits and predicted IoU of prompts, each of the decoder that is named for it."""
+    if len(names := np.unique(decoders)) == 1:
+        return inference.decode(embedding, prompts, str(names[0]))
+    size = inference.size
+    logits, iou = np.empty((len(prompts), size, size), np.float32), np.empty(len(prompts), np.float32)
+    for name in names:
+        these = decoders == name
+        logits[these], iou[these] = inference.decode(embedding, prompts[these], str(name))
+    return logits, iou

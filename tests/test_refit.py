@@ -92,5 +92,7 @@ def test_a_mask_says_its_box_without_strays_and_padding():
     logits[2] = -1
     prompts = np.array([[10, 0, 120, 100]] * 3 + [[30, 20, 90, 62]], np.float32)
     expected = [[30, 20, 90, 60], [30, 20, 90, 60], prompts[2], prompts[3]]
-    np.testing.assert_array_equal(refit(logits, prompts, frame), expected)
-    assert refit(logits, prompts, frame).dtype == np.float32
+    found, tight = refit(logits, prompts, frame)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.float32
+    assert tight.tolist() == [False, False, True, True]  # of one without a mask nothing is known

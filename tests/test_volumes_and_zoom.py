@@ -354,6 +354,38 @@ def test_a_decoder_of_tiles_has_seven_tenths_of_the_say_on_them(box_bundle, sure
     assert engine.loaded == ["tile_decoder"]
 
 
+class Halved(Opposed):
+    """The same; its decoder for loose boxes finds an object in the left part of every box, so much of it."""
+
+    decoders = ("decoder", "loose_decoder", "tile_decoder")
+
+    def __init__(self, part: float) -> None:
+        super().__init__(2.3)
+        self.part, self.asked = part, list[str]()
+
+    def decode(
+        self, embedding: NDArray[np.float32], boxes: NDArray[np.float32], decoder: str = "decoder"
+    ) -> tuple:
+        self.asked.append(decoder)
+        logits, iou = super().decode(embedding, boxes, decoder)
+        if decoder == "loose_decoder":
+            for plane, (x0, y0, x1, y1) in zip(logits, boxes.astype(int), strict=True):
+                plane[y0:y1, x0 : x0 + int(self.part * (x1 - x0))] = 1
+        return logits, iou
+
+
+@pytest.mark.parametrize(("part", "decoder"), [(0.95, "tile_decoder"), (0.7, "decoder"), (0.4, "decoder")])
+def test_on_tiles_a_box_that_is_not_tight_is_of_the_decoder_for_whole_images(box_bundle, part, decoder):
+    engine = Halved(part)
+    segmenter, picture = Segmenter(Bundle.open(box_bundle), engine), np.zeros((512, 512), np.uint8)
+    labels = segmenter.segment(picture, [[100, 100, 119, 119]], crop_masks=True)
+    assert engine.asked == ["loose_decoder", decoder, "decoder"]
+    assert np.count_nonzero(labels) == (400 if decoder == "tile_decoder" else 0)
+    del engine.asked[:]
+    segmenter.segment(picture, [[100, 100, 119, 119]], box_fit="tight")
+    assert engine.asked == ["tile_decoder", "decoder"]
+
+
 def test_the_number_of_tiles_makes_no_difference_where_there_are_none() -> None:
     for without in ({"zoom": "off"}, {"propagate": True}):
         assert Method(**without, max_zoom_tiles=3) == Method(**without)
