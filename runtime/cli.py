@@ -1,7 +1,10 @@
 """The command `litemed-run`."""
 
+from __future__ import annotations
+
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -9,52 +12,12 @@ from litemed.runtime.command import EXISTING, Command, run_command
 from litemed.runtime.errors import UsageError
 from litemed.runtime.inputs.scaling import Scaling, parse_window
 from litemed.runtime.method import BOX_FITS, MERGES, VOLUMES, ZOOMS, Method
-from litemed.runtime.options import input_options
+from litemed.runtime.options import EPILOG, input_options
 
-EPILOG = """\b
-Examples:
-  litemed-run cases -o segs
-  litemed-run scan.npz photo.png -o segs --overlay pictures
-  litemed-run photos -o segs --png --html --overlay pictures
-  litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
-  litemed-run scan.npz -o segs --cache ~/.cache/litemed
-  litemed-run cases -o segs --model bundle --merge argmax
-  litemed-run study -o segs --recursive
-  litemed-run liver.nii.gz -o segs --modality CT --window 60,160
-  litemed-run cases -o segs --prompts boxes.csv
+if TYPE_CHECKING:
+    from typing import TextIO
 
-\b
-Cases:
-  NAME.npz           imgs, uint8: (height, width), (height, width, 3) or
-                     a volume (depth, height, width) or (depth, height, width, 3);
-                     boxes: (N, 4) as x0 y0 x1 y1, in a volume (N, 6) as
-                     x0 y0 z0 x1 y1 z1, z1 included
-  NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
-  NAME.nii.gz|nii    with NAME.json: {"boxes": [[x0, y0, z0, x1, y1, z1], ...]};
-                     its values become grey by --window or percentiles
-  NAME.nrrd|nhdr, NAME.mha|mhd
-                     the same, as Slicer and ITK keep volumes
-  NAME.dcm, NAME/    with NAME.json: DICOM, one image or slices of one series
-Boxes count pixels of the image as it is stored, in a volume along its axes.
-
-\b
-Results in OUT:
-  NAME.npz           segs: label i is box i, 0 is background
-  NAME.png           with --png: pixel i is box i, in the colours of --overlay
-  NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
-  NAME.nrrd, .mha    the same for NRRD and MetaImage, with its geometry
-  NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
-  report.json        status, error, hashes and seconds of every case
-  objects.csv        of each object: volume, extent, mean, predicted IoU
-  efficiency.csv     case, seconds
-  report.html        with --html: all that as a page that opens offline
-A case is skipped if its result is there and input, model and settings are
-unchanged.
-
-\b
-Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
-"""
-
+    from litemed.runtime.json_log import JsonLines
 
 _PATH = click.Path(path_type=Path)
 
@@ -155,6 +118,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Run every case again, and replace files of other origin.")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.option("--verbose", is_flag=True, help="Say which engine and precision run, and why.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: each event is one object a line on stderr, and nothing is printed on stdout.",
+)
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.version_option(package_name="litemed")
 def main(**options: Any) -> None:
@@ -162,14 +132,21 @@ def main(**options: Any) -> None:
 
     One case that fails does not stop the others.
     """
+    json_lines = None
+    if options.pop("log_format") == "json":
+        from litemed.runtime.json_log import JsonLines
+
+        json_lines = JsonLines(sys.stderr)
+        sys.stderr = cast("TextIO", json_lines)  # until the command ends, see `Command`
     run_command(
-        lambda: _run(**options),
+        lambda: _run(json_lines=json_lines, **options),
         debug=options["debug"],
         interrupted="what was finished is in the report; the same command goes on from there",
     )
 
 
 def _run(
+    json_lines: JsonLines | None,
     cases: tuple[Path, ...],
     model: Path | None,
     engine: str,
@@ -241,6 +218,7 @@ def _run(
 
     from litemed.runtime.console import Console
     from litemed.runtime.folder import run_cases
+    from litemed.runtime.json_log import JsonLog
     from litemed.runtime.report import REPORT
     from litemed.runtime.segmenter import Segmenter
 
@@ -249,7 +227,8 @@ def _run(
     del bundle  # with the graphs' bytes
     if not segmenter.bundle.manifest.weights.trained:
         click.echo(f"warning: {model} holds untrained weights; the masks mean nothing", err=True)
-    with Console(debug=debug, quiet=quiet) as observer:
+    with Console(debug=debug, quiet=quiet) as console:
+        observer = console if json_lines is None else JsonLog(json_lines)
         reports = run_cases(
             *(cases, output, segmenter),
             method=how,
@@ -262,11 +241,13 @@ def _run(
             overwrite=overwrite,
             observer=observer,
         )
-    counts = [
-        f"{sum(r.status == status for r in reports)} {status}" for status in ("done", "skipped", "failed")
-    ]
-    if not quiet:
-        click.echo(f"{', '.join(counts)}; see {output / REPORT}")
+    statuses = [one.status for one in reports]
+    counts = {status: statuses.count(status) for status in ("done", "skipped", "failed")}
+    if json_lines is not None:
+        json_lines.event("run_finished", {**counts, "report": str(output / REPORT)})
+    elif not quiet:
+        told = ", ".join(f"{count} {status}" for status, count in counts.items())
+        click.echo(f"{told}; see {output / REPORT}")
     return all(report.status != "failed" for report in reports)
 
 

@@ -1,6 +1,7 @@
-"""Shows a run on the console: a progress bar on a terminal, plain lines in a log."""
+"""Shows a run on the console: a progress bar on a terminal, plain lines in a log, both with the time left."""
 
 import contextlib
+import datetime
 import sys
 import traceback
 from typing import Any
@@ -9,6 +10,7 @@ import click
 
 from litemed.runtime.errors import printable
 from litemed.runtime.folder import RunObserver
+from litemed.runtime.json_log import TimeLeft
 from litemed.runtime.report import CaseReport
 
 # Steps of the bar per case; slices move it within.
@@ -33,6 +35,7 @@ class Console(contextlib.ExitStack, RunObserver):
         self._wants_bar = not quiet and sys.stderr.isatty()
         self._bar: Any = None
         self._item = ""
+        self._left = TimeLeft()
         self._finished = self._total = self._steps = 0
 
     def case_started(self, case: str, number: int, total: int) -> None:
@@ -61,7 +64,9 @@ class Console(contextlib.ExitStack, RunObserver):
                 self._print("".join(traceback.format_exception(error)).rstrip())
             self._print(f"error: {report.error}")
         elif self._lines:
-            click.echo(f"[{self._finished}/{self._total}] {_summary(report)}")
+            seconds = round(self._left.after(self._finished, self._total)["seconds_left"])
+            left = f"; about {datetime.timedelta(seconds=seconds)} left" if seconds else ""
+            click.echo(f"[{self._finished}/{self._total}] {_summary(report)}{left}")
 
     def _print(self, text: str) -> None:
         """Print on stderr, above the bar."""

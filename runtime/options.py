@@ -1,4 +1,4 @@
-"""Options of `litemed-run` for its input: which cases there are, how they are read, where boxes are."""
+"""Options of `litemed-run` for its input: which cases there are, how they are read; and its help."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,50 @@ import click
 
 from litemed.runtime.command import EXISTING
 from litemed.runtime.inputs.scaling import WINDOWS
+
+EPILOG = """\b
+Examples:
+  litemed-run cases -o segs
+  litemed-run scan.npz photo.png -o segs --overlay pictures
+  litemed-run photos -o segs --png --html --overlay pictures
+  litemed-run cases -o segs --model bundle --threads 4 --engine onnxruntime
+  litemed-run scan.npz -o segs --cache ~/.cache/litemed
+  litemed-run cases -o segs --model bundle --merge argmax
+  litemed-run study -o segs --recursive --log-format json 2> log.jsonl
+  litemed-run liver.nii.gz -o segs --modality CT --window 60,160
+  litemed-run cases -o segs --prompts boxes.csv
+
+\b
+Cases:
+  NAME.npz           imgs, uint8: (height, width), (height, width, 3) or
+                     a volume (depth, height, width) or (depth, height, width, 3);
+                     boxes: (N, 4) as x0 y0 x1 y1, in a volume (N, 6) as
+                     x0 y0 z0 x1 y1 z1, z1 included
+  NAME.png|jpg|tif   with NAME.json: {"boxes": [[x0, y0, x1, y1], ...]}
+  NAME.nii.gz|nii    with NAME.json: {"boxes": [[x0, y0, z0, x1, y1, z1], ...]};
+                     its values become grey by --window or percentiles
+  NAME.nrrd|nhdr, NAME.mha|mhd
+                     the same, as Slicer and ITK keep volumes
+  NAME.dcm, NAME/    with NAME.json: DICOM, one image or slices of one series
+Boxes count pixels of the image as it is stored, in a volume along its axes.
+
+\b
+Results in OUT:
+  NAME.npz           segs: label i is box i, 0 is background
+  NAME.png           with --png: pixel i is box i, in the colours of --overlay
+  NAME.nii.gz        the same for a NIfTI, with its affine, codes and units
+  NAME.nrrd, .mha    the same for NRRD and MetaImage, with its geometry
+  NAME.dcm           the same for DICOM, as SEG: segment "box i" is box i
+  report.json        status, error, hashes and seconds of every case
+  objects.csv        of each object: volume, extent, mean, predicted IoU
+  efficiency.csv     case, seconds
+  report.html        with --html: all that as a page that opens offline
+A case is skipped if its result is there and input, model and settings are
+unchanged.
+
+\b
+Exit codes: 0 all done, 1 some cases failed, 2 wrong use, 130 interrupted.
+"""
 
 _OPTIONS = (
     click.option(
