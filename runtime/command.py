@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -138,7 +139,10 @@ def run_command(
         extra: which of litemed's extras the command needs: named where a package is not installed.
     """
     try:
-        code = FAILED if work() is False else DONE
+        with warnings.catch_warnings():
+            if not (debug or sys.warnoptions):
+                warnings.simplefilter("ignore")  # which of libraries name no file and no way out
+            code = FAILED if work() is False else DONE
     except LitemedError as error:
         lacking = isinstance(error.__cause__, ModuleNotFoundError)  # as the engine that was asked for
         code = WRONG_USE if lacking or isinstance(error, UsageError) else FAILED

@@ -2,10 +2,12 @@
 
 import importlib
 import importlib.metadata
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,20 @@ def test_what_does_not_exist_is_wrong_use_in_every_command(line, tmp_path, monke
 def test_every_command_is_such_a_command(name):
     (command,) = importlib.metadata.entry_points(group="console_scripts", name=f"litemed-{name}")
     assert isinstance(command.load(), Command)
+
+
+def test_a_library_that_warns_prints_no_line_of_its_own(tmp_path):
+    """NumPy warns of what Python 2 has written."""
+    head = "{'descr': '|u1', 'fortran_order': False, 'shape': (4L, 6L), }".ljust(117) + "\n"
+    npy = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(range(24))
+    boxes = io.BytesIO()
+    np.save(boxes, np.array([[1, 1, 4, 3]]))
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("imgs.npy", npy)
+        archive.writestr("boxes.npy", boxes.getvalue())
+    given = [sys.executable, "-m", "litemed.runtime.cli", path, "-o", tmp_path / "out", "--dry-run"]
+    done = subprocess.run([*given, "--quiet"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("a: boxes: 1")
+    assert "created on Python 2" in subprocess.run([*given, "--debug"], capture_output=True, text=True).stderr
