@@ -81,7 +81,8 @@ class TestCommand:
         assert len(cases) == 5
         assert len(classes) == 10
         for name, row in cases.items():
-            truth, spacing = read_truth(data / "gts" / f"{name}.npz")
+            true = read_truth(data / "gts" / f"{name}.npz")
+            truth, spacing = true.labels, true.spacing
             segs = np.load(data / "good" / f"{name}.npz")["segs"]
             expected = score_classes(truth, segs, spacing)
             assert float(row["dsc"]) == pytest.approx(np.mean([s.dsc for s in expected]), abs=1e-6)
@@ -283,7 +284,7 @@ class TestCommand:
             ((good, gts), "--output"),
             ((good, data / "nowhere", "-o", out), "nowhere"),
             ((data / "nowhere", gts, "-o", out), "nowhere"),
-            ((good, data / "empty", "-o", out), "no .npz file"),
+            ((good, data / "empty", "-o", out), "no .npz, .nii.gz"),
             ((data / "unknown", data / "unknown", "-o", out), "patient7.npz: no modality known"),
             ((data / "empty", gts, "-o", out), "none of the 5 cases"),
             ((good, gts, "-o", out, "--run", good), "two columns"),
@@ -338,9 +339,9 @@ def test_there_is_a_process_for_each_core_that_may_be_used_or_as_many_as_are_giv
 
 
 def test_files_of_no_case_are_counted_and_refused_if_asked(data):
-    (data / "gts" / "one.nii.gz").write_bytes(b"")
+    (data / "gts" / "one.txt").write_bytes(b"")
     (data / "good" / "report.json").write_bytes(b"{}")
-    line = f"{data / 'gts'}: 1 in it are of no case and were left out: 1 .gz"
+    line = f"{data / 'gts'}: 1 in it are of no case and were left out: 1 .txt"
     assert f"warning: {line}" in score(data).stderr.splitlines()
     assert line in score(data, "--strict", expect=2).stderr
 

@@ -11,6 +11,7 @@ from litemed.runtime.errors import UsageError
 EPILOG = """\b
 Examples:
   litemed-eval out/segs data/gts -o scores
+  litemed-eval out/nifti data/labels -o scores        # NAME.nii.gz in both
   litemed-eval tuned=out/tuned data/gts -o scores --run base=out/base
   litemed-eval out/segs data/gts -o scores --cases data/cases --trivial
 
@@ -40,10 +41,11 @@ _OUTPUT = click.Path(file_okay=False, path_type=pathlib.Path)
 def main(debug: bool, **options: Any) -> None:
     """Score the segmentations in SEGS against the ground truth in GTS: DSC and NSD.
 
-    SEGS is a folder of NAME.npz with `segs`, as litemed-run writes it, or
-    NAME=FOLDER to choose the column's title. GTS is a folder of NAME.npz with
-    `gts` and, for volumes, `spacing`: mm along the axes of gts, in their order.
-    Files are matched by name.
+    SEGS is a folder of label maps as litemed-run writes them, or NAME=FOLDER to
+    choose the column's title: NAME.npz with `segs`, NIfTI, NRRD, MetaImage,
+    DICOM SEG or PNG. GTS is a folder of NAME.npz with `gts` and, for volumes,
+    `spacing`: mm along the axes of gts, in their order; or of the other kinds of
+    files. Files are matched by name; their voxels must lie at the same places.
 
     A modality is taken from the name (2DBox_US_0525, 3DBox_CT_0566, CT_Abd_01).
     A case's score is the mean over the labels of its ground truth, a modality's
@@ -80,17 +82,20 @@ def _run(
     import importlib.metadata
 
     from litemed.benchmarks.evaluate import tables
-    from litemed.benchmarks.evaluate.scores import find_cases, score_case
+    from litemed.benchmarks.evaluate.scores import find_cases, find_predictions, score_case
     from litemed.benchmarks.evaluate.summary import summarise
     from litemed.runtime.engines.cpu import available_threads
     from litemed.runtime.files import atomic_write, make_folder
+    from litemed.runtime.inputs.files import case_name
     from litemed.runtime.report_files import TABLES
     from litemed.train.prepare.pool import map_in_order
 
     runs = _parse_runs((segs, *more))
     found = find_cases(gts, runs, cases)
-    known = {*(path.name for path, _ in found), "report.json", "report.jsonl", "report.html", *TABLES}
+    known = {"report.json", "report.jsonl", "report.html", *TABLES}
+    names = [case_name(path) for path, _ in found]
     for folder in (gts, *runs.values()):
+        known.update(path.name for name in names for path in find_predictions(folder, name))
         rest = (path for path in folder.glob("[!.]*") if path.name not in known)
         tell_unread(folder, rest, strict, "of no case")
     # Before the long work, not after it.

@@ -1,6 +1,7 @@
 """Score cases: every run and every trivial predictor against one ground truth."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, Spacing, score_classes
+from litemed.benchmarks.evaluate.label_maps import SUFFIXES, LabelFile, read_labels
+from litemed.benchmarks.evaluate.metrics import ClassScore, LabelMap, score_classes
 from litemed.benchmarks.evaluate.predictors import Trivial, predict
-from litemed.runtime.case import check_spacing, spacing_doubt
+from litemed.runtime.case import spacing_doubt
 from litemed.runtime.dice import dice_by_label
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.cases import read_case
-from litemed.runtime.inputs.npz import NpzReader
+from litemed.runtime.inputs.files import case_name
 from litemed.runtime.modalities import modality_of_name
-
-# The most that a uint16 label map holds, as in the runtime.
-_MAX_LABEL = 65_535
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,27 @@ def find_cases(truths: Path, runs: Mapping[str, Path], sources: Path | None = No
 
     `sources` is the folder of the cases themselves. Raises UsageError where a folder lacks cases.
     """
-    found = {path: modality_of_name(path.stem) for path in sorted(truths.glob("*.npz")) if path.is_file()}
+    files = [path for path in sorted(truths.glob("[!.]*")) if path.name.lower().endswith(SUFFIXES)]
+    found = {path: modality_of_name(case_name(path)) for path in files if path.is_file()}
     if not found:
-        raise UsageError(f"{truths}: no .npz file; give the folder of the ground truth")
+        raise UsageError(f"{truths}: no {', '.join(SUFFIXES)} file; give the folder of the ground truth")
+    twice = [name for name, count in Counter(map(case_name, found)).items() if count > 1]
+    if twice:
+        raise UsageError(f"{truths}: has {twice[0]} as several kinds of files; leave one")
     for folder in runs.values():
-        if not any((folder / path.name).is_file() for path in found):
+        if not any(find_predictions(folder, case_name(path)) for path in found):
             raise UsageError(f"{folder}: has none of the {len(found)} cases of {truths}; names must be equal")
     if unknown := [path for path, modality in found.items() if modality is None]:
         raise UsageError(f"{unknown[0]}: no modality known; name the files like 2DBox_US_0525")
-    if sources and (missing := [path.stem for path in found if not (sources / path.name).is_file()]):
+    if sources and (missing := [case_name(path) for path in found if not (sources / path.name).is_file()]):
         raise UsageError(f"{sources}: lacks {len(missing)} case(s), as {missing[0]}, which --trivial needs")
     return [(path, modality) for path, modality in found.items() if modality is not None]
+
+
+def find_predictions(folder: Path, name: str) -> list[Path]:
+    """Return the label maps of a case in a folder: one, unless runs of other options went into it, too."""
+    files = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
+    return [path for path in files if path.is_file()]
 
 
 def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path | None = None) -> CaseResult:
@@ -89,35 +98,38 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
     out. A ground truth or case file that cannot be used is nobody's fault: the case is left out for all.
     """
     file, modality = case
+    name = case_name(file)
     try:
-        truth, spacing = read_truth(file)
+        true = read_truth(file)
+        truth, spacing = true.labels, true.spacing
         source = read_case(sources / file.name) if sources is not None else None
         if source is not None and source.shape != truth.shape:
             raise InputError(
                 f"{sources}/{file.name}: image of {source.shape}, but the ground truth has {truth.shape}"
             )
     except InputError as error:
-        return CaseResult(file.stem, modality, 0, (), str(error))
+        return CaseResult(name, modality, 0, (), str(error))
 
-    def score_run(run: str, path: Path) -> CaseScore:
+    def score_run(run: str, folder: Path) -> CaseScore:
         try:
-            if not path.is_file():
-                raise InputError(f"{path}: no prediction")
-            with NpzReader(path) as archive:
-                labels = _check_labels(archive.read("segs"), f"{path}: segs")
-            if labels.shape != truth.shape:
-                raise InputError(f"{path}: segs has shape {labels.shape}, the ground truth {truth.shape}")
+            files = find_predictions(folder, name)
+            if len(files) != 1:
+                what = "no prediction" if not files else f"and {files[1].name}: two predictions; leave one"
+                raise InputError(f"{files[0] if files else folder / file.name}: {what}")
+            read = read_labels(files[0], "segs")
+            read.refuse_other(true)
+            labels = read.labels
             found = _values(labels)
             if found.size and not np.isin(found, wanted).any():
-                has = f"{path}: segs has no label of the ground truth, but {_some(found)} for {_some(wanted)}"
-                raise InputError(has)
+                has = f"has no label of the ground truth, but {_some(found)} for {_some(wanted)}"
+                raise InputError(f"{files[0]}: {has}")
         except InputError as error:
             nothing = score_classes(truth, np.zeros_like(truth), spacing)
             return CaseScore(run, nothing, f"{error}; the case counts as 0")
         return CaseScore(run, score_classes(truth, labels, spacing))
 
     wanted = _values(truth)
-    scores = [score_run(run, folder / file.name) for run, folder in runs.items()]
+    scores = [score_run(run, folder) for run, folder in runs.items()]
     if source is not None:
         # The cases are what is done in parallel.
         cv2.setNumThreads(1)
@@ -125,21 +137,17 @@ def score_case(case: tuple[Path, str], runs: Mapping[str, Path], sources: Path |
             scores.append(CaseScore(predictor, score_classes(truth, predict(source, predictor), spacing)))
     doubt = spacing_doubt(spacing)
     note = f"{file}: {doubt}; NSD depends on it" if doubt else ""
-    return CaseResult(file.stem, modality, truth.ndim, tuple(scores), note=note)
+    return CaseResult(name, modality, truth.ndim, tuple(scores), note=note)
 
 
-def read_truth(path: Path) -> tuple[LabelMap, Spacing | None]:
-    """Read NAME.npz with `gts`: the labels, at least one above 0, and mm along the axes of a volume."""
-    with NpzReader(path) as archive:
-        labels = _check_labels(archive.read("gts"), f"{path}: gts")
-        spacing = archive.read("spacing") if labels.ndim == 3 and "spacing" in archive.names else None
-    if not labels.any():
+def read_truth(path: Path) -> LabelFile:
+    """Read a ground truth, of an npz `gts`: at least one label above 0, with the spacing of a volume."""
+    truth = read_labels(path, "gts")
+    if not truth.labels.any():
         raise InputError(f"{path}: no label above 0, nothing to score; leave the case out")
-    if labels.ndim == 2:
-        return labels, None
-    if spacing is None:
+    if truth.labels.ndim == 3 and truth.spacing is None:
         raise InputError(f"{path}: a volume without `spacing`, which NSD in mm needs; add it")
-    return labels, check_spacing(spacing, path)
+    return truth
 
 
 def _values(labels: LabelMap) -> LabelMap:
@@ -149,14 +157,3 @@ def _values(labels: LabelMap) -> LabelMap:
 
 def _some(values: LabelMap) -> str:
     return ", ".join(map(str, values[:3].tolist())) + (", ..." if len(values) > 3 else "")
-
-
-def _check_labels(labels: np.ndarray, name: str) -> LabelMap:
-    if labels.dtype.kind not in "ui":
-        raise InputError(f"{name} has dtype {labels.dtype}; labels are integers")
-    if labels.ndim not in (2, 3):
-        raise InputError(f"{name} has shape {labels.shape}; give (height, width) or (depth, height, width)")
-    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    if low < 0 or high > _MAX_LABEL:
-        raise InputError(f"{name} has labels from {low} to {high}; they must lie in 0 to {_MAX_LABEL}")
-    return labels
