@@ -129,12 +129,18 @@ def test_only_pictures_on_record_are_shown(tmp_path):
     (pictures / "b.png").write_bytes(b"replaced")
     (pictures / "c.png").unlink()
     outside = draw(tmp_path, "d.png", np.zeros((5, 5, 3), np.uint8))
-    records.append(dataclasses.replace(outside, path="../d.png"))
+    records += [
+        dataclasses.replace(outside, path="../d.png"),
+        outside,
+        draw(pictures / "below", "e.png", NOISE),
+    ]
+    names = "a", "b", "c", "d", "../d", "below/e"
     cases = [
-        dataclasses.replace(CASE, case=str(place), overlay=record) for place, record in enumerate(records)
+        dataclasses.replace(CASE, case=name, overlay=record)
+        for name, record in zip(names, records, strict=True)
     ]
     failed = dataclasses.replace(CASE, case="failed", status="failed", error="e", overlay=records[0])
-    assert len(page_of(tmp_path, *cases, failed, pictures=pictures).found("img")) == 1
+    assert len(page_of(tmp_path, *cases, failed, pictures=pictures).found("img")) == 2
     assert page_of(tmp_path, CASE).found("img") == []
 
 
