@@ -244,6 +244,124 @@ def test_only_the_case_whose_boxes_changed_is_segmented_again(picture, box_bundl
     assert run("1,1,9,8") == ["done", "skipped"]
 
 
+def test_what_lies_beside_a_case_is_read_as_a_file_of_prompts(picture, tmp_path):
+    beside, table_of_it = picture.with_suffix(".json"), tmp_path / "b.csv"
+    edge = [*OBJECTS, ((40, 31), (48, 40))]  # one that ends at width and height, as Boxes.parse takes it
+    beside.write_text(json.dumps({"boxes": rows(edge), "note": "left"}))
+    table_of_it.write_text(table(edge, "photo"))
+    for case in (read_case(picture), read_case(picture, prompts=BoxSource(table_of_it))):
+        assert case.boxes.xyxy.tolist() == [
+            [2, 3, 20, 30],
+            [25, 5, 36, 9],
+            [40, 31, 41, 38],
+            [40, 31, 48, 40],
+        ]
+        assert case.boxes.clipped == ()
+    beside.write_text(labelme(OBJECTS, "photo"))
+    assert read_case(picture).boxes.xyxy.tolist() == [[2, 3, 20, 30], [25, 5, 36, 9], [40, 31, 41, 38]]
+    beside.write_text(labelme(OBJECTS, "another"))
+    with pytest.raises(InputError, match=r"photo\.json: is for cases another, not for photo alone"):
+        read_case(picture)
+
+
+def test_a_flipped_volume_has_one_label_map_whatever_its_boxes_come_from(box_bundle, tmp_path):
+    affine = oriented("RAI", (0.2, -0.3), SHAPE)
+    path = write_nifti(
+        tmp_path / "MR_head.nii.gz", np.random.default_rng(0).integers(0, 999, SHAPE, np.int16), affine
+    )
+    write_nifti(tmp_path / "mask.nii", mask(SOLIDS, SHAPE), affine)
+    (tmp_path / "px.csv").write_text(table(SOLIDS, "MR_head"))
+    sidecar = path.with_name("MR_head.json")
+    sidecar.write_text(json.dumps({"boxes": rows(SOLIDS), "units": "px"}))
+    results = []
+    for name in (None, "mask.nii", "px.csv"):
+        out = tmp_path / "out" / str(name)
+        given = [] if name is None else ["--prompts", tmp_path / name]
+        done = invoke(path, "-o", out, "--model", box_bundle, *given)
+        assert done.exit_code == 0, done.output
+        results.append((out / "MR_head.nii.gz").read_bytes())
+    assert len(set(results)) == 1
+    along = np.diag([-0.7, -0.8, 2.5, 1.0])  # where axes run along the patient's, two corners say all
+    write_nifti(path, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), along)
+    ends = [[*(along[:3, :3] @ first), *(along[:3, :3] @ last)] for first, last in SOLIDS]
+    found = []
+    for units, sign in (("RAS", 1), ("LPS", [-1, -1, 1] * 2), ("px", 0)):
+        numbers = (np.array(ends) * sign).tolist() if units != "px" else rows(SOLIDS)
+        sidecar.write_text(json.dumps({"boxes": numbers, "units": units}))
+        found.append(read_case(path).boxes)
+    for boxes in found:
+        assert boxes.xyxy.tolist() == found[-1].xyxy.tolist()
+        assert boxes.z.tolist() == found[-1].z.tolist() == [[1, 3], [0, 4], [2, 2]]
+
+
+def test_two_names_of_a_case_and_files_of_none_cost_the_others_nothing(picture, box_bundle, tmp_path):
+    picture.with_name("other.png").write_bytes(picture.read_bytes())
+    given = ("-o", tmp_path / "out", "--model", box_bundle, "--prompts")
+    file = tmp_path / "b.csv"
+    file.write_text("case,x0,y0,x1,y1\na/photo.png,1,1,9,9\nb/photo.png,2,2,8,8\nother,1,1,9,9\n")
+    done = invoke(picture.parent, *given, file)
+    assert (done.exit_code, "1 done, 0 skipped, 1 failed" in done.stdout) == (1, True)
+    assert f"{picture}: {file} has two names of case 'photo'" in done.stderr
+    coco_file = tmp_path / "coco.json"
+    both = [{"id": i, "file_name": f"{folder}/photo.png"} for i, folder in enumerate("ab")]
+    coco_file.write_text(json.dumps({"images": both, "annotations": [{"image_id": 0, "bbox": [1, 1, 3, 3]}]}))
+    with pytest.raises(InputError, match="has two names of case 'photo'"):
+        read_case(picture, prompts=BoxSource(coco_file))
+    # Among the cases: none of them is a mask of itself, and what is of no case is told.
+    for name in ("photo", "other", "typo"):
+        (picture.parent / f"{name}.json").write_text(json.dumps({"boxes": rows(OBJECTS)}))
+    done = invoke(picture.parent, *given, picture.parent)
+    assert done.exit_code == 0, done.output
+    assert f"warning: {picture.parent}: names 1 that are no cases here: typo" in done.stderr
+
+
+def test_a_mask_of_two_files_counts_with_both(tmp_path):
+    (tmp_path / "m.mhd").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementType = MET_UCHAR\nElementSpacing = 1 1 1\n"
+        "ElementDataFile = m.raw\n"
+    )
+    hashes = []
+    for value in (1, 2):
+        (tmp_path / "m.raw").write_bytes(bytes([value]) * 32)
+        hashes.append(BoxSource(tmp_path / "m.mhd").sha256(tmp_path / "case.mha"))
+    assert hashes[0] != hashes[1]
+
+
+def test_lines_may_end_as_any_system_ends_them_and_slices_be_written_as_floats(tmp_path):
+    np.savez(tmp_path / "v.npz", imgs=np.zeros((6, 20, 18), np.uint8))
+    for end in ("\r\n", "\r", "\n"):
+        lines = ["case,x0,y0,x1,y1,z,note", 'v,1,2,9,8,4.0,"a\u2028b\x0b"']
+        (tmp_path / "b.csv").write_bytes(end.join(lines).encode())
+        (tmp_path / "b.jsonl").write_bytes(
+            ('{"case": "v", "boxes": [[1, 2, 9, 8]], "z": 4, "note": "a\u2028b"}' + end).encode()
+        )
+        for name in ("b.csv", "b.jsonl"):
+            assert read_case(tmp_path / "v.npz", prompts=BoxSource(tmp_path / name)).boxes.z.tolist() == [
+                [4, 4]
+            ]
+    for z in ("9" * 30, "nan", "1.5", "1e400"):
+        (tmp_path / "b.csv").write_text(f"case,x0,y0,x1,y1,z\nv,1,2,9,8,{z}\n")
+        with pytest.raises(InputError, match="line 2: not all are numbers"):
+            BoxSource(tmp_path / "b.csv")
+    (tmp_path / "b.jsonl").write_text('{"case": "v", "boxes": [[1, 2, 9, 8]], "z": ' + "9" * 400 + "}")
+    with pytest.raises(InputError, match="line 1: z is no number of a slice"):
+        BoxSource(tmp_path / "b.jsonl")
+
+
+def test_masks_of_noise_are_refused_before_they_take_all_time(tmp_path, monkeypatch):
+    np.savez(tmp_path / "v.npz", imgs=np.zeros((4, 20, 20), np.uint8))
+    labels = np.zeros((4, 20, 20), np.uint8)
+    labels[:, ::2, ::2] = 1
+    np.savez(tmp_path / "m.npz", gts=labels)
+    source = BoxSource(tmp_path / "m.npz", components=True)
+    for limit, fault in (("_MAX_PARTS", "more than 50 parts"), ("_MAX_VISITED", "reach far")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"litemed.runtime.prompts.masks.{limit}", 50)
+            with pytest.raises(InputError, match=fault):
+                read_case(tmp_path / "v.npz", prompts=source)
+    assert len(read_case(tmp_path / "v.npz", prompts=source).boxes) == 100
+
+
 FAULTS = {
     "b.csv": [
         ("x0,y0,x1,y1\n", "the first line must name case"),

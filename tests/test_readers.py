@@ -17,7 +17,7 @@ from PIL import Image
 
 from litemed.runtime.boxes import MAX_BOXES
 from litemed.runtime.errors import InputError, UsageError
-from litemed.runtime.inputs.cases import MAX_SIDECAR_BYTES, case_files, list_cases, read_case
+from litemed.runtime.inputs.cases import case_files, list_cases, read_case
 from litemed.runtime.inputs.npz import MAX_VOXELS
 from litemed.runtime.inputs.pictures import decode_image
 
@@ -176,18 +176,20 @@ def test_what_is_no_single_sound_image_of_possible_size_is_refused(data, why):
     ("text", "message"),
     [
         ("", "empty"),
-        ("[[1, 2, 3, 4]]", "no list of boxes"),
-        ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not four numbers"),
-        ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not four numbers"),
+        ("[[1, 2, 3, 4]]", "is none of COCO, .* and litemed's boxes"),
+        ('{"boxes": [[1, 2, 3, 4], 5]}', "box 2 is not a list of four or six"),
+        ('{"boxes": [[1, 2, 3, true]]}', "box 1 is not a list of four or six"),
+        ('{"boxes": [[1, 2, 3, 4]], "units": "mm"}', "units 'mm'; give px, RAS, LPS"),
         ('{"boxes": [[1, 2, 3, 1e999]]}', "not a finite"),
         ('{"boxes": [[1, 2, 30000000000000000000, 4]]}', "dtype object|too large|outside"),
         ('{"boxes": [[1, 2, ' + "9" * 5000 + ", 4]]}", "not readable as JSON"),
         ('{"boxes": [[1, 2, 3, 4]], "boxes": [[1, 2, 3, 4]]}', "key stands twice"),
         ('{"boxes": ' + "[" * 100_000, "nested too deeply"),
-        (" " * (MAX_SIDECAR_BYTES + 1), "larger than"),
+        (" " * 200_001, "larger than 200000"),
     ],
 )
-def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text, message, tmp_path):
+def test_a_sidecar_that_holds_no_boxes_is_refused_by_name(text, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("litemed.runtime.prompts.annotations.MAX_TABLE_BYTES", 200_000)
     path = write_image(tmp_path, "a.png", GREY)
     (tmp_path / "a.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match=message) as caught:

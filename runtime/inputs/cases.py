@@ -3,10 +3,10 @@
 The npz is in the challenge's layout: ``imgs`` uint8 (height, width), (height, width, 3), (depth, height,
 width) or (depth, height, width, 3); ``boxes`` (N, 4) as x0 y0 x1 y1 or, for a volume, (N, 6) as x0 y0 z0 x1
 y1 z1, and where known ``spacing``, z y x in mm. The sidecar holds
-``{"boxes": [[x0, y0, x1, y1], ...]}`` in pixels as stored, x to the right, y downwards; other keys
-are free for notes. Alpha is dropped, 16-bit values are stretched from minimum and maximum to 8 bit. An image
-with an orientation tag is refused, for programs disagree on whether boxes count pixels before or after the
-turn; so is a file of several pages.
+``{"boxes": [[x0, y0, x1, y1], ...]}`` in pixels as stored, x to the right, y downwards, or is what else
+`litemed.runtime.prompts.annotations` reads. Alpha is dropped, 16-bit values are stretched from minimum and
+maximum to 8 bit. An image with an orientation tag is refused, for programs disagree on whether boxes count
+pixels before or after the turn; so is a file of several pages.
 
 The boxes of a NIfTI, NRRD or MetaImage are x0 y0 z0 x1 y1 z1 in voxels along its axes as stored. Its values
 become grey by `litemed.runtime.inputs.intensity`, and it is turned to be seen as
@@ -23,7 +23,6 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +39,7 @@ from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.inputs.volumes import label_suffix, open_volume, volume_suffix, voxels_beside
 from litemed.runtime.modalities import modality_of_name
 from litemed.runtime.prompts.extents import Grid
-from litemed.runtime.strict_json import parse_json
-
-if TYPE_CHECKING:
-    from litemed.runtime.prompts.source import BoxSource
-
-MAX_SIDECAR_BYTES = 4 * 2**20  # 65535 boxes of four six-digit numbers with generous white space
+from litemed.runtime.prompts.source import BoxSource, boxes_beside
 
 
 def list_cases(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -154,7 +148,7 @@ def read_case(
         return _read_volume(path, name, scaling, prompts)
     picture = _read_picture(path)
     image = to_8_bits(picture, str(path))
-    boxes = _boxes(path, prompts, Grid(image.shape[1::-1]), image.shape)
+    boxes = _boxes(path, prompts, Grid(image.shape[1::-1]))
     again = None if picture.dtype == image.dtype else functools.partial(_read_picture, path)
     return Case(name, image, boxes, source=path, read_values=again)
 
@@ -171,7 +165,7 @@ def _read_volume(path: Path, name: str, scaling: Scaling, prompts: BoxSource | N
     if 3 in stored.shape[:2]:
         raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
-    boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm), stored.shape[::-1])
+    boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm))
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)
@@ -188,9 +182,8 @@ def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     columns, rows, depth = stored.shape
     if depth > 1 and 3 in (columns, rows):
         raise InputError(f"{path}: slices with a side of 3 pixels are not segmented; give larger ones")
-    shape = (depth, rows, columns) if depth > 1 else (rows, columns, 3)[: 3 if stored.files[0].colour else 2]
     grid = _grid(stored.shape, stored.affine) if depth > 1 else Grid((columns, rows))
-    boxes = _boxes(path, prompts, grid, shape)
+    boxes = _boxes(path, prompts, grid)
     image, rule = to_grey(stored.read(), stored.modality or modality_of_name(name), scaling, path)
     if depth > 1:
         boxes = stored.view.show_boxes(boxes, stored.shape)
@@ -223,30 +216,15 @@ def _grid(shape: tuple[int, ...], affine: NDArray[np.float64] | None) -> Grid:
     return Grid(shape, affine, None if affine is None else tuple(np.linalg.norm(affine[:3, :3], axis=0)))
 
 
-def _boxes(case: Path, prompts: BoxSource | None, grid: Grid, shape: tuple[int, ...]) -> Boxes:
-    """Return the boxes of a case with an image (H, W), (H, W, 3) or (D, H, W), not turned to be seen yet."""
-    if prompts is None:
-        return _read_sidecar(case, shape, 2 * len(grid.shape))
-    boxes = prompts.boxes(case, grid)
+def _boxes(case: Path, prompts: BoxSource | None, grid: Grid) -> Boxes:
+    """Return the boxes of a case, not turned to be seen yet."""
+    boxes = _read_sidecar(case, grid) if prompts is None else prompts.boxes(case, grid)
     return boxes if boxes.z is not None else boxes.widened()
 
 
-def _read_sidecar(case: Path, shape: tuple[int, ...], numbers: int) -> Boxes:
-    """Return the boxes, of 4 or 6 numbers, of a case with an image (H, W), (H, W, 3) or (D, H, W)."""
+def _read_sidecar(case: Path, grid: Grid) -> Boxes:
     path = _sidecar(case)
-    wanted = {4: "[x0, y0, x1, y1]", 6: "[x0, y0, z0, x1, y1, z1]"}[numbers]
     if not path.is_file():
+        wanted = "[x0, y0, x1, y1]" if len(grid.shape) == 2 else "[x0, y0, z0, x1, y1, z1]"
         raise InputError(f'{case}: no boxes; write them to {path} as {{"boxes": [{wanted}, ...]}}')
-    try:
-        content = parse_json(read_bytes(path, MAX_SIDECAR_BYTES).decode("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from error
-    boxes = content.get("boxes") if isinstance(content, dict) else None
-    if not isinstance(boxes, list):
-        raise InputError(f'{path}: no list of boxes; write {{"boxes": [{wanted}, ...]}}')
-    for number, row in enumerate(boxes, start=1):
-        # By type, because True is an int to isinstance.
-        if not isinstance(row, list) or [type(one) in (int, float) for one in row] != [True] * numbers:
-            count = {4: "four", 6: "six"}[numbers]
-            raise InputError(f"{path}: box {number} is not {count} numbers; write it as {wanted}")
-    return Boxes.parse(boxes, shape, source=str(path))
+    return boxes_beside(path, case, grid)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from litemed.runtime.errors import InputError
 from litemed.runtime.inputs.files import case_name, read_bytes
 from litemed.runtime.prompts.extents import Given
-from litemed.runtime.prompts.tables import MAX_TABLE_BYTES, boxes_of_object
+from litemed.runtime.prompts.tables import MAX_ROWS, MAX_TABLE_BYTES, boxes_of_object
 from litemed.runtime.strict_json import parse_json
 
 _LABELME_SHAPES: Final = ("rectangle", "polygon")
@@ -51,10 +51,14 @@ def _coco(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:
     """x, y, width, height of each annotation, in the order of the file."""
     names: dict[object, str] = {}
     for image in content["images"]:
-        if image["id"] in names or (name := _stem(image["file_name"])) in names.values():
-            raise ValueError(f"two images of id {image['id']} or name {image['file_name']!a}")
+        if image["id"] in names or not _stem(name := image["file_name"]):
+            raise ValueError(f"two images of id {image['id']!a}, or one without a name")
         names[image["id"]] = name
     found: dict[str, list[Given]] = {name: [] for name in names.values()}
+    if len(found) != len(names):
+        raise ValueError("two images of one file_name")
+    if len(content["annotations"]) > MAX_ROWS:
+        raise ValueError(f"more than {MAX_ROWS} annotations; split it")
     for number, one in enumerate(content["annotations"], 1):
         x, y, width, height = _numbers(one["bbox"], (4,))
         if width < 0 or height < 0:
@@ -63,7 +67,7 @@ def _coco(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:
             raise ValueError(f"annotation {number} is of image {one['image_id']!a}, which is not listed")
         corners = np.array([[x, y], [x + width, y + height]])
         found[names[one["image_id"]]].append(Given(corners, "edge", f"annotation {number}"))
-    yield from ((name, boxes) for name, boxes in found.items() if boxes)
+    yield from found.items()
 
 
 def _labelme(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:

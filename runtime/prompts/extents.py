@@ -97,11 +97,14 @@ def boxes_of(given: Sequence[Given], grid: Grid, margin: Margin, source: object)
     grown = margin.pixels(grid, source)
     first, last = ends[:, 0] - grown, ends[:, 1] + grown
     size = np.array(grid.shape)
+    # Boxes given in pixels may end at width and height, see `Boxes.parse`.
+    most = np.tile(size - 1, (len(given), 1))
+    most[:, :2] += (ends[:, 1] >= size)[:, :2] & np.array([[one.frame == "index"] for one in given])
     for number in np.flatnonzero(((last < 0) | (first >= size)).any(axis=1)).tolist():
         where, sides = given[number].where, " x ".join(map(str, grid.shape))
         raise InputError(f"{source}: {where} lies outside of the image, of {sides} pixels")
-    clipped = np.flatnonzero(((first < 0) | (last >= size)).any(axis=1)) + 1
-    first, last = np.maximum(first, 0), np.minimum(last, size - 1)
+    clipped = np.flatnonzero(((first < 0) | (last > most)).any(axis=1)) + 1
+    first, last = np.maximum(first, 0), np.minimum(last, most)
     z = np.column_stack([first[:, 2], last[:, 2]]) if len(size) == 3 else None
     on_slice = np.array([one.z is not None for one in given])
     return Boxes(np.column_stack([first[:, :2], last[:, :2]]), z, tuple(clipped.tolist()), on_slice)

@@ -18,6 +18,9 @@ from litemed.runtime.inputs.volumes import open_volume, volume_suffix
 from litemed.runtime.prompts.extents import Given, Grid
 
 _SAME_MM = 1e-3
+# Of what a run looks through with `--components`: parts of a slice, voxels in the boxes of all labels.
+_MAX_PARTS = 2**20
+_MAX_VISITED = 2**32
 
 
 def read_mask(path: Path, grid: Grid, components: bool) -> list[Given]:
@@ -39,12 +42,15 @@ def read_mask(path: Path, grid: Grid, components: bool) -> list[Given]:
         raise InputError(f"{path}: mask has negative values")
     if not 0 < len(values) <= MAX_BOXES:
         raise InputError(f"{path}: mask has {len(values)} labels; give 1 to {MAX_BOXES}")
-    boxes = []
+    boxes, visited = [], 0
     for value, first, last in zip(values.tolist(), *_extents(volume, values), strict=True):
         ends, where = [(first, last)], f"label {value:g}"
         if components:
             inside = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
-            parts = _parts(volume[inside] == value)
+            visited += volume[inside].size
+            if visited > _MAX_VISITED:
+                raise InputError(f"{path}: mask has too many labels that reach far; give them apart")
+            parts = _parts(volume[inside] == value, path)
             found = _extents(parts, np.unique(parts[parts > 0]))
             ends = [(low + first, high + first) for low, high in zip(*found, strict=True)]
         boxes += [Given(np.array(one, np.float64)[:, ::-1][:, : labels.ndim], "index", where) for one in ends]
@@ -69,7 +75,12 @@ def _stored(path: Path, grid: Grid) -> NDArray[Any]:
     if volume_suffix(path):
         stored = open_volume(path)
         own = stored.affine_mm
-        if own is None or grid.affine is None or not np.allclose(own, grid.affine, rtol=0, atol=_SAME_MM):
+        given = grid.affine
+        if own is None or given is None:
+            same = own is given
+        else:
+            same = np.allclose(own, given, rtol=0, atol=_SAME_MM)
+        if not same:
             raise InputError(f"{path}: mask has another affine than its case; resample it")
         return stored.view.store(stored.read()).transpose()
     if name.endswith(".npz"):
@@ -82,16 +93,18 @@ def _stored(path: Path, grid: Grid) -> NDArray[Any]:
     return decode_labels(read_bytes(path, MAX_PICTURE_BYTES), str(path))
 
 
-def _parts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _parts(mask: NDArray[np.bool_], path: Path) -> NDArray[np.int32]:
     """Return a mask (D, H, W) with its parts numbered, 0 outside, in the order of their first pixels.
 
-    Parts that touch by a face, an edge or a corner are one.
+    Parts that touch by a face, an edge or a corner are one. Raises InputError for too many.
     """
-    count, of_slices, touching = 0, list[NDArray[np.int64]](), [np.empty((0, 2), np.int64)]
+    count, of_slices, touching = 0, list[NDArray[np.int32]](), [np.empty((0, 2), np.int32)]
     for plane in mask.astype(np.uint8):
         number, parts = cv2.connectedComponents(plane, connectivity=8)
-        here = np.where(parts > 0, parts + count, 0).astype(np.int64)
+        here = np.where(parts > 0, parts + count, 0).astype(np.int32)
         count += number - 1
+        if count > _MAX_PARTS:
+            raise InputError(f"{path}: mask has more than {_MAX_PARTS} parts; smooth it")
         for y, x in np.ndindex(3, 3) if of_slices else ():
             moved = np.pad(of_slices[-1], 1)[y : y + here.shape[0], x : x + here.shape[1]]
             both = (moved > 0) & (here > 0)
@@ -108,4 +121,4 @@ def _parts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     for one, other in np.concatenate(touching).tolist():
         low, high = sorted((find(one), find(other)))
         root[high] = low
-    return np.array([find(part) for part in range(count + 1)])[np.stack(of_slices)]
+    return np.array([find(part) for part in range(count + 1)], np.int32)[np.stack(of_slices)]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from litemed.runtime.boxes import MAX_BOXES
 from litemed.runtime.errors import InputError
 from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.prompts.extents import Given
 from litemed.runtime.strict_json import parse_json
 
-MAX_TABLE_BYTES: Final = 256 * 2**20
+MAX_TABLE_BYTES: Final = 64 * 2**20
+MAX_ROWS: Final = 2**20  # boxes of one file, or lines of a CSV
 _UNITS: Final = {"px": "index", "RAS": "RAS", "LPS": "LPS"}
-_KEYS: Final = ("case", "boxes", "units", "z")
 
 
 def read_csv(path: Path) -> dict[str, list[Given]]:
@@ -24,10 +26,9 @@ def read_csv(path: Path) -> dict[str, list[Given]]:
     Columns are case, x0, y0, x1, y1 and, of volumes, z0 and z1 or, of a box on one slice, z; units is px,
     the default, RAS or LPS. Others are free. Raises InputError, which names file and line.
     """
-    lines = _text(path).splitlines()
     found: dict[str, list[Given]] = {}
     try:
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(_lines(path), strict=True)
         head = [name.strip().lower() for name in next(reader, [])]
         if len(set(head)) != len(head) or not {"case", "x0", "y0", "x1", "y1"} <= set(head):
             raise InputError(f"{path}: the first line must name case, x0, y0, x1, y1, each once")
@@ -37,6 +38,8 @@ def read_csv(path: Path) -> dict[str, list[Given]]:
             if not any(row):
                 continue
             place = f"line {reader.line_num}"
+            if reader.line_num > MAX_ROWS:
+                raise InputError(f"{path}: more than {MAX_ROWS} lines; split it")
             if len(row) != len(head):
                 raise InputError(f"{path}: {place} has {len(row)} values, the first line {len(head)}")
             cells = {name: cell.strip() for name, cell in zip(head, row, strict=True)}
@@ -61,7 +64,7 @@ def _given(cells: dict[str, str], place: str) -> Given:
     names = ("x0", "y0", "z0", "x1", "y1", "z1") if third else ("x0", "y0", "x1", "y1")
     try:
         numbers = [float(cells[name]) for name in names]
-        z = int(cells["z"]) if cells.get("z") else None
+        z = _slice(float(cells["z"])) if cells.get("z") else None
     except (ValueError, OverflowError):
         shown = ", ".join(f"{name} {cells[name][:20]!a}" for name in (*names, *["z"] * ("z" in cells)))
         raise ValueError(f"not all are numbers, of z a whole one: {shown}") from None
@@ -75,7 +78,8 @@ def read_json_lines(path: Path) -> dict[str, list[Given]]:
     file and line.
     """
     found: dict[str, list[Given]] = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    count = 0
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -84,7 +88,9 @@ def read_json_lines(path: Path) -> dict[str, list[Given]]:
             raise InputError(f"{path}: line {number}: {error}") from None
         if case in found:
             raise InputError(f"{path}: line {number}: a second one of case {case!a}; give one for each case")
-        found[case] = boxes
+        found[case], count = boxes, count + len(boxes)
+        if count > MAX_ROWS:
+            raise InputError(f"{path}: more than {MAX_ROWS} boxes; split it")
     return found
 
 
@@ -99,8 +105,12 @@ def boxes_of_object(content: dict[str, Any], place: str) -> list[Given]:
     rows, units, z = content.get("boxes"), content.get("units", "px"), content.get("z")
     if not isinstance(rows, list) or not rows:
         raise ValueError("has no list of boxes")
-    if z is not None and type(z) is not int:
-        raise ValueError(f"z is {str(z)[:20]!a}, not a whole number")
+    if len(rows) > MAX_BOXES:
+        raise ValueError(f"has {len(rows)} boxes; the most is {MAX_BOXES}")
+    if z is not None:
+        if type(z) is not int:
+            raise ValueError(f"z is {str(z)[:20]!a}, not a whole number")
+        z = _slice(z)
     for number, row in enumerate(rows, 1):
         # By type, because True is an int to isinstance.
         if not isinstance(row, list) or len(row) not in (4, 6) or {type(one) for one in row} - {int, float}:
@@ -126,8 +136,16 @@ def given_box(numbers: list[float], units: object, z: int | None, place: str) ->
     return Given(corners, _UNITS[units], place, z)
 
 
-def _text(path: Path) -> str:
+def _slice(number: float) -> int:
+    """Return the number of a slice; raises ValueError where it can be none."""
+    if not abs(number) < 2**31 or number != int(number):
+        raise ValueError("z is no number of a slice")
+    return int(number)
+
+
+def _lines(path: Path) -> io.StringIO:
+    """Return the lines of a file, whose ends may be any system's, and not what Unicode takes for one, too."""
     try:
-        return read_bytes(path, MAX_TABLE_BYTES).decode("utf-8-sig")
+        return io.StringIO(read_bytes(path, MAX_TABLE_BYTES).decode("utf-8-sig"), newline=None)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text ({error.reason})") from None
