@@ -203,7 +203,7 @@ def test_a_case_has_spacing_grey_levels_and_boxes_as_seen(tmp_path):
     ("change", "said"),
     [
         (lambda path: path.with_name("MR_a.json").unlink(), ["MR_a.nii.gz", "no boxes", "MR_a.json", "z0"]),
-        (lambda path: write(path, ball(), boxes=[[1, 2, 3, 4]]), ["MR_a.json", "box 1", "six numbers"]),
+        (lambda path: write(path, ball(), boxes=[[1, 2, 3, 4]]), ["MR_a.json", "box 1", "no z"]),
         (lambda path: write(path, ball(), boxes=[[90, 2, 3, 99, 4, 5]]), ["MR_a.json", "box 1", "40 x 44"]),
         (
             lambda path: write(path, ball((5, 6, 4))[..., None].repeat(2, 3)),
