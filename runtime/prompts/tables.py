@@ -130,10 +130,10 @@ def given_box(numbers: list[float], units: object, z: int | None, place: str) ->
         raise ValueError("a number is too large") from None
     if units == "px" and not (ends[0] <= ends[1]).all():  # which of NaN is not so either
         raise ValueError(f"{numbers} needs x0 <= x1, y0 <= y1 and z0 <= z1")
-    # All corners: where axes run obliquely two do not tell the others.
-    choice = np.indices((2,) * ends.shape[1]).reshape(ends.shape[1], -1).T
-    corners = np.take_along_axis(ends, choice, axis=0)
-    return Given(corners, _UNITS[units], place, z)
+    if units != "px":  # all corners: where axes run obliquely two do not tell the others
+        choice = np.indices((2,) * ends.shape[1]).reshape(ends.shape[1], -1).T
+        ends = np.take_along_axis(ends, choice, axis=0)
+    return Given(ends, _UNITS[units], place, z)
 
 
 def _slice(number: float) -> int:
