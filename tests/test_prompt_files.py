@@ -214,6 +214,12 @@ def test_margins(picture, tmp_path):
         [Given(np.array([[10, 10, 10], [20, 20, 20.0]]), "index", "a")], grid, parse_margin("2mm"), "x"
     )
     assert (boxes.xyxy.tolist(), boxes.z.tolist()) == ([[7, 8, 23, 22]], [[9, 21]])
+    head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 8 9 5\nspacings: 0.5 1 2.5\nencoding: raw\n\n"
+    scan = tmp_path / "MR_a.nrrd"  # which has spacing, and no place in the patient
+    scan.write_bytes(head.encode() + bytes(range(200)) + bytes(160))
+    (tmp_path / "a.csv").write_text("case,x0,y0,x1,y1,z0,z1\nMR_a,3,3,4,4,2,2\n")
+    boxes = read_case(scan, prompts=BoxSource(tmp_path / "a.csv", parse_margin("1.5mm"))).boxes
+    assert (boxes.xyxy.tolist(), boxes.z.tolist()) == ([[0, 1, 7, 6]], [[1, 3]])
     for text in ("-1", "x", "1.5", "nan", "infmm", "mm", "2000"):
         with pytest.raises(UsageError, match="give whole pixels, or mm"):
             parse_margin(text)

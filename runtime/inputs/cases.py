@@ -33,8 +33,10 @@ from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
 from litemed.runtime.inputs.files import CASE_SUFFIXES, DICOM_SUFFIX, case_name, case_suffix, read_bytes
 from litemed.runtime.inputs.intensity import to_grey
+from litemed.runtime.inputs.nifti import Nifti
 from litemed.runtime.inputs.npz import NpzReader
 from litemed.runtime.inputs.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_picture, to_8_bits
+from litemed.runtime.inputs.raster import Raster
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.inputs.volumes import label_suffix, open_volume, volume_suffix, voxels_beside
 from litemed.runtime.modalities import modality_of_name
@@ -165,7 +167,7 @@ def _read_volume(path: Path, name: str, scaling: Scaling, prompts: BoxSource | N
     if 3 in stored.shape[:2]:
         raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
-    boxes = _boxes(path, prompts, _grid(stored.shape, stored.affine_mm))
+    boxes = _boxes(path, prompts, _grid(stored, stored.affine_mm))
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)
@@ -182,7 +184,7 @@ def _read_dicom(path: Path, name: str, scaling: Scaling, prompts: BoxSource | No
     columns, rows, depth = stored.shape
     if depth > 1 and 3 in (columns, rows):
         raise InputError(f"{path}: slices with a side of 3 pixels are not segmented; give larger ones")
-    grid = _grid(stored.shape, stored.affine) if depth > 1 else Grid((columns, rows))
+    grid = _grid(stored, stored.affine) if depth > 1 else Grid((columns, rows))
     boxes = _boxes(path, prompts, grid)
     image, rule = to_grey(stored.read(), stored.modality or modality_of_name(name), scaling, path)
     if depth > 1:
@@ -211,9 +213,11 @@ def _read_npz(path: Path, prompts: BoxSource | None) -> Case:
         return Case(path.stem, archive.read("imgs"), boxes, spacing, path)
 
 
-def _grid(shape: tuple[int, ...], affine: NDArray[np.float64] | None) -> Grid:
-    """Return the voxels (i, j, k) of a volume."""
-    return Grid(shape, affine, None if affine is None else tuple(np.linalg.norm(affine[:3, :3], axis=0)))
+def _grid(stored: Nifti | Raster | Dicom, affine: NDArray[np.float64] | None) -> Grid:
+    """Return the voxels (i, j, k) of a volume, whose spacing may be known where its place is not."""
+    if (shown := stored.spacing) is None:
+        return Grid(stored.shape, affine)
+    return Grid(stored.shape, affine, tuple(shown[stored.view.order.index(axis)] for axis in range(3)))
 
 
 def _boxes(case: Path, prompts: BoxSource | None, grid: Grid) -> Boxes:
