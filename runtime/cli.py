@@ -159,6 +159,7 @@ def _run(
     dry_run: bool,
     strict: bool,
     recursive: bool,
+    max_memory: str | None,
     modality: str | None,
     window: str,
     prompts: Path | None,
@@ -176,10 +177,12 @@ def _run(
     from litemed.runtime.before import open_prompts, tell_costs, tell_what_is_no_case
     from litemed.runtime.bundle import Bundle
     from litemed.runtime.engines import Cache, open_engine
+    from litemed.runtime.inputs.memory import parse_size
     from litemed.runtime.inputs.subfolders import find_below
     from litemed.runtime.precision import REFERENCE
 
     how = Method(**method)
+    allowed = None if max_memory is None else parse_size(max_memory)
     scaling = Scaling(modality, parse_window(window), volume_index)
     # Importing, hashing and compiling take about as long as one small case. Of what can be done at once, the
     # engine comes first: while it compiles, the rest is imported and the first case read.
@@ -238,6 +241,7 @@ def _run(
             png=png,
             html=html,
             ways=ways,
+            max_memory=allowed,
             overwrite=overwrite,
             observer=observer,
         )

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from litemed.runtime.errors import OutputError
 from litemed.runtime.files import FolderLock, LockedError, make_folder
 from litemed.runtime.inputs.cases import list_cases
+from litemed.runtime.inputs.memory import check_memory, engine_bytes
 from litemed.runtime.inputs.scaling import DEFAULT_SCALING, Scaling
 from litemed.runtime.jobs import Job, plan_jobs
 from litemed.runtime.method import Method
@@ -63,6 +65,7 @@ def run_cases(
     png: bool = False,
     html: bool = False,
     ways: Mapping[Path, Path] | None = None,
+    max_memory: int | None = None,
     overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> tuple[CaseReport, ...]:
@@ -82,6 +85,8 @@ def run_cases(
         html: write `report.html` at the end, with the pictures of `overlay`, if any.
         ways: of folders of cases, to which folder below those of results theirs go; see
             `litemed.runtime.inputs.subfolders.find_below`.
+        max_memory: bytes that the process may take: cases that may need more fail before they are read, see
+            `litemed.runtime.inputs.memory`, and no case is begun before the last one is written.
         overwrite: run every case, and replace files that no earlier run wrote.
         observer: is told how the run goes on.
 
@@ -116,7 +121,8 @@ def run_cases(
         scaling=scaling,
     )
     report = ReportFile(output, settings, describe_environment(segmenter.engine), overwrite)
-    run = _Run(output, CaseSteps(segmenter, settings, report, overwrite, prompts), observer or RunObserver())
+    steps = CaseSteps(segmenter, settings, report, overwrite, prompts, _guard(segmenter, scaling, max_memory))
+    run = _Run(output, steps, observer or RunObserver(), one_by_one=max_memory is not None)
     try:
         with run.writer:
             outcomes = run.do(jobs)
@@ -130,6 +136,15 @@ def run_cases(
     return outcomes
 
 
+def _guard(segmenter: Segmenter, scaling: Scaling, max_memory: int | None) -> Callable[[Path], None] | None:
+    """Return what refuses cases that may need more memory; None if all is allowed."""
+    if max_memory is None:
+        return None
+    graphs = sum(graph.bytes for graph in segmenter.bundle.manifest.graphs.values())
+    base = engine_bytes(segmenter.engine.name, graphs)
+    return functools.partial(check_memory, limit=max_memory, base=base, volume_index=scaling.volume_index)
+
+
 class _Run:
     """Takes cases through their steps; a thread of its own writes results, one behind.
 
@@ -137,10 +152,11 @@ class _Run:
     the case that the network is at is reported as interrupted.
     """
 
-    def __init__(self, folder: Path, steps: CaseSteps, observer: RunObserver) -> None:
+    def __init__(self, folder: Path, steps: CaseSteps, observer: RunObserver, one_by_one: bool) -> None:
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="litemed-write")
         self._folder = folder
         self._steps = steps
+        self._one_by_one = one_by_one
         self._observer = observer
         self._started = 0
         self._outcomes: dict[Job, CaseReport] = {}
@@ -164,6 +180,8 @@ class _Run:
             lock.__enter__()
             self._started += 1
             self._observer.case_started(job.name, self._started, total)
+            if self._one_by_one:
+                self._settle()
             begun = self._steps.begin(job, lock.abandoned)
             if begun.case is not None:
                 begun, result = self._steps.segment(begun, begun.case, self._slices_done, last)

@@ -27,10 +27,6 @@ class JsonLines(io.TextIOBase):
         self._stream = stream
         self._begun = ""
 
-    def writable(self) -> bool:
-        """Return that it can be written to."""
-        return True
-
     def write(self, text: str, /) -> int:
         """Write the lines that are whole, and keep what is begun of the next one."""
         *lines, self._begun = (self._begun + text).split("\n")

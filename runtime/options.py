@@ -59,6 +59,11 @@ _OPTIONS = (
         help="Take the cases of all folders below, too; results are put into folders of the same names.",
     ),
     click.option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Such as 2GB: cases that may need more, by what their headers say, fail before they are read.",
+    ),
+    click.option(
         "--modality",
         metavar="MODALITY",
         help="Of NIfTI, NRRD and MetaImage files whose name does not begin with theirs (CT_..., MR_...): by "

@@ -82,11 +82,11 @@ class CaseSteps:
         report: ReportFile,
         overwrite: bool,
         prompts: BoxSource | None = None,
+        guard: Callable[[Path], None] | None = None,
     ) -> None:
-        self._segmenter, self._prompts = segmenter, prompts
-        self._settings = settings
-        self._report = report
-        self._overwrite = overwrite
+        """Use a segmenter; `guard` raises InputError for a case that is not to be read."""
+        self._segmenter, self._prompts, self._guard = segmenter, prompts, guard
+        self._settings, self._report, self._overwrite = settings, report, overwrite
 
     def begin(self, job: Job, abandoned: bool) -> Begun:
         """Hash and read a case, whose lock is held, unless an earlier result holds.
@@ -109,6 +109,8 @@ class CaseSteps:
                 earlier = self._failure(job, KeyboardInterrupt(), _present(job.target), _present(job.picture))
                 self._report.put(earlier)
             self._claim(job, earlier)
+            if self._guard is not None:
+                self._guard(job.path)
             case = read_case(job.path, self._settings.scaling, self._prompts)
             seconds, found = time.perf_counter() - start, (case.intensity, case.origin)
             return Begun(job, earlier, inputs, case, case_warnings(case), seconds, *found)

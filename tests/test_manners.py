@@ -71,20 +71,6 @@ def test_lines_of_a_log_say_how_long_the_others_take(capsys, monkeypatch):
     assert capsys.readouterr().out == "[1/6] a: 9.50 s, encodings: 0, masks: 0; about 0:00:50 left\n"
 
 
-def test_exit_codes_are_those_of_the_docs(run, cases, monkeypatch):
-    assert run().exit_code == 1
-    (cases / "bad.npz").unlink()
-    assert run().exit_code == 0
-    assert run("--window", "x").exit_code == 2
-    assert run("--no-such-option").exit_code == 2
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("litemed.runtime.folder.run_cases", interrupted)
-    assert run().exit_code == 130
-
-
 @pytest.mark.parametrize("script", entry_points(group="console_scripts", name="litemed-run"))
 def test_the_shell_completes_options_and_their_values(script):
     def complete(words: str, number: int) -> list[str]:

@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from litemed.runtime.cli import main
-from litemed.runtime.errors import UsageError
 from litemed.runtime.inputs.cases import list_cases
 from litemed.runtime.inputs.subfolders import find_below
 from litemed.runtime.jobs import plan_jobs
@@ -53,11 +52,6 @@ def names(root: Path, *leave_out: Path) -> list[str]:
 def test_each_case_below_is_found_once_by_its_folder_and_name(study):
     assert names(study) == ["a", "dicom/series", "one/a", "one/again/er/a"]
     assert names(study, study / "one") == ["a", "dicom/series"]
-
-
-def test_a_folder_without_any_case_below_is_wrong_use(study):
-    with pytest.raises(UsageError, match="no case in or below this folder"):
-        find_below([study / "empty"])
 
 
 def test_results_keep_folders_and_the_next_run_skips_them_all(study, box_bundle):

@@ -122,7 +122,7 @@ class Dicom:
         places = {(frame.path, frame.index): place for place, frame in enumerate(self.frames)}
         columns, rows, depth = self.shape
         colour = self.files[0].colour
-        stored = np.empty((depth, rows, columns) + (3,) * colour, self._dtype)
+        stored = np.empty((depth, rows, columns) + (3,) * colour, self.dtype)
         for file in self.files:
             for index, values in enumerate(file.read()):
                 place = places[file.path, index]
@@ -133,7 +133,7 @@ class Dicom:
         return self.view.show(stored.swapaxes(0, 2)) if depth > 1 else stored[0]
 
     @property
-    def _dtype(self) -> Any:
+    def dtype(self) -> Any:
         """The smallest type that holds every value."""
         if self.files[0].colour:
             return np.uint8

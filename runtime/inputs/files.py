@@ -1,5 +1,6 @@
 """What the files of cases are called, and reading one whole."""
 
+import os
 from pathlib import Path
 
 from litemed.runtime.errors import InputError
@@ -26,7 +27,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """Read a whole file of at most ``limit`` bytes. Raises InputError where that is not possible."""
     try:
         with open_input(path) as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limit) + 1)  # it allocates what it is told
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not 0 < len(data) <= limit:

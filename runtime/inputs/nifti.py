@@ -105,6 +105,22 @@ class Nifti:
         """Of slices, rows and columns as they are seen, in mm."""
         return self.view.show_lengths(np.linalg.norm(self.affine_mm[:3, :3], axis=0).tolist())
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values as stored, of one colour where there are three."""
+        dtype: np.dtype[Any] = self.image.get_data_dtype()
+        return np.dtype(np.uint8) if dtype.names else dtype
+
+    @property
+    def colour(self) -> bool:
+        """Whether a voxel is R G B."""
+        return self.image.get_data_dtype().names is not None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the header says by what values are to be scaled."""
+        return (self.image.dataobj.slope, self.image.dataobj.inter) != (1, 0)
+
     def read(self) -> NDArray[Any]:
         """Return the volume as it is seen, (D, H, W), scaled by the header where it says so, then float32.
 
@@ -113,7 +129,7 @@ class Nifti:
         Raises InputError where its data are damaged.
         """
         proxy = self.image.dataobj
-        unscaled = (proxy.slope, proxy.inter) == (1, 0)
+        unscaled = not self.is_scaled
         try:
             if len(self.image.shape) > 3:
                 data = np.asarray(proxy[:, :, :, self.index])

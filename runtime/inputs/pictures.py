@@ -80,6 +80,20 @@ def decode_picture(data: bytes, source: str) -> np.ndarray:
     return values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3]
 
 
+def picture_size(data: bytes, source: str) -> tuple[tuple[int, int], bool, int]:
+    """Return height and width of a picture, whether it is in colour, and the bytes of a value.
+
+    Decodes nothing. Raises InputError as `decode_picture` for what its header shows.
+    """
+    with _sound(source):
+        image = _open(data, source, of_palette=3)
+        deep = image.mode.startswith(("I", "F")) or max(_tags(image).get(_BITS, (8,))) > 8
+        deep = deep or (data.startswith(b"\x89PNG") and data[24:25] == b"\x10")  # colours, too
+        colour = image.mode == "P" or len(image.getbands()) > 1
+        item = 4 if image.mode in ("I", "F") else 2 if deep else 1
+        return (image.height, image.width), colour, item
+
+
 def decode_labels(data: bytes, source: str) -> np.ndarray:
     """Return the values that a PNG or TIFF stores, (height, width) of any dtype; of a palette the indices.
 
