@@ -300,6 +300,15 @@ def test_a_flipped_volume_has_one_label_map_whatever_its_boxes_come_from(box_bun
         assert boxes.z.tolist() == found[-1].z.tolist() == [[1, 3], [0, 4], [2, 2]]
 
 
+def test_a_nifti_that_says_no_place_takes_a_mask_of_its_shape_and_no_millimetres(tmp_path):
+    scan = write_nifti(tmp_path / "MR_a.nii", np.zeros(SHAPE, np.uint8), codes=(0, 0))
+    labels = write_nifti(tmp_path / "m.nii", mask(SOLIDS, SHAPE))
+    assert read_case(scan, prompts=BoxSource(labels)).boxes.z.tolist() == [[1, 3], [0, 4], [2, 2]]
+    scan.with_suffix(".json").write_text(json.dumps({"boxes": [[0, 0, 0, 5, 5, 5]], "units": "RAS"}))
+    with pytest.raises(InputError, match="in mm of the patient, for which both it and the case must have"):
+        read_case(scan)
+
+
 def test_two_names_of_a_case_and_files_of_none_cost_the_others_nothing(picture, box_bundle, tmp_path):
     picture.with_name("other.png").write_bytes(picture.read_bytes())
     given = ("-o", tmp_path / "out", "--model", box_bundle, "--prompts")

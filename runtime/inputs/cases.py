@@ -167,7 +167,8 @@ def _read_volume(path: Path, name: str, scaling: Scaling, prompts: BoxSource | N
     if 3 in stored.shape[:2]:
         raise InputError(f"{path}: its slices have a side of 3 voxels, as colours have; give larger ones")
     # The boxes first: a case that fails for them is not worth decompressing its image.
-    boxes = _boxes(path, prompts, _grid(stored, stored.affine_mm))
+    affine = None if isinstance(stored, Nifti) and not stored.has_place else stored.affine_mm
+    boxes = _boxes(path, prompts, _grid(stored, affine))
     image, rule = to_grey(stored.read(), modality_of_name(name), scaling, path)
     boxes = stored.view.show_boxes(boxes, stored.shape)
     spacing = None if stored.spacing is None else check_spacing(stored.spacing, path)

@@ -82,9 +82,10 @@ class Nifti:
             )
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _SMALLEST_VOXEL_MM3:
             raise InputError(f"{path}: affine is singular or not finite; repair the header")
-        placed = image.header["sform_code"] != 0 or image.header["qform_code"] != 0
         try:
-            return cls(path, View.of(affine) if placed else View(), image, index or 0 if count > 1 else 0)
+            return cls(
+                path, View.of(affine) if _has_place(image) else View(), image, index or 0 if count > 1 else 0
+            )
         except ValueError as error:
             raise InputError(f"{path}: affine is singular ({error}); repair the header") from error
 
@@ -93,6 +94,11 @@ class Nifti:
         """Voxels along the stored axes i, j and k."""
         i, j, k = self.image.shape[:3]
         return i, j, k
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the file says where in the patient it lies; without, `affine_mm` is NIfTI's fallback."""
+        return _has_place(self.image)
 
     @property
     def affine_mm(self) -> NDArray[np.float64]:
@@ -156,3 +162,7 @@ class Nifti:
         image = type(self.image)(stored, None, header)
         with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=6) as packed:
             packed.write(image.to_bytes())
+
+
+def _has_place(image: Any) -> bool:
+    return bool(image.header["sform_code"] != 0 or image.header["qform_code"] != 0)

@@ -75,12 +75,10 @@ def _stored(path: Path, grid: Grid) -> NDArray[Any]:
     if volume_suffix(path):
         stored = open_volume(path)
         own = stored.affine_mm
-        given = grid.affine
-        if own is None or given is None:
-            same = own is given
-        else:
-            same = np.allclose(own, given, rtol=0, atol=_SAME_MM)
-        if not same:
+        # A case that does not say where it lies has the shape to go by alone.
+        if grid.affine is not None and (
+            own is None or not np.allclose(own, grid.affine, rtol=0, atol=_SAME_MM)
+        ):
             raise InputError(f"{path}: mask has another affine than its case; resample it")
         return stored.view.store(stored.read()).transpose()
     if name.endswith(".npz"):
