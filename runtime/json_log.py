@@ -14,10 +14,7 @@ _LEVELS: Final = ("error", "warning", "note", "interrupted")
 
 
 class JsonLines(io.TextIOBase):
-    """A text stream that writes each line as an object: event "message", its level, and its text.
-
-    So what any part of litemed prints on stderr is JSON, too, tracebacks among it.
-    """
+    """A text stream that writes each line, of tracebacks too, as an object of event "message"."""
 
     encoding, errors = "utf-8", "backslashreplace"
 
@@ -78,5 +75,5 @@ class TimeLeft:
 
     def after(self, finished: int, total: int) -> dict[str, float]:
         """Return the seconds left, by their name, once some cases of a total are finished."""
-        passed = time.monotonic() - self._start
-        return {"seconds_left": round(passed / finished * (total - finished), 1)}
+        average = (time.monotonic() - self._start) / finished
+        return {"seconds_left": round(average * (total - finished), 1)}

@@ -26,10 +26,7 @@ _PIECES: Final = 24 * _MIB  # in which values become grey
 
 
 def parse_size(text: str) -> int:
-    """Return bytes of "2GB", "500M", "1.5 GiB" and the like; units are powers of 1024.
-
-    Raises UsageError for anything else.
-    """
+    """Return bytes of "2GB", "500M", "1.5 GiB" and the like, by 1024; raises UsageError for others."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None or not (size := int(float(found[1]) * _UNITS[found[2].upper()])):
         raise UsageError(f"--max-memory {text!r}: give a size such as 2GB or 500MB")

@@ -45,6 +45,7 @@ _PER_AXIS: Final = (
     *("sizes", "space directions", "spacings", "kinds", "centers", "centerings", "thicknesses"),
     *("axis mins", "axis maxs", "axismins", "axismaxs"),
 )
+_SKIPS: Final = ("line skip", "byte skip")
 _VECTOR: Final = re.compile(r"\([^()]*\)|[^\s()]+")
 
 
@@ -108,9 +109,6 @@ class Nrrd(Raster):
         """Return the header of a label map."""
         own = f"type: {_LABEL_TYPES[dtype.itemsize]}", "encoding: gzip", "endian: little"
         return "\n".join((*self.kept, *own)) + "\n\n"
-
-
-_SKIPS: Final = ("line skip", "byte skip")
 
 
 def _fields(lines: list[str]) -> dict[str, str]:

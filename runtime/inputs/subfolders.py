@@ -13,9 +13,7 @@ def find_below(paths: Iterable[Path], leave_out: Iterable[Path] = ()) -> tuple[l
 
     Of the latter each with its way from the folder given, by which results are put. Links are followed,
     but each folder is gone through once, so that no loop is endless; hidden ones are left out, and so are
-    those to `leave_out` (of results).
-
-    Raises UsageError if a path cannot be read, or there is no case below a folder.
+    those to `leave_out` (of results). Raises UsageError for what cannot be read or has no case below.
     """
     found: list[Path] = []
     ways: dict[Path, Path] = {}

@@ -29,10 +29,7 @@ def label_suffix(path: Path) -> str:
 
 
 def open_volume(path: Path, index: int | None = None) -> Nifti | Raster:
-    """Read the header of a volume, of several that of an `index`.
-
-    Raises InputError where it cannot be used, ModuleNotFoundError without nibabel.
-    """
+    """Read the header of a volume, of several that of an `index`; raises what `Nifti.open` does."""
     return VOLUMES[volume_suffix(path)].open(path, index)
 
 
