@@ -26,7 +26,7 @@ def tell_costs(
     prompts: BoxSource | None = None,
 ) -> bool:
     """Print what each case would take; return whether all can be read."""
-    from litemed.runtime.steps import case_warnings
+    from litemed.runtime.steps import case_warnings, untiled
 
     readable = True
     for path in list_cases(cases):
@@ -37,7 +37,7 @@ def tell_costs(
             readable = False
             click.echo(f"error: {error}", err=True)
         else:
-            for line in case_warnings(case):
+            for line in (*case_warnings(case), *untiled(len(plan.untiled), len(plan.xyxy))):
                 click.echo(f"warning: {case.name}: {line}", err=True)
             counts = {
                 "boxes": len(plan.xyxy),

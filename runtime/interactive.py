@@ -7,6 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class EncodedImage:
         self, segmenter: Segmenter, image: npt.NDArray[np.uint8], spacing: tuple[float, ...] | None
     ) -> None:
         """Encode an image, uint8 (H, W) or (H, W, 3); of a volume nothing yet."""
-        self._image, self._spacing = image, spacing
+        self._image, self._spacing = image.copy(), spacing  # the caller may draw on theirs
         self._segmenter = copy.copy(segmenter)  # which shares its lock
         self._segmenter.engine = _Remembering(segmenter.engine)
         if image.ndim == 2 or image.shape[2:] == (3,):
@@ -126,6 +127,8 @@ class EncodedImage:
             EngineError: the engine fails, or the bundle takes no masks.
         """
         is_image = self._image.ndim == 2 or (self._image.ndim == 3 and self._image.shape[2] == 3)
+        if isinstance(z, bool) or not (z is None or isinstance(z, Integral)):
+            raise InputError(f"z: {z!r}; give the number of a slice")
         if is_image != (z is None) or (z is not None and not 0 <= z < len(self._image)):
             wanted = "an image has no slices" if is_image else f"give one from 0 to {len(self._image) - 1}"
             raise InputError(f"z: {z}; {wanted}")

@@ -58,6 +58,9 @@ class Prompts:
         """
         shape = (frame.height, frame.width)
         corners = None if boxes is None else scale_boxes(Boxes.parse(boxes, shape).xyxy, frame)
+        for name, each in (("points", points), ("masks", masks)):
+            if each is not None and not isinstance(each, (Sequence, np.ndarray)):
+                raise InputError(f"{name}: is a {type(each).__name__}; give one of each object, in a list")
         tables = None if points is None else [_points(one, shape, i) for i, one in enumerate(points, 1)]
         kept = None if masks is None else [_mask(one, frame.size, i) for i, one in enumerate(masks, 1)]
         given = {"boxes": corners, "points": tables, "masks": kept}
@@ -126,8 +129,11 @@ def _mask(mask: npt.ArrayLike | None, size: int, number: int) -> Float | None:
     """Return the logits of an object's mask, (size, size)."""
     if mask is None:
         return None
-    found = np.asarray(mask)
-    if found.shape != (size, size) or found.dtype.kind != "f" or not np.isfinite(found).all():
+    try:
+        found = np.asarray(mask)
+    except ValueError as error:
+        raise InputError(f"mask of object {number}: is no array of numbers") from error
+    if found.shape != (size, size) or found.dtype.kind != "f" or not np.abs(found).max() < 1e6:
         raise InputError(
             f"mask of object {number}: {found.dtype} of shape {found.shape}; give the logits of a "
             f"prediction, float32 ({size}, {size})"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from litemed.runtime.inputs.nifti import Nifti
     from litemed.runtime.inputs.raster import Raster
     from litemed.runtime.prompts.source import BoxSource
-    from litemed.runtime.segmenter import Labels, Result, Segmenter
+    from litemed.runtime.segmenter import Result, Segmenter
 
 _LISTED = 10
 
@@ -184,7 +184,7 @@ class CaseSteps:
         return CaseReport(
             case=job.name,
             status="done",
-            warnings=(*begun.warnings, *_untiled(result), *_empty(result.labels, result.boxes)),
+            warnings=(*begun.warnings, *untiled(result.untiled, result.boxes), *_empty(result)),
             seconds=seconds | {"total": sum(seconds.values())},
             intensity=begun.intensity,
             encodings=result.encodings,
@@ -264,15 +264,14 @@ def case_warnings(case: Case) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _untiled(result: Result) -> tuple[str, ...]:
-    """Return a line on small boxes for which there was no tile left."""
-    if not result.untiled:
-        return ()
-    return (f"{result.untiled} of {result.boxes} boxes are small and had no tile; see --max-zoom-tiles",)
+def untiled(count: int, boxes: int) -> tuple[str, ...]:
+    """Return a line on small boxes for which there is no tile left."""
+    return (f"{count} of {boxes} boxes are small and have no tile; see --max-zoom-tiles",) if count else ()
 
 
-def _empty(labels: Labels, boxes: int) -> tuple[str, ...]:
-    """Return a line on the boxes, numbered from 1 to `boxes`, that no pixel has the label of."""
+def _empty(result: Result) -> tuple[str, ...]:
+    """Return a line on the boxes, numbered from 1, that no pixel has the label of."""
+    labels, boxes = result.labels, result.boxes
     found = np.zeros(boxes + 1, np.bool_)
     for plane in labels:  # one by one, for indices take eight bytes each
         found[plane] = True

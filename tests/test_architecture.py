@@ -18,8 +18,8 @@ BELOW = {
     "benchmarks": {"export", "models", "runtime", "train"},
 }
 MODULE_LINES = 300
-SOURCE_LINES = 18_500
-TEST_LINES = 15_500
+SOURCE_LINES = 19_000
+TEST_LINES = 16_000
 
 
 def source_of(package: str) -> list[pathlib.Path]:

@@ -117,3 +117,11 @@ def test_the_notebook_runs(capsys):
     said = capsys.readouterr().out
     assert "of 20 slices" in said
     assert "True" in said
+
+
+def test_the_caller_may_draw_on_an_image_that_was_encoded(segmenter):
+    image = IMAGE.copy()
+    encoded = segmenter.encode(image)
+    before = encoded.segment(BOXES)
+    image[:] = 0
+    np.testing.assert_array_equal(encoded.segment(BOXES), before)

@@ -96,6 +96,12 @@ def test_a_point_lies_on_a_slice_of_a_volume(segmenter):
         ({"boxes": BOXES, "masks": [np.full((64, 64), np.inf), None]}, "mask of object 1"),
         ({"boxes": [[1, 1, 1, 1]]}, "needs x0 < x1"),
         ({"boxes": BOXES, "z": 1}, "an image has no slices"),
+        ({"boxes": BOXES, "z": "1"}, "z: '1'; give the number of a slice"),
+        ({"boxes": BOXES, "z": True}, "z: True; give the number of a slice"),
+        ({"points": 5}, "points: is a int; give one of each object"),
+        ({"boxes": BOXES, "masks": object()}, "masks: is a object; give one of each object"),
+        ({"boxes": BOXES[:1], "masks": [[[1], [1, 2]]]}, "mask of object 1: is no array"),
+        ({"boxes": BOXES[:1], "masks": [np.full((64, 64), 1e300)]}, "mask of object 1: float64"),
     ],
 )
 def test_prompts_that_are_refused(segmenter, prompts, fault):

@@ -231,6 +231,9 @@ def test_boxes_on_single_slices_of_a_volume(tmp_path):
     case = read_case(tmp_path / "v.npz", prompts=BoxSource(tmp_path / "b.csv"))
     assert case.boxes.z.tolist() == [[4, 4], [0, 3]]
     assert case.boxes.xyxy.tolist() == [[1, 2, 9, 8]] * 2
+    assert case.boxes.on_slice.tolist() == [True, False]
+    case = read_case(tmp_path / "v.npz", prompts=BoxSource(str(tmp_path / "b.csv"), parse_margin("2")))
+    assert case.boxes.z.tolist() == [[4, 4], [0, 5]]  # the slice stays
 
 
 def test_only_the_case_whose_boxes_changed_is_segmented_again(picture, box_bundle, tmp_path):
@@ -387,6 +390,7 @@ FAULTS = {
         ("case,x0,y0,x1,y1\nphoto,nan,1,2,2\n", "line 2: .* needs x0 <= x1"),
         ("case,x0,y0,x1,y1\nphoto,5,1,2,2\n", "line 2: .* needs x0 <= x1"),
         ("case,x0,y0,x1,y1\n,1,1,2,2\n", "line 2 names no case"),
+        ("case,x0,y0,x1,y1,Unit\nphoto,1,1,2,2,RAS\n", "a column unit; units is what it must be called"),
         ("case,x0,y0,x1,y1,units\nphoto,1,1,2,2,mm\n", "units 'mm'; give px, RAS, LPS"),
         ("case,x0,y0,x1,y1,units\nphoto,1,1,2,2,RAS\n", "in mm of the patient"),
         ("case,x0,y0,x1,y1,z\nphoto,1,1,2,2,1\n", "has a z, but the case is no volume"),
@@ -404,15 +408,22 @@ FAULTS = {
         ('{"case": "photo", "boxes": [[1, 1, 2, 2]]}\n' * 2, "line 2: a second one of case 'photo'"),
         ('{"case": "photo", "boxes": [[1, 1, 2, 2]], "z": 1.0}', "z is '1.0', not a whole number"),
         ('{"case": "photo", "boxes": [[1, 1, 0, 2, 2, 1]]}', "has a z, but the case is no volume"),
+        ('{"case": "photo", "boxes": [[1, 1, 2, 2]], "unit": "RAS"}', "has unit; units is what"),
         ("{", "line 1: "),
     ],
     "b.json": [
         ("{}", "is none of COCO, labelme"),
         ('{"boxes": [], "shapes": []}', "or several"),
-        (coco(OBJECTS, "photo").replace('"image_id": 7', '"image_id": 8'), "annotation 1 is of image 8"),
+        (coco(OBJECTS, "photo").replace('"image_id": 7', '"image_id": 8'), "is of image '8', which is not listed"),
         (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[2, 3, -1, 28]"), "negative side"),
-        (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[2, 3, 28]"), "no sound file of COCO"),
-        (coco(OBJECTS, "photo").replace('"bbox"', '"box"'), "no 'bbox'"),
+        (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[2, 3, 28]"), "bbox of annotation 1 is not 4"),
+        (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[[2, 3, 19, 28]]"), "is not 4 numbers"),
+        (coco(OBJECTS, "photo").replace('"image_id": 7', '"image_id": true'), "is of image 'True'"),
+        ('{"images": [], "annotations": [null]}', "annotation 1 is no object"),
+        ('{"images": {}, "annotations": []}', "images is no list"),
+        ('{"imagePath": "photo", "shapes": [{"shape_type": "polygon", "points": [[1, 2], [5]]}]}',
+         "points of shape 1 is not points of 2 numbers"),
+        (coco(OBJECTS, "photo").replace('"bbox"', '"box"'), "annotation 1 has no bbox"),
         (labelme(OBJECTS, "photo").replace("polygon", "circle"), "shape 1 is a 'circle'"),
         ('{"markups": [{"type": "Fiducial"}]}', "markup 1 is a 'Fiducial'"),
         ('{"markups": [{"type": "ROI", "center": [0, 0, 0], "size": [1, 1, 1]}]}', "in mm of the patient"),
@@ -452,6 +463,9 @@ def test_masks_that_are_refused(picture, tmp_path):
     for name, labels in refused.items():
         with pytest.raises(InputError, match=r"mask of shape|has 0 labels"):
             read_case(picture, prompts=BoxSource(png(tmp_path / f"{name}.png", labels)))
+    np.savez(tmp_path / "m.npz", gts=np.full(SIZE[::-1], np.inf))
+    with pytest.raises(InputError, match="no whole numbers"):
+        read_case(picture, prompts=BoxSource(tmp_path / "m.npz"))
     scan = write_nifti(tmp_path / "MR_a.nii", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
     moved = write_nifti(tmp_path / "m.nii", mask(SOLIDS, SHAPE), np.diag([-0.7, -0.8, 2.4, 1.0]))
     with pytest.raises(InputError, match="another affine than its case"):

@@ -553,9 +553,9 @@ def test_a_dry_run_warns_of_what_a_run_does(box_bundle, tmp_path):
 def test_small_boxes_for_which_no_tile_is_left_are_warned_of(tmp_path, run):
     boxes = [[10, 10, 16, 16], [900, 900, 906, 906], [500, 20, 506, 26]]
     save(tmp_path / "case.npz", imgs=np.tile(IMAGE, (17, 13)), boxes=boxes)
-    assert "had no tile" not in run(tmp_path / "case.npz").stderr
+    assert "have no tile" not in run(tmp_path / "case.npz").stderr
     done = run(tmp_path / "case.npz", "--max-zoom-tiles", 1)
-    assert "2 of 3 boxes are small and had no tile; see --max-zoom-tiles" in done.stderr
+    assert "2 of 3 boxes are small and have no tile; see --max-zoom-tiles" in done.stderr
 
 
 def test_a_dry_run_names_what_cannot_be_read(box_bundle, tmp_path):

@@ -1,8 +1,8 @@
 """Volumes of which the header is text, NRRD and MetaImage: what both have in common, see `nrrd`, `metaimage`.
 
-Own parsers, for libraries trust these headers: ITK allocates what they declare before it looks at the file,
-opens whatever path they name, and changes the last bits of directions. Here sizes are checked first, voxels
-lie in the file or beside it, and the label map gets the lines that say where they lie as they stand.
+Own parsers, for ITK changes the last bits of directions, and sizes have to be checked before anything is
+allocated. Voxels lie in the file or beside it, and the label map gets the lines that say where they lie as
+they stand.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def boxes_of(given: Sequence[Given], grid: Grid, margin: Margin, source: object)
     if not 0 < len(given) <= MAX_BOXES:
         raise InputError(f"{source}: {len(given)} boxes; give 1 to {MAX_BOXES}")
     ends = np.array([_ends(one, grid, source) for one in given])  # (N, 2, axes)
-    grown = margin.pixels(grid, source)
+    grown = np.tile(margin.pixels(grid, source), (len(given), 1))
+    on_slice = np.array([one.z is not None for one in given])
+    grown[on_slice, 2:] = 0
     first, last = ends[:, 0] - grown, ends[:, 1] + grown
     size = np.array(grid.shape)
     # Boxes given in pixels may end at width and height, see `Boxes.parse`.
@@ -106,7 +108,6 @@ def boxes_of(given: Sequence[Given], grid: Grid, margin: Margin, source: object)
     clipped = np.flatnonzero(((first < 0) | (last > most)).any(axis=1)) + 1
     first, last = np.maximum(first, 0), np.minimum(last, most)
     z = np.column_stack([first[:, 2], last[:, 2]]) if len(size) == 3 else None
-    on_slice = np.array([one.z is not None for one in given])
     return Boxes(np.column_stack([first[:, :2], last[:, :2]]), z, tuple(clipped.tolist()), on_slice)
 
 

@@ -33,7 +33,7 @@ def read_mask(path: Path, grid: Grid, components: bool) -> list[Given]:
     labels = _stored(path, grid)
     if labels.shape != grid.shape[::-1]:
         raise InputError(f"{path}: mask of shape {labels.shape}, of a case of {grid.shape[::-1]}")
-    if labels.dtype.kind == "f" and not (labels == np.rint(labels)).all():
+    if labels.dtype.kind not in "buif" or not (np.isfinite(labels) & (labels == np.rint(labels))).all():
         raise InputError(f"{path}: mask has values that are no whole numbers")
     volume = labels if labels.ndim == 3 else labels[np.newaxis]
     values = np.unique(volume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -42,7 +43,9 @@ class BoxSource:
     table or an annotation the name of the image without folders and suffix.
     """
 
-    def __init__(self, path: Path, margin: Margin | None = None, components: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], margin: Margin | None = None, components: bool = False
+    ) -> None:
         """Read the file, if it is a table or an annotation.
 
         Args:
@@ -54,7 +57,8 @@ class BoxSource:
             UsageError: there is no such file, or it is of no kind that is read.
             InputError: it is damaged.
         """
-        self.path, self._margin, self._components = path, margin or Margin(), components
+        self.path = path = Path(path)
+        self._margin, self._components = margin or Margin(), components
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder; check the path")
         self._of_file: dict[str | None, list[Given] | None] | None = None

@@ -17,6 +17,8 @@ from litemed.runtime.strict_json import parse_json
 
 MAX_TABLE_BYTES: Final = 64 * 2**20
 MAX_ROWS: Final = 2**20  # boxes of one file, or lines of a CSV
+# Free names that nobody means to be free.
+_NEAR: Final = {"unit": "units", "slice": "z", "box": "boxes", "cases": "case"}
 _UNITS: Final = {"px": "index", "RAS": "RAS", "LPS": "LPS"}
 
 
@@ -32,6 +34,8 @@ def read_csv(path: Path) -> dict[str, list[Given]]:
         head = [name.strip().lower() for name in next(reader, [])]
         if len(set(head)) != len(head) or not {"case", "x0", "y0", "x1", "y1"} <= set(head):
             raise InputError(f"{path}: the first line must name case, x0, y0, x1, y1, each once")
+        if near := [name for name in head if name in _NEAR]:
+            raise InputError(f"{path}: a column {near[0]}; {_NEAR[near[0]]} is what it must be called")
         if ("z0" in head) != ("z1" in head):
             raise InputError(f"{path}: has only one of z0 and z1")
         for row in reader:
@@ -102,6 +106,8 @@ def _parse_line(content: Any, place: str) -> tuple[str, list[Given]]:
 
 def boxes_of_object(content: dict[str, Any], place: str) -> list[Given]:
     """Return the boxes of a JSON object; raises ValueError."""
+    if near := [name for name in content if name in _NEAR]:
+        raise ValueError(f"has {near[0]}; {_NEAR[near[0]]} is what it must be called")
     rows, units, z = content.get("boxes"), content.get("units", "px"), content.get("z")
     if not isinstance(rows, list) or not rows:
         raise ValueError("has no list of boxes")
