@@ -414,7 +414,7 @@ FAULTS = {
     "b.json": [
         ("{}", "is none of COCO, labelme"),
         ('{"boxes": [], "shapes": []}', "or several"),
-        (coco(OBJECTS, "photo").replace('"image_id": 7', '"image_id": 8'), "is of image '8', which is not listed"),
+        (coco(OBJECTS, "photo").replace('"image_id": 7', '"image_id": 8'), "of image '8', which is not"),
         (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[2, 3, -1, 28]"), "negative side"),
         (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[2, 3, 28]"), "bbox of annotation 1 is not 4"),
         (coco(OBJECTS, "photo").replace("[2, 3, 19, 28]", "[[2, 3, 19, 28]]"), "is not 4 numbers"),
