@@ -126,7 +126,7 @@ def test_the_first_command_of_readme_finds_every_object(tmp_path):
         found = np.load(tmp_path / "segs" / f"{name}.npz")["segs"]
         scores = dice_by_label(found, truth, int(truth.max()))
         assert scores.min() > 0.9, (name, scores)
-        assert cv2.imread(str(tmp_path / "overlays" / f"{name}.png")).shape[1] == 768
+        assert 768 <= cv2.imread(str(tmp_path / "overlays" / f"{name}.png")).shape[1] <= 1600
         np.testing.assert_array_equal(boxes, boxes_of(truth, len(boxes)))
         if "Fundus" in name:  # the cup lies within the disc
             assert (boxes[0, :2] < boxes[1, :2]).all()
