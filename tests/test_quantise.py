@@ -248,11 +248,11 @@ def test_ground_truth_that_does_not_fit_is_named(tmp_path, measured, bundle):
 @pytest.mark.slow
 def test_the_bundle_offers_int8_and_its_description_shows_the_agreement(bundle):
     names = ["encoder_int8", *["encoder_int8_bf16"] * computes_bf16()]
-    graphs = "decoder", "decoder_loose", "encoder", *names, "mask_encoder"
-    files = [f"{name}.onnx" for name in graphs]
+    files = [f"{name}.onnx" for name in ("decoder", "decoder_loose", "encoder", *names, "mask_encoder")]
     assert sorted(p.name for p in bundle.iterdir()) == sorted([*files, "manifest.json"])
     listed = manifest(bundle)["precisions"]
-    assert listed["float32"] == dict(encoder="encoder", decoder="decoder", loose_decoder="decoder_loose")
+    graphs = {"encoder": "encoder", "decoder": "decoder", "loose_decoder": "decoder_loose"}
+    assert listed["float32"] == graphs | {"mask_encoder": "mask_encoder"}
     assert {one["loose_decoder"] for one in listed.values()} == {"decoder_loose"}
     assert listed["int8"]["encoder"] == "encoder_int8"
     assert set(listed["int8"]["agreement"]["engines"]) == set(ENGINES)
