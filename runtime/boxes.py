@@ -114,9 +114,14 @@ def shrink(xyxy: NDArray[np.int64] | NDArray[np.float64], offset: NDArray[np.flo
     return np.concatenate([centre - factor * half, centre + factor * half], axis=1)
 
 
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Return whether an array of a shape is (H, W) or (H, W, 3), of which the last axis is always colour."""
+    return len(shape) == 2 or shape[2:] == (3,)
+
+
 def _extent(shape: tuple[int, ...], source: str) -> tuple[int | None, int, int]:
     """Return depth (None in 2D), height and width of an image's shape."""
-    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 3):
+    if is_image(shape):
         return None, shape[0], shape[1]
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 3):
         return shape[:3]

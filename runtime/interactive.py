@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from litemed.runtime.boxes import Boxes
+from litemed.runtime.boxes import Boxes, is_image
 from litemed.runtime.case import Case
 from litemed.runtime.engines.protocol import Engine, Float
 from litemed.runtime.errors import InputError, UsageError
@@ -61,7 +61,7 @@ class EncodedImage:
         self._image, self._spacing = image.copy(), spacing  # the caller may draw on theirs
         self._segmenter = copy.copy(segmenter)  # which shares its lock
         self._segmenter.engine = _Remembering(segmenter.engine)
-        if image.ndim == 2 or image.shape[2:] == (3,):
+        if is_image(image.shape):
             with segmenter.lock:
                 self._segmenter.engine.encode(preprocess(image, segmenter.bundle.manifest.input_size)[0])
 
@@ -126,11 +126,11 @@ class EncodedImage:
             InputError: a prompt is refused, or there is no such slice.
             EngineError: the engine fails, or the bundle takes no masks.
         """
-        is_image = self._image.ndim == 2 or (self._image.ndim == 3 and self._image.shape[2] == 3)
         if isinstance(z, bool) or not (z is None or isinstance(z, Integral)):
             raise InputError(f"z: {z!r}; give the number of a slice")
-        if is_image != (z is None) or (z is not None and not 0 <= z < len(self._image)):
-            wanted = "an image has no slices" if is_image else f"give one from 0 to {len(self._image) - 1}"
+        flat = is_image(self._image.shape)
+        if flat != (z is None) or (z is not None and not 0 <= z < len(self._image)):
+            wanted = "an image has no slices" if flat else f"give one from 0 to {len(self._image) - 1}"
             raise InputError(f"z: {z}; {wanted}")
         size, engine = self._segmenter.bundle.manifest.input_size, self._segmenter.engine
         network_input, frame = preprocess(self._image if z is None else self._image[z], size)

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from litemed.runtime.boxes import MAX_BOXES, Boxes
+from litemed.runtime.boxes import MAX_BOXES, Boxes, is_image
 from litemed.runtime.case import Case, check_spacing
 from litemed.runtime.errors import InputError, UsageError
 from litemed.runtime.inputs.dicom import Dicom, looks_like_dicom
@@ -105,10 +105,9 @@ def _is_image(path: Path) -> bool:
     """Return whether an npz, which may be damaged, holds an image and no volume."""
     try:
         with NpzReader(path) as archive:
-            shape = archive.header("imgs")[1]
+            return is_image(archive.header("imgs")[1])
     except InputError:
         return False  # reading it will say why
-    return len(shape) == 2 or shape[2:] == (3,)
 
 
 def case_files(path: Path, own_boxes: bool = True) -> tuple[Path, ...]:
@@ -199,7 +198,7 @@ def _read_npz(path: Path, prompts: BoxSource | None) -> Case:
         dtype, shape = archive.header("imgs")
         if dtype != np.uint8:
             raise InputError(f"{path}: imgs is {dtype}; window or stretch it to uint8 first")
-        is_volume = len(shape) == 4 or (len(shape) == 3 and shape[2] != 3)
+        is_volume = len(shape) in (3, 4) and not is_image(shape)
         spacing = None
         if "spacing" in archive.names and is_volume:
             spacing = check_spacing(archive.read("spacing"), path)

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError, in_short
-from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.npz import DEFLATE_MAX_RATIO, MAX_VOXELS
 from litemed.runtime.inputs.view import View
 
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
-# Deflate spends at least two bits on 258 bytes.
-_DEFLATE_MAX_RATIO: Final = 1032
 # A cube of one hundredth of a micrometre: whatever is smaller is no voxel, but a singular affine.
 _SMALLEST_VOXEL_MM3: Final = 1e-15
 # Length of NIfTI's spatial units in mm, by code: metre, millimetre, micrometre. Files that say none use mm.
@@ -65,7 +63,7 @@ class Nifti:
                 image: Any = nibabel.load(path, mmap=False)
             shape, dtype = image.shape, image.get_data_dtype()
             affine = np.asarray(image.affine, np.float64)
-            stored = path.stat().st_size * (_DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
+            stored = path.stat().st_size * (DEFLATE_MAX_RATIO if path.name.lower().endswith(".gz") else 1)
         except (*_DAMAGE, *faults) as error:
             raise InputError(f"{path}: cannot be read as NIfTI ({in_short(error)})") from error
         if len(shape) < 3 or any(side != 1 for side in shape[4:]):

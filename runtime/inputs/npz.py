@@ -30,7 +30,8 @@ _MAX_DIRECTORY_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 1024
 _END_RECORD = struct.Struct("<4s4H2LH")
 # Deflate spends at least two bits on 258 bytes.
-_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+DEFLATE_MAX_RATIO = 1032
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE_MAX_RATIO}
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What zipfile, zlib and numpy raise on a damaged archive, found by fuzzing and in their documentation.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)

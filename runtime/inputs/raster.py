@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError, in_short
 from litemed.runtime.files import open_input, open_plain
-from litemed.runtime.inputs.npz import MAX_VOXELS
+from litemed.runtime.inputs.npz import DEFLATE_MAX_RATIO, MAX_VOXELS
 from litemed.runtime.inputs.view import View
 
 MAX_HEADER_BYTES: Final = 2**20  # Slicer writes names and colours of all segments into it
-# Deflate spends at least two bits on 258 bytes.
-_DEFLATE_MAX_RATIO: Final = 1032
 _SMALLEST_VOXEL_MM3: Final = 1e-15
 _PIECE: Final = 2**24
 
@@ -108,7 +106,7 @@ def check(raster: Raster, header: str) -> None:
     size = need * raster.dtype.itemsize
     if min(raster.shape) < 1 or need > MAX_VOXELS:
         raise InputError(f"{raster.path}: {header} declares {raster.shape}, no volume or more than is read")
-    if (held != size) if not raster.packed else (size > held * _DEFLATE_MAX_RATIO):
+    if (held != size) if not raster.packed else (size > held * DEFLATE_MAX_RATIO):
         raise InputError(f"{path}: holds {held} bytes for voxels, its header declares {raster.shape}")
     if raster.dtype.kind not in "iuf":
         raise InputError(f"{raster.path}: voxels are {raster.dtype}; give integers or floats")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litemed.runtime.errors import InputError
-from litemed.runtime.inputs.files import case_name, read_bytes
+from litemed.runtime.inputs.files import read_bytes
 from litemed.runtime.prompts.extents import Given
 from litemed.runtime.prompts.tables import MAX_ROWS, MAX_TABLE_BYTES, boxes_of_object
 from litemed.runtime.strict_json import parse_json
@@ -40,11 +40,11 @@ def read_json(path: Path) -> dict[str | None, list[Given]]:
         raise InputError(f"{path}: is no sound file of {known[kinds[0]]} ({fault[:200]})") from None
 
 
-def _stem(name: object) -> str:
-    """Return the name of an image as a file of it gives it, without folders and suffix, of any system."""
+def _named(name: object) -> str:
+    """Return the name of an image; raises ValueError if it is none."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"an image's name is {str(name)[:40]!a}")
-    return case_name(Path(name.replace("\\", "/").rsplit("/", 1)[-1]))
+    return name
 
 
 def _coco(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:
@@ -53,8 +53,7 @@ def _coco(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:
     for place, image in _entries(content, "images", "image"):
         if isinstance(number := image["id"], (bool, list, dict)) or number in names:
             raise ValueError(f"{place} has the id {str(number)[:40]!a}, as another has, or which is none")
-        _stem(name := image["file_name"])
-        names[number] = name
+        names[number] = _named(image["file_name"])
     found: dict[str, list[Given]] = {name: [] for name in names.values()}
     if len(found) != len(names):
         raise ValueError("two images of one file_name")
@@ -81,7 +80,7 @@ def _labelme(content: dict[str, Any]) -> Iterator[tuple[str, list[Given]]]:
         if len(points) < 2:
             raise ValueError(f"{place} has {len(points)} points")
         boxes.append(Given(points, "edge", place))
-    yield _stem(content["imagePath"]), boxes
+    yield _named(content["imagePath"]), boxes
 
 
 def _slicer(content: dict[str, Any]) -> Iterator[tuple[None, list[Given]]]:
